@@ -1,0 +1,1 @@
+"""Data only: one TOML file per hardware class, read with `importlib.resources`."""

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from trust_repository import Repository, new_signer
+
+from wire.errors import OutOfStep, Untrusted
+from wire.trust import TrustedSet
+
+TARGET = "models/intents/kitchen/1.0.0/x86-64"
+
+
+@pytest.fixture
+def repo() -> Repository:
+    repo = Repository()
+    repo.release(TARGET, b"manifest")
+    return repo
+
+
+@pytest.fixture
+def trust(repo: Repository) -> TrustedSet:
+    trust = TrustedSet.from_root(repo.roots[1])
+    assert trust.offer(repo.offered(), repo.now) == ()
+    return trust
+
+
+def test_a_listed_release_is_found(repo: Repository, trust: TrustedSet) -> None:
+    release = trust.release(TARGET, repo.now)
+    assert (release.profile, release.runtime, release.counter) == ("x86-64", "onnxruntime", 1)
+
+
+def test_a_release_that_is_not_listed_is_not_trusted(repo: Repository, trust: TrustedSet) -> None:
+    with pytest.raises(Untrusted, match="no release role lists it"):
+        trust.release("models/intents/kitchen/2.0.0/x86-64", repo.now)
+
+
+def test_what_was_saved_is_trusted_again_even_after_it_expired(repo: Repository, trust: TrustedSet) -> None:
+    again = TrustedSet.from_documents(trust.documents)
+    assert again.versions() == trust.versions()
+    with pytest.raises(Untrusted, match="expired"):
+        again.release(TARGET, repo.expires)
+
+
+def test_documents_may_arrive_in_any_order(repo: Repository) -> None:
+    """A retained snapshot that comes before its timestamp is out of step, and taken with the rest."""
+    trust = TrustedSet.from_root(repo.roots[1])
+    offered = repo.offered()
+    (refusal,) = trust.offer({"snapshot": offered["snapshot"]}, repo.now)
+    assert isinstance(refusal.error, OutOfStep)
+    assert trust.offer(offered, repo.now) == ()
+
+
+def test_half_a_set_that_was_saved_can_be_loaded_and_completed(repo: Repository, trust: TrustedSet) -> None:
+    repo.release("models/intents/kitchen/1.1.0/x86-64", b"newer")
+    offered = repo.offered()
+    trust.offer({"timestamp": offered["timestamp"]}, repo.now)
+    again = TrustedSet.from_documents(trust.documents)
+    with pytest.raises(Untrusted, match="not the one listed now"):
+        again.release(TARGET, repo.now)
+    assert again.offer(offered, repo.now) == ()
+    assert again.release("models/intents/kitchen/1.1.0/x86-64", repo.now)
+
+
+def test_metadata_rollback_is_refused(repo: Repository, trust: TrustedSet) -> None:
+    """Attack: an old, correctly signed timestamp is sent again."""
+    old = dict(repo.documents)
+    repo.release("models/intents/kitchen/1.1.0/x86-64", b"newer")
+    assert trust.offer(repo.offered(), repo.now) == ()
+    (refusal,) = trust.offer(old, repo.now)
+    assert refusal.document == "timestamp"
+    assert "is old" in str(refusal.error)
+
+
+def test_mix_and_match_is_refused(repo: Repository, trust: TrustedSet) -> None:
+    """Attack: documents of two publications are combined."""
+    old = dict(repo.documents)
+    repo.release("models/intents/kitchen/1.1.0/x86-64", b"newer")
+    mixed = {**repo.documents, "release-intents": old["release-intents"]}
+    fresh = TrustedSet.from_root(repo.roots[1])
+    (refusal,) = fresh.offer(mixed, repo.now)
+    assert refusal.document == "release-intents"
+    with pytest.raises(Untrusted):
+        fresh.release(TARGET, repo.now)
+
+
+def test_an_expired_timestamp_is_refused(repo: Repository, trust: TrustedSet) -> None:
+    """Attack: freeze."""
+    repo.expires = repo.now - timedelta(seconds=1)
+    repo.publish()
+    (refusal,) = trust.offer(repo.offered(), repo.now)
+    assert "expired" in str(refusal.error)
+
+
+def test_endless_data_is_refused_before_it_is_parsed(repo: Repository, trust: TrustedSet) -> None:
+    """Attack: a timestamp of 10 MB."""
+    (refusal,) = trust.offer({"timestamp": b" " * 10_000_000}, repo.now)
+    assert "the limit is" in str(refusal.error)
+
+
+def test_a_model_signed_by_the_fleet_key_is_refused(repo: Repository, trust: TrustedSet) -> None:
+    """Attack: the online server signs a release itself."""
+    repo.keys["release"] = repo.keys["fleet"]
+    repo.release("models/intents/evil/1.0.0/x86-64", b"evil")
+    (refusal,) = trust.offer(repo.offered(), repo.now)
+    assert refusal.document == "release-intents"
+    assert "signed by 0/1" in str(refusal.error)
+
+
+def test_one_of_two_release_keys_is_not_enough() -> None:
+    """Attack: one stolen release key below the threshold."""
+    repo = Repository(release_threshold=2)
+    repo.keys["release"] = repo.keys["release"][:1]
+    repo.release(TARGET, b"manifest")
+    trust = TrustedSet.from_root(repo.roots[1])
+    (refusal,) = trust.offer(repo.offered(), repo.now)
+    assert "signed by 1/2" in str(refusal.error)
+
+
+def test_one_key_under_two_ids_does_not_count_twice() -> None:
+    """Attack: GHSA-pwqf-9h7j-7mv8. The delegator lists one public key under two key ids."""
+    repo = Repository(release_threshold=2)
+    signer = repo.keys["release"][0]
+    twin = new_signer()
+    twin.public_key.keyval = dict(signer.public_key.keyval)
+    repo.keys["release"] = [signer, twin]
+    repo.sign_targets()
+    repo.publish()
+    trust = TrustedSet.from_root(repo.roots[1])
+    refused = trust.offer(repo.offered(), repo.now)
+    assert "one public key stands under two key ids" in str(refused[0].error)
+
+
+def test_a_path_outside_the_delegation_is_not_found(repo: Repository, trust: TrustedSet) -> None:
+    """Attack: the release role of one family lists a target of another."""
+    repo.release("models/locks/front/1.0.0/x86-64", b"manifest")
+    assert trust.offer(repo.offered(), repo.now) == ()
+    with pytest.raises(Untrusted, match="no release role lists it"):
+        trust.release("models/locks/front/1.0.0/x86-64", repo.now)
+
+
+def test_ten_missed_roots_are_caught_up_in_one_session(repo: Repository, trust: TrustedSet) -> None:
+    for _ in range(10):
+        before = repo.keys["root"]
+        repo.keys["root"] = [new_signer() for _ in range(3)]
+        repo.sign_root(also=before)
+    assert trust.offer(repo.offered(), repo.now) == ()
+    assert trust.root_version == 11
+
+
+def test_a_missing_root_fails_closed(repo: Repository, trust: TrustedSet) -> None:
+    """Attack: one link of the root chain is withheld; the online keys after it are not believed."""
+    for _ in range(2):
+        before = repo.keys["root"]
+        repo.keys["root"], repo.keys["timestamp"] = [new_signer() for _ in range(3)], [new_signer()]
+        repo.sign_root(also=before)
+    repo.publish()
+    del repo.roots[2]
+    (refusal,) = trust.offer(repo.offered(), repo.now)
+    assert trust.root_version == 1
+    assert refusal.document == "timestamp"
+
+
+def test_a_fast_forward_is_undone_by_rotating_the_online_keys(repo: Repository, trust: TrustedSet) -> None:
+    """Attack: stolen online keys sign version 1,000,000."""
+    repo.versions["timestamp"] = repo.versions["snapshot"] = 1_000_000
+    repo.publish()
+    assert trust.offer(repo.offered(), repo.now) == ()
+    repo.keys["timestamp"], repo.keys["snapshot"] = [new_signer()], [new_signer()]
+    repo.versions["timestamp"] = repo.versions["snapshot"] = 10
+    repo.sign_root()
+    repo.publish()
+    assert trust.offer(repo.offered(), repo.now) == ()
+    assert trust.versions()["timestamp"] == 11

@@ -1,0 +1,1 @@
+"""The contract between compiler, fleet and agent: values and bytes, and no I/O."""

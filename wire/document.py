@@ -1,0 +1,203 @@
+"""JSON documents as frozen dataclasses: bytes in, typed value out, and back.
+
+Guarantees: a value of the wrong type, a missing field, a NaN, a duplicate key or a document over its
+limit is `Malformed` with the path of the fault (`reported.models[0].digest`); a field that this reader
+does not know is kept in `extra` and written again, so that formats can grow.
+
+    @dataclass(frozen=True, kw_only=True)
+    class Want(Document):
+        digest: str
+        chunks: tuple[int, ...]
+
+    Want.from_bytes(b'{"digest": "ab", "chunks": [1]}').to_bytes()
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self, Union
+
+from wire.errors import Incompatible, Malformed
+
+CONTRACT = "1.0"
+"""Version of topics, messages and manifests. A reader refuses another major, and keeps fields that it does not know."""
+_MAJOR = CONTRACT.partition(".")[0]
+
+_DEVICE = re.compile(r"[a-z0-9-]{1,63}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """Base of every document. Subclasses may set `LIMIT`, the largest accepted size in bytes."""
+
+    LIMIT: ClassVar[int] = 256 * 1024
+
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Parse UTF-8 JSON. Raises `Malformed`, or `Incompatible` for another contract version."""
+        return cls.from_value(parse_json(data, what=_name(cls), limit=cls.LIMIT))
+
+    @classmethod
+    def from_value(cls, value: object) -> Self:
+        """Build from a parsed JSON value. Raises as `from_bytes` does."""
+        if isinstance(value, dict) and "contract" in {f.name for f in dataclasses.fields(cls)}:
+            check_contract(value.get("contract", ""), _name(cls))
+        return typing.cast(Self, _decode(cls, value, _name(cls)))
+
+    def to_bytes(self) -> bytes:
+        """UTF-8 JSON with sorted keys: the same value gives the same bytes."""
+        return dump_json(self.to_value())
+
+    def to_value(self) -> dict[str, Any]:
+        """The document as JSON-ready dicts and lists; `None` fields are left out."""
+        value = _encode(self)
+        assert isinstance(value, dict)
+        return value
+
+
+def parse_json(data: bytes, *, what: str, limit: int) -> Any:
+    """Strict JSON. Raises `Malformed` for size, encoding, depth, NaN and duplicate keys."""
+    if len(data) > limit:
+        raise Malformed(f"{what}: {len(data)} bytes, the limit is {limit}")
+    try:
+        return json.loads(data.decode(), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as e:
+        raise Malformed(f"{what}: not valid JSON: {e}") from e
+
+
+def dump_json(value: object) -> bytes:
+    """Compact UTF-8 JSON with sorted keys."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def check_contract(version: object, where: str) -> None:
+    """Raises `Incompatible` when the major of `version` is not ours, `Malformed` when it is no version."""
+    if not isinstance(version, str) or not re.fullmatch(r"\d{1,4}\.\d{1,4}", version):
+        raise Malformed(f"{where}.contract: expected a version such as {CONTRACT!r}, got {version!r}")
+    if version.partition(".")[0] != _MAJOR:
+        raise Incompatible(f"{where}: written for contract {version}, this program reads {_MAJOR}.x: update it")
+
+
+def check_device(device: str, where: str) -> str:
+    """A device id: `[a-z0-9-]{1,63}`."""
+    return _check(_DEVICE, device, where, "a device id of 1 to 63 characters a-z, 0-9 and -")
+
+
+def check_digest(digest: str, where: str) -> str:
+    """A content digest: `sha256:` and 64 hexadecimal digits."""
+    return _check(_DIGEST, digest, where, "sha256: and 64 hexadecimal digits")
+
+
+def check_name(name: str, where: str) -> str:
+    """A name of a family, model, version or profile: lower case, safe in paths and topics."""
+    return _check(
+        _NAME, name, where, "1 to 64 characters a-z, 0-9, '.', '_' and '-', starting and ending with a-z or 0-9"
+    )
+
+
+def _check(pattern: re.Pattern[str], text: str, where: str, expected: str) -> str:
+    if not pattern.fullmatch(text):
+        raise Malformed(f"{where}: expected {expected}, got {text[:80]!r}")
+    return text
+
+
+def _name(cls: type) -> str:
+    return cls.__name__.lower()
+
+
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return value
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is not a JSON number")
+
+
+def _encode(value: object) -> object:
+    if isinstance(value, Document):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name != "extra"}
+        return {**value.extra, **{name: _encode(v) for name, v in fields.items() if v is not None}}
+    if isinstance(value, Mapping):
+        return {str(k): _encode(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_encode(v) for v in value]
+    return value
+
+
+_HINTS: dict[type, dict[str, Any]] = {}
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    if cls not in _HINTS:
+        _HINTS[cls] = typing.get_type_hints(cls)
+    return _HINTS[cls]
+
+
+def _decode(kind: Any, value: object, where: str) -> object:  # noqa: C901, PLR0911  one line for each kind of type
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any or kind is object:
+        return value
+    if isinstance(kind, type) and issubclass(kind, Document):
+        return _decode_document(kind, value, where)
+    if origin in (Union, types.UnionType):
+        return _decode_union(args, value, where)
+    if origin is Literal:
+        if value not in args or isinstance(value, bool):
+            raise Malformed(f"{where}: expected one of {', '.join(map(repr, args))}, got {value!r}"[:400])
+        return value
+    if origin is tuple:
+        items = _expect(list, value, where)
+        return tuple(_decode(args[0], item, f"{where}[{i}]") for i, item in enumerate(items))
+    if origin is Mapping:
+        pairs = _expect(dict, value, where)
+        return {key: _decode(args[1], item, f"{where}.{key}") for key, item in pairs.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return _expect_float(value, where)
+    return _expect(kind, value, where)
+
+
+def _decode_document(cls: type[Document], value: object, where: str) -> Document:
+    pairs = _expect(dict, value, where)
+    hints = _hints(cls)
+    known: dict[str, Any] = {}
+    for f in dataclasses.fields(cls):
+        if f.name == "extra":
+            continue
+        if f.name in pairs:
+            known[f.name] = _decode(hints[f.name], pairs[f.name], f"{where}.{f.name}")
+        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise Malformed(f"{where}.{f.name}: missing")
+    return cls(**known, extra={k: v for k, v in pairs.items() if k not in known})
+
+
+def _decode_union(args: tuple[Any, ...], value: object, where: str) -> object:
+    if value is None and type(None) in args:
+        return None
+    (kind,) = (a for a in args if a is not type(None))
+    return _decode(kind, value, where)
+
+
+def _expect(kind: type, value: object, where: str) -> Any:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise Malformed(f"{where}: expected {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
+def _expect_float(value: int, where: str) -> float:
+    try:
+        return float(value)
+    except OverflowError as e:
+        raise Malformed(f"{where}: number too large") from e

@@ -1,0 +1,107 @@
+"""A profile: one hardware class, read from one TOML file.
+
+profile = Profile.from_toml(data)
+profile.recipes        # what the compiler tries, in order
+profile.matches(machine="aarch64", board="Raspberry Pi 4 Model B Rev 1.4")
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from typing import Literal
+
+from wire.bundle import Runtime
+from wire.document import Document, check_name
+from wire.errors import Malformed
+from wire.units import size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware(Document):
+    """`memory` is that of the smallest board of the class; `features` are the CPU flags that decide kernels."""
+
+    machine: str
+    cpu: str
+    features: tuple[str, ...]
+    memory: str
+    accelerator: str = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detect(Document):
+    """How an agent knows this hardware: `uname -m`, and the start of the device-tree model if there is one."""
+
+    machines: tuple[str, ...]
+    boards: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileRuntime(Document):
+    """A runtime of the profile, its newest supported ONNX opset and IR (0 where it does not apply)."""
+
+    name: Runtime
+    version: str
+    opset: int = 0
+    ir: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits(Document):
+    """What a bundle may cost on the device, with units."""
+
+    disk: str
+    memory: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Document):
+    """Where a figure comes from; `confirmed = false` where it is only remembered."""
+
+    figure: str
+    source: str
+    confirmed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile(Document):
+    """One hardware class.
+
+    `status` is `supported` only where the runtime was seen working. `recipes` are tried in order;
+    `choose` picks the `first` that holds the accuracy, or the `smallest` of those that do.
+    """
+
+    name: str
+    title: str
+    status: Literal["supported", "compile-only"]
+    hardware: Hardware
+    detect: Detect
+    runtimes: tuple[ProfileRuntime, ...]
+    recipes: tuple[str, ...]
+    choose: Literal["first", "smallest"]
+    limits: Limits
+    sources: tuple[Source, ...]
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "profile.name")
+        for where, text in (
+            ("profile.hardware.memory", self.hardware.memory),
+            ("profile.limits.disk", self.limits.disk),
+            ("profile.limits.memory", self.limits.memory),
+        ):
+            size(text, where=where)
+        if not self.recipes or not self.runtimes:
+            raise Malformed(f"profile {self.name}: needs at least one recipe and one runtime")
+
+    @classmethod
+    def from_toml(cls, data: bytes) -> Profile:
+        """Raises `Malformed` for bad TOML, a missing field or a wrong unit."""
+        try:
+            return cls.from_value(tomllib.loads(data.decode()))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+            raise Malformed(f"profile: not valid TOML: {e}") from e
+
+    def matches(self, *, machine: str, board: str) -> bool:
+        """Whether a machine (`uname -m`) and board (device-tree model, or "") are of this class."""
+        boards = self.detect.boards
+        return machine in self.detect.machines and (not boards or any(board.startswith(b) for b in boards))

@@ -1,0 +1,381 @@
+"""Who may say what: The Update Framework, as a value that takes bytes in and gives verified facts out.
+
+Guarantees (TUF specification 1.0.34, section 5): nothing is reachable here that did not verify; versions never
+go back; a document is believed only with the threshold of *distinct keys* of the role that its delegator names.
+It reads no clock: `now` is an argument. Expiry blocks what is new and never what was trusted before, so a device
+that was off for a year still serves its model.
+
+    trust = TrustedSet.from_root(kit_root)
+    refused = trust.offer({"root/2": ..., "timestamp": ..., "snapshot": ..., "targets": ..., "release-x": ...}, now)
+    release = trust.release("models/intents/kitchen/1.0.0/raspberry-pi-4", now)
+    save(trust.documents)                       # and later: TrustedSet.from_documents(saved)
+
+Documents are named `root/<version>` when offered, and `root`, `timestamp`, `snapshot`, `targets`, `release-<family>`
+when held. Beside the TUF roles stands `fleet`, delegated by targets without any path: it signs statements
+(`wire.dsse`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, TypeVar
+
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.serialization import DeserializationError
+
+from wire.bundle import split_target
+from wire.errors import Malformed, OutOfStep, Untrusted, WireError
+
+ROOT_LIMIT: Final = 512_000
+TIMESTAMP_LIMIT: Final = 16_384
+ROLE_LIMIT: Final = 5_000_000
+MAX_ROOTS: Final = 256
+MAX_DELEGATIONS: Final = 32
+
+T = TypeVar("T", Root, Timestamp, Snapshot, Targets)
+
+
+@dataclass(frozen=True)
+class Release:
+    """What the release role says of a target: the manifest's digest and length in bytes, and the fields of `custom`."""
+
+    target: str
+    digest: str
+    length: int
+    profile: str
+    runtime: str
+    counter: int
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An offered document that was not taken, and why."""
+
+    document: str
+    error: WireError
+
+
+class TrustedSet:
+    """The verified metadata. Mutable only through `offer`, which never lets it go back."""
+
+    def __init__(self, root: Metadata[Root], data: bytes) -> None:
+        self._root = root
+        self._timestamp: Metadata[Timestamp] | None = None
+        self._snapshot: Metadata[Snapshot] | None = None
+        self._targets: dict[str, Metadata[Targets]] = {}
+        self.documents: dict[str, bytes] = {"root": data}
+        """The signed bytes that are trusted, by name: what a program saves."""
+
+    # --- making one -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_root(cls, data: bytes) -> TrustedSet:
+        """Start from a root that is trusted because of how it came: in an enrolment kit. Raises `WireError`."""
+        root = _parse(data, "root", Root, ROOT_LIMIT)
+        _check_distinct_keys(root.signed.keys, "root")
+        _check_signed(root.signed.verify_delegate, "root", root)
+        return cls(root, data)
+
+    @classmethod
+    def from_documents(cls, documents: Mapping[str, bytes]) -> TrustedSet:
+        """The set that was saved. Its expiry is not asked: it was fresh when it was taken. Raises `WireError`."""
+        if "root" not in documents:
+            raise Malformed("trusted metadata: no root: enrol this device again")
+        trust = cls.from_root(documents["root"])
+        trust._load(documents)  # noqa: SLF001  its own class
+        return trust
+
+    def _load(self, documents: Mapping[str, bytes]) -> None:
+        """Take back what was saved. A document whose signers were rotated out since is dropped, not believed."""
+        by_root = self._root.signed.verify_delegate
+        if "timestamp" in documents:
+            timestamp = _parse(documents["timestamp"], "timestamp", Timestamp, TIMESTAMP_LIMIT)
+            if _is_signed(by_root, "timestamp", timestamp):
+                self._timestamp, self.documents["timestamp"] = timestamp, documents["timestamp"]
+        if "snapshot" in documents:
+            snapshot = _parse(documents["snapshot"], "snapshot", Snapshot, ROLE_LIMIT)
+            if _is_signed(by_root, "snapshot", snapshot):
+                self._snapshot, self.documents["snapshot"] = snapshot, documents["snapshot"]
+        for name, delegator in self._roles():
+            if name in documents:
+                targets = _parse(documents[name], name, Targets, ROLE_LIMIT)
+                if _is_signed(self._verifier(delegator), name, targets):
+                    self._targets[name], self.documents[name] = targets, documents[name]
+
+    # --- taking what is new -----------------------------------------------------------------------------------
+
+    def offer(self, offered: Mapping[str, bytes], now: datetime) -> tuple[Refusal, ...]:
+        """Take whatever verifies, in the order of the specification; what does not is named with its reason.
+
+        A document that is offered unchanged is neither taken nor refused. A refusal stops the roles that depend on
+        the refused one, and keeps what was taken before it, as sections 5.3 to 5.6 ask.
+        """
+        steps: tuple[tuple[str, Callable[[Mapping[str, bytes], datetime], None]], ...] = (
+            ("root", self._take_roots),
+            ("timestamp", self._take_timestamp),
+            ("snapshot", self._take_snapshot),
+        )
+        for name, take in steps:
+            try:
+                take(offered, now)
+            except WireError as e:
+                return (Refusal(name, e),)
+        return tuple(self._take_all_targets(offered, now))
+
+    def _is_new(self, name: str, offered: Mapping[str, bytes]) -> bool:
+        return name in offered and self.documents.get(name) != offered[name]
+
+    def _take_roots(self, offered: Mapping[str, bytes], now: datetime) -> None:
+        for _ in range(MAX_ROOTS):
+            name = f"root/{self.root_version + 1}"
+            if name not in offered:
+                break
+            self._take_root(offered[name])
+        check_fresh(self._root.signed.expires, f"root/{self.root_version}", now)
+
+    def _take_root(self, data: bytes) -> None:
+        new = _parse(data, "root", Root, ROOT_LIMIT)
+        if new.signed.version != self.root_version + 1:
+            raise Untrusted(f"root: version {new.signed.version} after {self.root_version}, expected the next one")
+        _check_distinct_keys(new.signed.keys, "root")
+        _check_signed(self._root.signed.verify_delegate, "root", new)
+        _check_signed(new.signed.verify_delegate, "root", new)
+        # Fast-forward attacks are undone by rotating the online keys (5.3.11): their old versions must not bind us.
+        rotated = any(_keys(self._root, role) != _keys(new, role) for role in ("timestamp", "snapshot"))
+        self._root, self.documents["root"] = new, data
+        if rotated:
+            self._timestamp = self._snapshot = None
+            self.documents.pop("timestamp", None)
+            self.documents.pop("snapshot", None)
+
+    def _take_timestamp(self, offered: Mapping[str, bytes], now: datetime) -> None:
+        if not self._is_new("timestamp", offered):
+            return
+        new = _parse(offered["timestamp"], "timestamp", Timestamp, TIMESTAMP_LIMIT)
+        _check_signed(self._root.signed.verify_delegate, "timestamp", new)
+        old = self._timestamp
+        if old is not None:
+            _check_version("timestamp", new.signed.version, at_least=old.signed.version + 1)
+            was, is_now = old.signed.snapshot_meta.version, new.signed.snapshot_meta.version
+            _check_version("snapshot named by the timestamp", is_now, at_least=was)
+        check_fresh(new.signed.expires, "timestamp", now)
+        self._timestamp, self.documents["timestamp"] = new, offered["timestamp"]
+
+    def _take_snapshot(self, offered: Mapping[str, bytes], now: datetime) -> None:
+        if not self._is_new("snapshot", offered):
+            return
+        if self._timestamp is None:
+            raise OutOfStep("snapshot: there is no trusted timestamp that names it yet")
+        data = offered["snapshot"]
+        new = _parse(data, "snapshot", Snapshot, ROLE_LIMIT)
+        _check_signed(self._root.signed.verify_delegate, "snapshot", new)
+        _check_named(self._timestamp.signed.snapshot_meta, "snapshot", new.signed.version, data)
+        for filename, meta in (self._snapshot.signed.meta if self._snapshot else {}).items():
+            if filename not in new.signed.meta:
+                raise Untrusted(f"snapshot: {filename} is gone; a role once listed stays listed")
+            _check_version(f"{filename} in the snapshot", new.signed.meta[filename].version, at_least=meta.version)
+        check_fresh(new.signed.expires, "snapshot", now)
+        self._snapshot, self.documents["snapshot"] = new, data
+
+    def _take_all_targets(self, offered: Mapping[str, bytes], now: datetime) -> list[Refusal]:
+        """Targets first, then every role it delegates to; one role's fault does not hold back another's."""
+        refused: list[Refusal] = []
+        for name, delegator in self._roles():
+            try:
+                if self._is_new(name, offered):
+                    self._take_targets(name, delegator, offered[name], now)
+            except WireError as e:
+                refused.append(Refusal(name, e))
+        return refused
+
+    def _roles(self) -> Iterator[tuple[str, str]]:
+        """Targets roles with their delegators, breadth first; follows what is taken while it is walked."""
+        queue: list[tuple[str, str]] = [("targets", "root")]
+        seen: set[str] = set()
+        while queue and len(seen) < MAX_DELEGATIONS:
+            name, delegator = queue.pop(0)
+            if name not in seen:
+                seen.add(name)
+                yield name, delegator
+                queue += [(child, name) for child in self._delegated(name)]
+
+    def _take_targets(self, name: str, delegator: str, data: bytes, now: datetime) -> None:
+        if self._snapshot is None:
+            raise OutOfStep(f"{name}: there is no trusted snapshot that names it yet")
+        named = self._snapshot.signed.meta.get(f"{name}.json")
+        if named is None:
+            raise OutOfStep(f"{name}: the snapshot does not list it")
+        new = _parse(data, name, Targets, ROLE_LIMIT)
+        _check_signed(self._verifier(delegator), name, new)
+        _check_named(named, name, new.signed.version, data)
+        if new.signed.delegations is not None:
+            _check_distinct_keys(new.signed.delegations.keys, name)
+        check_fresh(new.signed.expires, name, now)
+        self._targets[name], self.documents[name] = new, data
+
+    def _verifier(self, delegator: str) -> Callable[..., None]:
+        signed = self._root.signed if delegator == "root" else self._targets[delegator].signed
+        return signed.verify_delegate
+
+    # --- asking -----------------------------------------------------------------------------------------------
+
+    @property
+    def root_version(self) -> int:
+        """Version of the trusted root."""
+        return self._root.signed.version
+
+    @property
+    def root(self) -> Root:
+        """The trusted root: who may sign timestamp, snapshot and targets."""
+        return self._root.signed
+
+    def targets(self, role: str = "targets") -> Targets:
+        """The trusted metadata of targets or a delegated role. Raises `Untrusted` when none is held."""
+        if role not in self._targets:
+            raise Untrusted(f"{role}: no trusted metadata yet: wait for the fleet, or enrol with a newer kit")
+        return self._targets[role].signed
+
+    def versions(self) -> dict[str, int]:
+        """Version by document name, of everything held."""
+        held: dict[str, Metadata[Any]] = {"root": self._root, **self._targets}
+        held |= {k: v for k, v in (("timestamp", self._timestamp), ("snapshot", self._snapshot)) if v is not None}
+        return {name: md.signed.version for name, md in held.items()}
+
+    def release(self, target: str, now: datetime) -> Release:
+        """The release at a target path, when every document on the way to it is current and unexpired.
+
+        Raises `Untrusted` when the path is not listed, a role on the way is missing, out of step with the snapshot
+        or expired, and `Malformed` when the entry lacks our fields.
+        """
+        split_target(target)
+        self._check_current("timestamp", now)
+        self._check_current("snapshot", now)
+        for role in self._search(target):
+            self._check_current(role, now)
+            found = self._targets[role].signed.targets.get(target)
+            if found is not None:
+                return _release(target, found)
+        raise Untrusted(f"{target}: no release role lists it: sign and publish it first")
+
+    def releases(self) -> Iterator[Release]:
+        """Every target that is listed by the role that may list it, fresh or not."""
+        for role in sorted(self._targets):
+            for path, file in sorted(self._targets[role].signed.targets.items()):
+                if role in self._search(path):
+                    yield _release(path, file)
+
+    def _search(self, target: str) -> list[str]:
+        """Roles that may list a target, in pre-order (specification 5.6.7), targets first."""
+        found: list[str] = []
+        stack = ["targets"]
+        while stack and len(found) < MAX_DELEGATIONS:
+            name = stack.pop()
+            if name in found:
+                continue
+            if name not in self._targets:
+                raise Untrusted(f"{target}: the metadata of role {name} has not arrived yet")
+            found.append(name)
+            delegations = self._targets[name].signed.delegations
+            children: list[str] = []
+            for child, terminating in delegations.get_roles_for_target(target) if delegations else ():
+                children.append(child)
+                if terminating:
+                    stack.clear()
+                    break
+            stack += reversed(children)
+        return found
+
+    def _delegated(self, name: str) -> list[str]:
+        delegations = self._targets[name].signed.delegations if name in self._targets else None
+        roles = (delegations.roles or {}) if delegations else {}
+        return [role.name for role in roles.values() if role.paths or role.path_hash_prefixes]
+
+    def _check_current(self, name: str, now: datetime) -> None:
+        """The held document is the one that its delegator names today, and has not expired."""
+        named: MetaFile | None = None
+        md: Metadata[Any] | None
+        if name == "timestamp":
+            md = self._timestamp
+        elif name == "snapshot":
+            md, named = self._snapshot, self._timestamp.signed.snapshot_meta if self._timestamp else None
+        else:
+            md = self._targets.get(name)
+            named = self._snapshot.signed.meta.get(f"{name}.json") if self._snapshot else None
+        if md is None:
+            raise Untrusted(f"{name}: no trusted metadata yet: wait for the fleet")
+        if name != "timestamp" and (named is None or named.version != md.signed.version):
+            raise Untrusted(f"{name}: version {md.signed.version} is not the one listed now: wait for the fleet")
+        check_fresh(md.signed.expires, name, now)
+
+
+def _parse(data: bytes, name: str, kind: type[T], limit: int) -> Metadata[T]:
+    if len(data) > limit:
+        raise Malformed(f"{name}: {len(data)} bytes, the limit is {limit}")
+    try:
+        md = Metadata[T].from_bytes(data)
+    except (DeserializationError, RecursionError) as e:
+        raise Malformed(f"{name}: not TUF metadata: {e}") from e
+    if not isinstance(md.signed, kind):
+        raise Malformed(f"{name}: holds {md.signed.type} metadata")
+    return md
+
+
+def _check_signed(verify: Callable[..., None], role: str, md: Metadata[Any]) -> None:
+    try:
+        verify(role, md.signed_bytes, md.signatures)
+    except (RepositoryError, ValueError) as e:
+        raise Untrusted(f"{role}: {e}") from e
+
+
+def _check_distinct_keys(keys: Mapping[str, Any], where: str) -> None:
+    """A threshold counts keys: one key under two ids would count twice (GHSA-pwqf-9h7j-7mv8)."""
+    values = [key.keyval.get("public") for key in keys.values()]
+    if len(set(values)) != len(values):
+        raise Untrusted(f"{where}: one public key stands under two key ids")
+
+
+def _is_signed(verify: Callable[..., None], role: str, md: Metadata[Any]) -> bool:
+    try:
+        _check_signed(verify, role, md)
+    except Untrusted:
+        return False
+    return True
+
+
+def _check_named(named: MetaFile, name: str, version: int, data: bytes) -> None:
+    """The document is the one that its delegator lists: same version, and the same bytes where it says so."""
+    if version != named.version:
+        raise OutOfStep(f"{name}: version {version}, its delegator names {named.version}")
+    try:
+        named.verify_length_and_hashes(data)
+    except RepositoryError as e:
+        raise Untrusted(f"{name}: {e}") from e
+
+
+def _check_version(name: str, version: int, *, at_least: int) -> None:
+    if version < at_least:
+        raise Untrusted(f"{name}: version {version} is old, expected at least {at_least}")
+
+
+def check_fresh(expires: datetime, name: str, now: datetime) -> None:
+    """Raises `Untrusted` from `expires` on; both times carry a zone."""
+    if now >= expires:
+        raise Untrusted(f"{name}: expired {expires:%Y-%m-%d %H:%M} UTC: publish newer metadata")
+
+
+def _keys(root: Metadata[Root], role: str) -> set[str]:
+    return set(root.signed.roles[role].keyids)
+
+
+def _release(target: str, file: TargetFile) -> Release:
+    custom = file.unrecognized_fields.get("custom")
+    sha256 = file.hashes.get("sha256")
+    if not isinstance(custom, dict) or sha256 is None:
+        raise Malformed(f"{target}: no sha256 or no custom fields in the release metadata")
+    profile, runtime, counter = (custom.get(k) for k in ("profile", "runtime", "counter"))
+    if not (isinstance(profile, str) and isinstance(runtime, str) and isinstance(counter, int)):
+        raise Malformed(f"{target}: custom fields profile, runtime and counter are missing or of another type")
+    return Release(target, f"sha256:{sha256}", file.length, profile, runtime, counter)
