@@ -1,0 +1,40 @@
+"""The tree of commands."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from cli import compile as compile_commands
+from cli import device, model, profile, release, rollout, status, up
+from cli.demo import command as demo
+
+app = typer.Typer(
+    name="shoal",
+    help="Compile small models for each device, sign them, roll them out over MQTT, and see how they do.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    add_completion=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _main(show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if show_version:
+        typer.echo(f"shoal {version('shoal')}")
+        raise typer.Exit
+
+
+app.command("up")(up.up)
+app.command("status")(status.status)
+app.command("compile")(compile_commands.compile_)
+app.command("tune")(compile_commands.tune)
+app.command("demo")(demo.demo)
+app.add_typer(profile.app, name="profile")
+app.add_typer(release.app, name="release")
+app.add_typer(device.app, name="device")
+app.add_typer(model.app, name="model")
+app.add_typer(rollout.app, name="rollout")

@@ -1,0 +1,1 @@
+"""`shoal demo`: the whole of Shoal on one machine, on real input."""

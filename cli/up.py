@@ -1,0 +1,47 @@
+"""`shoal up`: everything a first day needs, in one process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from cli.client import default_data
+from cli.errors import BadInput
+from cli.options import Data
+
+
+def up(
+    data: Data = None,
+    https: Annotated[str | None, typer.Option(help="Address:port of the HTTPS API. [default: 0.0.0.0:8443]")] = None,
+    broker: Annotated[str | None, typer.Option(help="Address:port of the MQTT broker. [default: 0.0.0.0:8883]")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any setting: NAME=VALUE. May be repeated.")
+    ] = None,
+) -> None:
+    """Start the fleet: HTTPS API, database, certificate authority and broker. Ctrl-C stops all of it."""
+    from fleet.up import run  # noqa: PLC0415
+
+    from fleet.settings import load  # noqa: PLC0415
+
+    overrides: dict[str, object] = dict(_pair(text) for text in settings or ())
+    for name, address in (("https", https), ("broker", broker)):
+        if address is not None:
+            overrides[f"{name}_host"], overrides[f"{name}_port"] = _address(address, name)
+    sys.exit(run(load(data or default_data(), environ=os.environ, overrides=overrides)))
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise BadInput(f"--set {text!r}: expected NAME=VALUE, such as --set 'transfer_rate=8 MiB'")
+    return name.strip(), value.strip()
+
+
+def _address(text: str, option: str) -> tuple[str, str]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit():
+        raise BadInput(f"--{option} {text!r}: expected address:port, such as 0.0.0.0:8443")
+    return host, port
