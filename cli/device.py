@@ -36,7 +36,10 @@ def kit(
     # The kit holds a token: only its owner may read it.
     path.touch(mode=0o600)
     path.write_text(json.dumps(document))
-    view = f"{path}: kit of [bold]{device}[/], works once until {document['expires']}\nOn the device: shoal-agent enroll --kit {path.name}"
+    view = (
+        f"{path}: kit of [bold]{device}[/], works once until {document['expires']}\n"
+        f"On the device: shoal-agent enroll --kit {path.name} --state /var/lib/shoal"
+    )
     show({"device": device, "kit": str(path), "expires": document["expires"]}, as_json, view)
 
 

@@ -34,7 +34,7 @@ class KeyFolder:
     folder: Path
 
     def create(self, role: str, count: int, passphrase: str | None) -> list[CryptoSigner]:
-        """Make `count` keys for a role. Raises `BadInput` when a file of that name is there: keys are never replaced."""
+        """Make `count` keys for a role. Raises `BadInput` when a file is there already: keys are never replaced."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         encryption: KeySerializationEncryption = (
             BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()

@@ -83,7 +83,7 @@ def publish(bundles: Bundles, trust: TrustFolder = DEFAULT_TRUST, data: Data = N
             blob = digest(record.to_bytes())
             fleet.put_file(f"/api/v1/blobs/{blob}", layout.blob(blob))
             fleet.post("/api/v1/evidence", {"digest": blob})
-    view = f"{bundles}: {len(found)} bundles in {len(blobs)} blobs, their evidence and the signed metadata are with the fleet"
+    view = f"{bundles}: {len(found)} bundles, their evidence and the signed metadata are with the fleet"
     show({"bundles": len(found), "blobs": len(blobs), "evidence": len(evidence)}, as_json, view)
 
 

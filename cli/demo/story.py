@@ -85,7 +85,8 @@ def make_first_version(world: World, cache: Path) -> tuple[sentences.Split, list
     for v in variants:
         world.say(
             f"  {v['profile']:<21} {v['runtime']:<12} {v['precision']:<5} {v['bytes'] / 1e6:5.1f} MB   "
-            f"accuracy {v['accuracy']:.3f}, source {v['source_accuracy']:.3f}   p50 {v['p50_ms']:.1f} ms ({v['evidence']})"
+            f"accuracy {v['accuracy']:.3f}, source {v['source_accuracy']:.3f}   "
+            f"p50 {v['p50_ms']:.1f} ms ({v['evidence']})"
         )
     return split, variants
 
@@ -129,9 +130,8 @@ def join_devices(world: World) -> list[Device]:
         device.start()
     for device in devices:
         status = device.status()
-        world.say(
-            f"  {device.name}: {'emulates' if status['emulated'] else 'stands on'} {device.profile}; it is {status['hardware']}"
-        )
+        how = "emulates" if status["emulated"] else "stands on"
+        world.say(f"  {device.name}: {how} {device.profile}; it is {status['hardware']}")
     return devices
 
 
@@ -146,9 +146,8 @@ def ask_everyone(world: World, devices: list[Device], data: sentences.Split) -> 
             right += answer["labels"][0] == label
             device.call("POST", "/shoal/feedback", {"request": answer["id"], "label": label})
         seen[device.name] = {"asked": len(rows), "right": right}
-        world.say(
-            f"  {device.name}: {right} of {len(rows)} right; {rows[0][0]!r} -> {device.ask(NAME, [rows[0][0]])['labels'][0]}"
-        )
+        text = rows[0][0]
+        world.say(f"  {device.name}: {right} of {len(rows)} right; {text!r} -> {device.ask(NAME, [text])['labels'][0]}")
     status, body = devices[0].call("POST", "/v1/chat/completions", _chat("Why is the sky blue?"))
     if status != http.client.OK:
         raise Refused(f"the cloud tier answered {status}: {body}")
@@ -260,13 +259,12 @@ def send_broken_release(world: World, devices: list[Device]) -> dict[str, Any]:
     for name, reason in refused.items():
         world.say(f"  {name}: {reason}")
     after = {d.name: d.ask(NAME, ["turn on the light"])["digest"] for d in devices}
-    world.say(
-        f"  the rollout is {rollout['state']}; the old model answers on {_same(before, after)} of {len(devices)} devices"
-    )
+    kept = _same(before, after)
+    world.say(f"  the rollout is {rollout['state']}; the old model answers on {kept} of {len(devices)} devices")
     return {
         "devices": len(devices),
         "refused": len(refused),
-        "old_model_answers": _same(before, after),
+        "old_model_answers": kept,
         "rollout": rollout["state"],
         "reasons": refused,
     }
