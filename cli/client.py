@@ -60,7 +60,7 @@ class Fleet:
             ) from e
         except (ValueError, KeyError) as e:
             raise BadInput(f"{run}: not what a fleet writes: restart it") from e
-        return cls(f"https://localhost:{port}", token, _context(data / "ca.pem"))
+        return cls(f"https://localhost:{port}", token, _context(data / "ca" / "ca.pem"))
 
     def get(self, path: str) -> Any:
         """The JSON answer of a GET. Raises `Refused` or `Unavailable`."""

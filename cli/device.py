@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.console import RenderableType
 
 from cli.client import Fleet
 from cli.errors import BadInput
@@ -60,9 +60,9 @@ def show_(device: Annotated[str, typer.Argument(help="Device id.")], data: Data 
             console.print(view)
 
 
-def device_table(devices: list[dict[str, Any]]) -> Table:
+def device_table(devices: list[dict[str, Any]]) -> RenderableType:
     """One row a device."""
-    columns = ("Device", "Profile", "Hardware", "Status", "Runs", "Update", "#Requests", "#p50 ms", "#Accuracy", "Seen")
+    columns = ("Device", "Profile", "Status", "Runs", "Update", "#Requests", "#p50 ms", "#Accuracy", "Seen")
     return table(
         "Devices", columns, [_row(d) for d in devices], empty="no device yet: shoal device kit NAME --profile P"
     )
@@ -73,8 +73,7 @@ def _row(d: dict[str, Any]) -> list[object]:
     style = _STATUS_STYLE.get(d["status"], "white")
     return [
         d["device"],
-        d["profile"],
-        None if d["emulated"] is None else "emulated" if d["emulated"] else "real",
+        f"{d['profile']} [dim]emulated[/]" if d["emulated"] else d["profile"],
         f"[{style}]{d['status']}[/]",
         ", ".join(_short(s["target"]) for s in d["slots"] if s["slot"] == "active"),
         ", ".join(f"{_short(u['target'])} {u['phase']}" for u in d["updates"] if u["phase"] != "committed"),
@@ -85,7 +84,7 @@ def _row(d: dict[str, Any]) -> list[object]:
     ]
 
 
-def _details(d: dict[str, Any]) -> list[Table]:
+def _details(d: dict[str, Any]) -> list[RenderableType]:
     slots = [[s["slot"], s["target"], s["digest"][:19]] for s in d["slots"]]
     updates = [[u["target"], u["phase"], u["reason"]] for u in d["updates"]]
     events = [[e["at"][:19], e["subject"], e["reason"]] for e in d["security"]]

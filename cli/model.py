@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import typer
-from rich.table import Table
+from rich.console import RenderableType
 
 from cli.client import Fleet
 from cli.options import Data
@@ -23,43 +23,26 @@ def list_(data: Data = None, as_json: Json = False) -> None:
     show(models, as_json, model_table(models))
 
 
-def model_table(models: list[dict[str, Any]]) -> Table:
-    """One row a release and profile."""
-    columns = (
-        "Model",
-        "Version",
-        "Profile",
-        "Runtime",
-        "Precision",
-        "#Size",
-        "#Accuracy",
-        "#Source",
-        "#p50 ms",
-        "Evidence",
-        "#Devices",
-    )
+def model_table(models: list[dict[str, Any]]) -> RenderableType:
+    """One row a release and profile. `Drop` is what the variant lost against its source, in points of a percent."""
+    columns = ("Model", "Profile", "Runtime", "#Size", "#Accuracy", "#Drop", "#p50 ms", "Latency is", "#Devices")
     return table(
         "Models", columns, [_row(m) for m in models], empty="no release yet: shoal compile, shoal release sign"
     )
 
 
 def _row(m: dict[str, Any]) -> list[object]:
+    head = [f"{m['family']}/{m['name']} {m['version']}", m["profile"], f"{m['runtime']} {m['precision']}"]
     evidence = Evidence.from_value(m["evidence"]) if m["evidence"] else None
-    cells = [
-        _figure(evidence, "accuracy", 3),
-        _figure(evidence, "source_accuracy", 3),
-        _figure(evidence, "latency_p50", 1),
-    ]
-    latency = evidence.get("latency_p50") if evidence else None
+    return [*head, show_size(m["bytes"]), *(_figures(evidence) if evidence else [None] * 4), m["devices"]]
+
+
+def _figures(evidence: Evidence) -> list[str | None]:
+    accuracy, source, latency = (evidence.get(k) for k in ("accuracy", "source_accuracy", "latency_p50"))
+    drop = (source.value - accuracy.value) * 100 if source and accuracy else None
     return [
-        f"{m['family']}/{m['name']}",
-        *(m["version"], m["profile"], m["runtime"], m["precision"], show_size(m["bytes"])),
-        *cells,
+        f"{accuracy.value:.3f}" if accuracy else None,
+        f"{drop:.1f}" if drop is not None else None,
+        f"{latency.value:.1f}" if latency else None,
         latency.kind if latency else None,
-        m["devices"],
     ]
-
-
-def _figure(evidence: Evidence | None, metric: str, digits: int) -> str | None:
-    found = evidence.get(metric) if evidence else None
-    return f"{found.value:.{digits}f}" if found else None

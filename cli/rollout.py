@@ -6,7 +6,7 @@ import time
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.console import Group, RenderableType
 
 from cli.client import Fleet
 from cli.errors import BadInput, Refused, Unavailable
@@ -106,14 +106,13 @@ def watch_until_ended(fleet: Fleet, rollout: str, timeout_s: float) -> dict[str,
     return dict(value)
 
 
-def rollout_view(value: dict[str, Any]) -> Table:
+def rollout_view(value: dict[str, Any]) -> RenderableType:
     """One rollout: a row a device."""
     rows = [[d["device"], d["target"], d["wave"] + 1, d["state"], d["reason"]] for d in value["devices"]]
     _, release, state, verdict, wave, _ = _head(value)
     title = f"Rollout {value['rollout']}: {release}, {state}, wave {wave}, {verdict}"
     view = table(title, ("Device", "Release", "#Wave", "State", "Reason"), rows)
-    view.caption = "; ".join(value["reasons"]) or None
-    return view
+    return Group(view, *(f"  {reason}" for reason in value["reasons"]))
 
 
 def _head(v: dict[str, Any]) -> list[str]:

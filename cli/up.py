@@ -4,33 +4,44 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.client import default_data
 from cli.errors import BadInput
 from cli.options import Data
+from cli.output import console
+
+if TYPE_CHECKING:
+    from fleet.up import Running
 
 
 def up(
     data: Data = None,
     https: Annotated[str | None, typer.Option(help="Address:port of the HTTPS API. [default: 0.0.0.0:8443]")] = None,
     broker: Annotated[str | None, typer.Option(help="Address:port of the MQTT broker. [default: 0.0.0.0:8883]")] = None,
-    settings: Annotated[
+    assignments: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting: NAME=VALUE. May be repeated.")
     ] = None,
 ) -> None:
     """Start the fleet: HTTPS API, database, certificate authority and broker. Ctrl-C stops all of it."""
+    from fleet.settings import load  # noqa: PLC0415
     from fleet.up import run  # noqa: PLC0415
 
-    from fleet.settings import load  # noqa: PLC0415
-
-    overrides: dict[str, object] = dict(_pair(text) for text in settings or ())
+    overrides: dict[str, object] = dict(_pair(text) for text in assignments or ())
     for name, address in (("https", https), ("broker", broker)):
         if address is not None:
             overrides[f"{name}_host"], overrides[f"{name}_port"] = _address(address, name)
-    sys.exit(run(load(data or default_data(), environ=os.environ, overrides=overrides)))
+    settings = load(data or default_data(), environ=os.environ, overrides=overrides)
+    sys.exit(run(settings, announce=lambda running: console.print(_greeting(running), highlight=False)))
+
+
+def _greeting(running: Running) -> str:
+    return (
+        f"[bold]The fleet is up.[/] API {running.url}, broker {running.broker}, data {running.data}\n"
+        "New here? In another terminal: shoal release init, shoal device kit, shoal status. Ctrl-C stops all of it."
+    )
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -263,9 +263,9 @@ class TrustedSet:
     def releases(self) -> Iterator[Release]:
         """Every target that is listed by the role that may list it, fresh or not."""
         for role in sorted(self._targets):
-            for path, file in sorted(self._targets[role].signed.targets.items()):
-                if role in self._search(path):
-                    yield _release(path, file)
+            for release in releases_of(self._targets[role].signed):
+                if role in self._search(release.target):
+                    yield release
 
     def _search(self, target: str) -> list[str]:
         """Roles that may list a target, in pre-order (specification 5.6.7), targets first."""
@@ -368,6 +368,11 @@ def check_fresh(expires: datetime, name: str, now: datetime) -> None:
 
 def _keys(root: Metadata[Root], role: str) -> set[str]:
     return set(root.signed.roles[role].keyids)
+
+
+def releases_of(targets: Targets) -> list[Release]:
+    """The releases that one role lists, by target path. Raises `Malformed` when an entry lacks our fields."""
+    return [_release(path, file) for path, file in sorted(targets.targets.items())]
 
 
 def _release(target: str, file: TargetFile) -> Release:
