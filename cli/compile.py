@@ -76,13 +76,11 @@ def tune(
     source: Annotated[Path, typer.Argument(help="Folder of a sentence encoder, in Hugging Face layout.")],
     train: Annotated[Path, typer.Option(help="JSONL file of {text, label} rows to learn from.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the source model to write.")],
-    cache: Annotated[Path | None, typer.Option(help="Folder of earlier results. [default: ~/.cache/shoal]")] = None,
     as_json: Json = False,
 ) -> None:
     """Train a classifier on top of a sentence encoder; what comes out is a source model for 'shoal compile'."""
     paths = (_existing(source, "encoder"), _existing(train, "training rows"), output.absolute())
     words = ["tune", "--source", str(paths[0]), "--train", str(paths[1]), "--output", str(paths[2])]
-    words += ["--cache", str((cache or default_cache()).absolute())]
     _follow(_run_compiler(words, b""), quiet=as_json)
     show({"source": str(output)}, as_json, f"{output}: a source model, ready for 'shoal compile'")
 

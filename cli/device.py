@@ -38,7 +38,7 @@ def kit(
     path.write_text(json.dumps(document))
     view = (
         f"{path}: kit of [bold]{device}[/], works once until {document['expires']}\n"
-        f"On the device: shoal-agent enroll --kit {path.name} --state /var/lib/shoal"
+        f"On the device: shoal-agent enrol --kit {path.name} --state /var/lib/shoal"
     )
     show({"device": device, "kit": str(path), "expires": document["expires"]}, as_json, view)
 

@@ -39,7 +39,7 @@ def test_the_agent_starts_with_nothing_but_its_own_extra(tmp_path: Path) -> None
     )
     subprocess.run([venv / "bin" / "python", "-c", imports], check=True, cwd=tmp_path)
     help_text = subprocess.run([venv / "bin" / "shoal-agent", "--help"], check=True, capture_output=True, text=True)
-    assert "enroll" in help_text.stdout
+    assert "enrol" in help_text.stdout
     operator = subprocess.run([venv / "bin" / "shoal", "status"], check=False, capture_output=True, text=True)
     assert operator.returncode == 1
     assert "pip install 'shoal[fleet,compiler]'" in operator.stderr

@@ -161,7 +161,7 @@ def _decode(kind: Any, value: object, where: str) -> object:  # noqa: C901, PLR0
     if origin is tuple:
         items = _expect(list, value, where)
         return tuple(_decode(args[0], item, f"{where}[{i}]") for i, item in enumerate(items))
-    if origin is Mapping:
+    if origin in (Mapping, dict):
         pairs = _expect(dict, value, where)
         return {key: _decode(args[1], item, f"{where}.{key}") for key, item in pairs.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

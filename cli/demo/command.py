@@ -22,8 +22,8 @@ def demo(
 
     if folder is not None and folder.exists() and any(folder.iterdir()):
         raise BadInput(f"{folder}: is not empty: choose a new folder")
-    with world.folder_for(folder) as work, world.World(work) as stage:
-        results = story.tell(stage, (cache or default_cache()).absolute())
+    with world.folder_for(folder) as work, world.World(work, (cache or default_cache()).absolute()) as stage:
+        results = story.tell(stage)
     faults = report.faults(results)
     report.show(results, faults)
     if json_file is not None:

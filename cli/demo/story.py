@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import http.client
 import itertools
+import shutil
 import sys
 import time
 from functools import partial
@@ -17,6 +18,7 @@ from cli.demo import sentences
 from cli.demo.world import Device, FleetProcess, World, free_ports, wait_for
 from cli.errors import BadInput, Refused
 from wire.bundle import split_target
+from wire.chunks import digest
 
 MODEL = "intents/home"
 FAMILY, NAME = MODEL.split("/")
@@ -24,13 +26,13 @@ PROFILES = ("raspberry-pi-4", "raspberry-pi-zero-2w", "android-arm64", "x86-64")
 OFFLINE_ROUNDS = 60
 
 
-def tell(world: World, cache: Path) -> dict[str, Any]:
+def tell(world: World) -> dict[str, Any]:
     """The whole story; gives the results as data."""
     begun = time.monotonic()
     world.chapter("A fleet starts: HTTPS, database, certificate authority, MQTT broker")
     fleet = start_fleet(world)
     world.chapter("A model: MiniLM-L6 learns smart-home commands, and is compiled for four kinds of hardware")
-    data, variants = make_first_version(world, cache)
+    data, variants = make_first_version(world)
     world.chapter("Offline keys sign the release, and the fleet gets it")
     sign_and_publish(world, world.folder / "1.0.0", first=True)
     world.chapter("Four devices join, each with a key of its own")
@@ -41,7 +43,7 @@ def tell(world: World, cache: Path) -> dict[str, Any]:
     world.chapter("The fleet and its broker are switched off: devices go on answering")
     offline = go_offline(world, fleet, devices, data)
     world.chapter("A device is killed with SIGKILL in the middle of an update")
-    killed = kill_in_an_update(world, cache, data, devices[0])
+    killed = kill_in_an_update(world, data, devices[0])
     world.chapter("A broken bundle, correctly signed: a weight matrix is scrambled")
     broken = send_broken_release(world, devices)
     world.chapter("A tampered bundle: one byte changes on its way to the device")
@@ -73,7 +75,7 @@ def start_fleet(world: World) -> FleetProcess:
     return fleet
 
 
-def make_first_version(world: World, cache: Path) -> tuple[sentences.Split, list[dict[str, Any]]]:
+def make_first_version(world: World) -> tuple[sentences.Split, list[dict[str, Any]]]:
     """Version 1.0.0, trained on half of the sentences that there are, for all four profiles."""
     split = sentences.make_split()
     classes = len({label for _, label in split.train})
@@ -81,7 +83,7 @@ def make_first_version(world: World, cache: Path) -> tuple[sentences.Split, list
     world.say(
         f"{len(split.train)} sentences to learn {classes} commands from, {len(split.test)} of other templates held out"
     )
-    variants = build(world, cache, "1.0.0", split.train[::2], PROFILES)
+    variants = build(world, "1.0.0", split.train[::2], PROFILES)
     for v in variants:
         world.say(
             f"  {v['profile']:<21} {v['runtime']:<12} {v['precision']:<5} {v['bytes'] / 1e6:5.1f} MB   "
@@ -91,26 +93,29 @@ def make_first_version(world: World, cache: Path) -> tuple[sentences.Split, list
     return split, variants
 
 
-def build(world: World, cache: Path, version: str, train: list[tuple[str, str]], profiles: tuple[str, ...]) -> Any:
+def build(world: World, version: str, train: list[tuple[str, str]], profiles: tuple[str, ...]) -> Any:
     """Train and compile one version."""
-    source, rows = world.folder / f"source-{version}", world.folder / f"train-{version}.jsonl"
-    sentences.write_jsonl(rows, train)
-    world.shoal("tune", str(_encoder()), "--train", str(rows), "--output", str(source), "--cache", str(cache))
+    source = tune(world, sentences.write_jsonl(world.folder / f"train-{version}.jsonl", train))
     names = list(itertools.chain(*(("--profile", p) for p in profiles)))
     test_set, layout = str(world.folder / "test.jsonl"), str(world.folder / version)
-    options = [
-        "--model",
-        MODEL,
-        "--version",
-        version,
-        "--test-set",
-        test_set,
-        "--output",
-        layout,
-        "--cache",
-        str(cache),
-    ]
-    return world.shoal("compile", str(source), *options, *names)
+    what = ["--model", MODEL, "--version", version, "--test-set", test_set, "--output", layout]
+    return world.shoal("compile", str(source), *what, *names, "--cache", str(world.cache))
+
+
+def tune(world: World, rows: Path) -> Path:
+    """The source model that these rows make. Kept in the cache by everything that decides it, for the next demo."""
+    from compiler.cache import code_digest, tool_versions  # noqa: PLC0415
+
+    decided_by = f"{digest(rows.read_bytes())} {code_digest()} {sorted(tool_versions().items())}"
+    source = world.cache / "demo" / digest(decided_by.encode()).removeprefix("sha256:")[:16]
+    if source.exists():
+        world.say("[dim](trained in an earlier demo)[/]")
+    else:
+        source.parent.mkdir(parents=True, exist_ok=True)
+        made = world.folder / source.name
+        world.shoal("tune", str(_encoder()), "--train", str(rows), "--output", str(made))
+        shutil.move(made, source)
+    return source
 
 
 def sign_and_publish(world: World, layout: Path, *, first: bool = False) -> None:
@@ -184,7 +189,7 @@ def go_offline(world: World, fleet: FleetProcess, devices: list[Device], data: s
 
 def is_alone(device: Device) -> bool:
     """Whether a device knows that it has no link to its fleet."""
-    return not device.status()["link"]
+    return not device.status()["link"]["up"]
 
 
 def ask_the_cloud_offline(device: Device) -> tuple[str, float]:
@@ -215,9 +220,9 @@ def settled_ledger(world: World, device: Device) -> dict[str, int] | None:
     }
 
 
-def kill_in_an_update(world: World, cache: Path, data: sentences.Split, device: Device) -> dict[str, Any]:
+def kill_in_an_update(world: World, data: sentences.Split, device: Device) -> dict[str, Any]:
     """Version 1.1.0, trained on all sentences, for one profile; its device is killed while chunks arrive."""
-    build(world, cache, "1.1.0", data.train, (device.profile,))
+    build(world, "1.1.0", data.train, (device.profile,))
     sign_and_publish(world, world.folder / "1.1.0")
     old = device.ask(NAME, ["turn on the light"])["digest"]
     rollout = world.shoal("rollout", "start", MODEL, "1.1.0", "--waves", "100")["rollout"]
@@ -251,7 +256,8 @@ def half_fetched(device: Device) -> dict[str, Any] | None:
 def send_broken_release(world: World, devices: list[Device]) -> dict[str, Any]:
     """Signed by the right keys, listed by the fleet, and wrong: the device's own self-test is the last gate."""
     layout = world.folder / "1.2.0"
-    world.compiler("sabotage", "--layout", str(world.folder / "1.0.0"), "--version", "1.2.0", "--output", str(layout))
+    for profile in PROFILES:
+        sabotage(world, profile, "1.2.0")
     sign_and_publish(world, layout)
     before = {d.name: d.ask(NAME, ["turn on the light"])["digest"] for d in devices}
     rollout = run_to_its_end(world, "1.2.0")
@@ -270,12 +276,16 @@ def send_broken_release(world: World, devices: list[Device]) -> dict[str, Any]:
     }
 
 
+def sabotage(world: World, profile: str, version: str) -> None:
+    """A copy of the profile's bundle of 1.0.0 with one scrambled weight matrix, in the layout of `version`."""
+    layouts = ["--layout", str(world.folder / "1.0.0"), "--output", str(world.folder / version)]
+    world.compiler("sabotage", *layouts, "--target", f"models/{MODEL}/1.0.0/{profile}", "--version", version)
+
+
 def send_tampered_release(world: World, device: Device) -> dict[str, Any]:
-    """A good release whose bytes are changed in the fleet's own store, as one who broke into the fleet could."""
+    """A release whose bytes are changed in the fleet's own store, as one who broke into the fleet could."""
     layout = world.folder / "1.3.0"
-    target = f"models/{MODEL}/1.0.0/{device.profile}"
-    words = ["--layout", str(world.folder / "1.0.0"), "--target", target, "--version", "1.3.0", "--seed", "2"]
-    world.compiler("sabotage", *words, "--output", str(layout))
+    sabotage(world, device.profile, "1.3.0")
     sign_and_publish(world, layout)
     blob = flip_a_byte(world, layout)
     before = device.ask(NAME, ["turn on the light"])["digest"]

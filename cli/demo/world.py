@@ -52,6 +52,7 @@ class World:
     """One folder with everything in it: fleet data, trust folder, device states, logs."""
 
     folder: Path
+    cache: Path
     _children: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _chapters: int = 0
 
@@ -74,7 +75,9 @@ class World:
 
     def say(self, text: str) -> None:
         """Narrate."""
-        console.print(text.replace(str(self.folder), "."), highlight=False, soft_wrap=True)
+        for path, short in ((self.folder, "."), (self.cache, "$CACHE"), (sys.prefix, "$VENV")):
+            text = text.replace(str(path), short)
+        console.print(text, highlight=False, soft_wrap=True)
 
     def show_tables(self) -> None:
         """The tables that an operator would look at."""
@@ -185,7 +188,7 @@ class Device:
         """Make a kit and join with it."""
         kit = self.world.folder / f"{self.name}.kit"
         self.world.shoal("device", "kit", self.name, "--profile", self.profile, "--output", str(kit))
-        self.world.agent_command("enroll", "--kit", str(kit), "--state", str(self.state))
+        self.world.agent_command("enrol", "--kit", str(kit), "--state", str(self.state))
 
     def start(self) -> None:
         """Start the agent and wait for its local API."""

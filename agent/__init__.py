@@ -1,0 +1,1 @@
+"""The device agent: small, distrustful, and still there after a power cut."""

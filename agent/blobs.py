@@ -1,0 +1,163 @@
+"""The content-addressed store of a device: nothing unverified is ever stored.
+
+    <folder>/<hex>           a whole blob, its SHA-256 checked
+    <folder>/<hex>.partial   chunks at their offsets; each was verified before it was written
+
+A partial file is read again at the start and checked chunk by chunk: whatever a crash tore is simply missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import Final, Self
+
+from agent.errors import Unavailable, Untrusted
+from wire.bundle import BundleManifest
+from wire.chunks import ChunkList, digest
+from wire.units import show_size
+
+_READ: Final = 1024 * 1024
+_PARTIAL: Final = ".partial"
+
+
+class Blobs:
+    """A folder of blobs by digest. Blocking: call it in a thread."""
+
+    def __init__(self, folder: Path, min_free: int) -> None:
+        self.folder = folder
+        self._min_free = min_free
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, name: str) -> Path:
+        """Where a blob stands, or would."""
+        return self.folder / name.removeprefix("sha256:")
+
+    def has(self, name: str) -> bool:
+        """Whether the whole blob is here."""
+        return self.path(name).is_file()
+
+    def read(self, name: str) -> bytes:
+        """A small blob's bytes, hashed again. Raises `Unavailable` when it is absent or the disk changed it."""
+        try:
+            data = self.path(name).read_bytes()
+        except OSError as e:
+            raise Unavailable(f"{self.path(name)}: not readable: {e.strerror}") from e
+        if digest(data) != name:
+            raise Unavailable(f"{self.path(name)}: the disk changed it: check the disk")
+        return data
+
+    def blobs_of(self, manifest: str) -> set[str]:
+        """Digests of everything that a bundle's manifest names. Raises as `read` does; empty while it is not here."""
+        if not self.has(manifest):
+            return set()
+        bundle = BundleManifest.from_bytes(self.read(manifest))
+        return {bundle.config.digest, *(file.digest for file in bundle.files)}
+
+    def begin(self, chunks: ChunkList) -> Partial:
+        """Go on with a blob, or start it."""
+        return Partial.open(self.path(chunks.blob), chunks)
+
+    def check_room(self, needed: int) -> None:
+        """Raises `Unavailable` when `needed` more bytes would leave less than the room that must stay free."""
+        free = shutil.disk_usage(self.folder).free
+        if free < needed + self._min_free:
+            raise Unavailable(
+                f"{self.folder}: {show_size(free)} free, the update needs {show_size(needed)}"
+                f" and leaves {show_size(self._min_free)}: make room"
+            )
+
+    def missing(self, sizes: dict[str, int]) -> int:
+        """Bytes still to be written for blobs of these sizes, partial files counted as room already taken."""
+        return sum(max(0, size - self._taken(name)) for name, size in sizes.items() if not self.has(name))
+
+    def _taken(self, name: str) -> int:
+        partial = self.path(name).with_suffix(_PARTIAL)
+        return partial.stat().st_blocks * 512 if partial.exists() else 0
+
+    def collect(self, keep: Collection[str]) -> int:
+        """Remove every blob and partial file that is not in `keep` (digests). How many bytes came free."""
+        names = {name.removeprefix("sha256:") for name in keep}
+        freed = 0
+        for path in self.folder.iterdir():
+            if path.name.removesuffix(_PARTIAL) not in names:
+                freed += path.stat().st_size
+                path.unlink()
+        return freed
+
+
+class Partial:
+    """A blob that is coming: chunks go in, in any order, any number of times."""
+
+    def __init__(self, path: Path, chunks: ChunkList, fd: int, held: set[int]) -> None:
+        self._path = path
+        self._chunks = chunks
+        self._fd = fd
+        self._held = held
+
+    @classmethod
+    def open(cls, path: Path, chunks: ChunkList) -> Self:
+        """Open the partial file of a blob and find the chunks that it holds."""
+        try:
+            fd = os.open(path.with_suffix(_PARTIAL), os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as e:
+            raise Unavailable(f"{path}: cannot be written: {e.strerror}") from e
+        pairs = enumerate(zip(chunks.chunks, chunks.offsets, strict=True))
+        held = {i for i, (ref, offset) in pairs if digest(os.pread(fd, ref.size, offset)) == ref.digest}
+        return cls(path, chunks, fd, held)
+
+    @property
+    def missing(self) -> frozenset[int]:
+        """Indexes of the chunks that are not here yet."""
+        return frozenset(range(len(self._chunks.chunks))) - self._held
+
+    def put(self, index: int, data: bytes) -> bool:
+        """Write a chunk if it is missing; whether it was. Raises `Untrusted` when the bytes have another digest."""
+        if index >= len(self._chunks.chunks):
+            raise Untrusted(f"{self._chunks.blob}: chunk {index} of {len(self._chunks.chunks)}")
+        if index in self._held:
+            return False
+        ref = self._chunks.chunks[index]
+        if len(data) != ref.size or digest(data) != ref.digest:
+            raise Untrusted(f"{self._chunks.blob}: chunk {index} came with another digest than {ref.digest}")
+        try:
+            os.pwrite(self._fd, data, self._chunks.offsets[index])
+        except OSError as e:
+            raise Unavailable(f"{self._path}: not written: {e.strerror}: make room on the disk") from e
+        self._held.add(index)
+        return True
+
+    def finish(self) -> None:
+        """Check the whole blob, make it durable and give it its name. Raises `Untrusted`, `Unavailable`."""
+        partial = self._path.with_suffix(_PARTIAL)
+        if f"sha256:{self._whole_sha256()}" != self._chunks.blob:
+            partial.unlink()
+            raise Untrusted(f"{self._chunks.blob}: its chunks add up to another blob: the chunk list is wrong")
+        try:
+            os.fsync(self._fd)
+            partial.rename(self._path)
+            sync_folder(self._path.parent)
+        except OSError as e:
+            raise Unavailable(f"{self._path}: not made durable: {e.strerror}: check the disk") from e
+
+    def close(self) -> None:
+        """Let go of the file; what was verified stays."""
+        os.close(self._fd)
+
+    def _whole_sha256(self) -> str:
+        whole = hashlib.sha256()
+        for offset in range(0, self._chunks.size, _READ):
+            whole.update(os.pread(self._fd, min(_READ, self._chunks.size - offset), offset))
+        return whole.hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable: a rename alone is lost in a power cut."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,37 @@
+"""The errors of the agent, by whose fault it is.
+
+    AgentError
+    ├── Malformed      a setting, a kit or a request is not what it must be
+    │   └── NotFound   it names something that is not here
+    ├── Untrusted      a certificate, token, chunk or statement does not hold
+    ├── Incompatible   sound, and this device cannot run it
+    └── Unavailable    the network, the disk or a process did not do its part: try again, or make room
+
+What `wire` raises keeps its own tree (`wire.errors`); the update machine turns both into a reason in words.
+"""
+
+from __future__ import annotations
+
+
+class AgentError(Exception):
+    """Root of every error that the agent raises itself."""
+
+
+class Malformed(AgentError):
+    """Bad input: the message says where and what was expected."""
+
+
+class NotFound(Malformed):
+    """A model or a request that is not known here."""
+
+
+class Untrusted(AgentError):
+    """Refused because it could not be trusted."""
+
+
+class Incompatible(AgentError):
+    """It cannot run, or does not answer as it must, on this device."""
+
+
+class Unavailable(AgentError):
+    """Something that the agent needs is not there now."""

@@ -1,0 +1,142 @@
+"""Fetching a blob over the line: ask by bitmap, take chunks in any order, ask again for what did not come.
+
+Chunks are shared by every device that wants them and may be lost; the bitmap repairs. A chunk whose digest differs is
+never stored: it is counted, asked for again, and refused for good after `bad_chunks` times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+
+from agent.blobs import Blobs, Partial
+from agent.errors import AgentError, Unavailable, Untrusted
+from agent.link import Link
+from wire import topics
+from wire.chunks import ChunkList, to_bitmap
+from wire.messages import Want
+
+LONGEST_WAIT = 60.0
+"""Seconds between two requests while nothing comes."""
+
+
+class Fetcher:
+    """Blobs under way. `on_bad(blob, reason)` hears of every chunk that is not what its list says, once per chunk."""
+
+    def __init__(
+        self,
+        device: str,
+        link: Link,
+        store: Blobs,
+        *,
+        timeout: float,
+        bad_chunks: int,
+        on_bad: Callable[[str, str], None],
+    ) -> None:
+        self._want = topics.Want(device)
+        self._link = link
+        self._store = store
+        self._timeout = timeout
+        self._bad_chunks = bad_chunks
+        self._on_bad = on_bad
+        self._transfers: dict[str, _Transfer] = {}
+
+    async def fetch(self, chunks: ChunkList, on_chunk: Callable[[int], None]) -> None:
+        """Get a blob into the store; `on_chunk(n)` hears how many more chunks are here. Waits for ever for the line.
+
+        Raises `Untrusted` for chunks that stay wrong, `Unavailable` for the disk.
+        """
+        if self._store.has(chunks.blob):
+            on_chunk(len(chunks.chunks))
+            return
+        partial = await asyncio.to_thread(self._store.begin, chunks)
+        transfer = _Transfer(chunks, partial, on_chunk)
+        self._transfers[chunks.blob] = transfer
+        try:
+            on_chunk(len(chunks.chunks) - len(partial.missing))
+            self._subscribe(transfer)
+            await self._until_complete(transfer)
+            await asyncio.to_thread(partial.finish)
+        finally:
+            del self._transfers[chunks.blob]
+            self._link.unsubscribe(topics.every(topics.Chunk, digest=chunks.blob))
+            partial.close()
+
+    async def _until_complete(self, transfer: _Transfer) -> None:
+        wait = self._timeout
+        while transfer.partial.missing:
+            before = len(transfer.partial.missing)
+            self._ask(transfer)
+            await transfer.until_quiet(wait)
+            wait = self._timeout if len(transfer.partial.missing) < before else min(2 * wait, LONGEST_WAIT)
+
+    def _subscribe(self, transfer: _Transfer) -> None:
+        self._link.subscribe(topics.every(topics.Chunk, digest=transfer.chunks.blob), qos=0)
+
+    def _ask(self, transfer: _Transfer) -> None:
+        count = len(transfer.chunks.chunks)
+        missing = to_bitmap(transfer.partial.missing, count)
+        want = Want(digest=transfer.chunks.blob, count=count, missing=missing)
+        self._link.publish(self._want, want.to_bytes())
+
+    def line_is_up(self) -> None:
+        """The line came back: everything under way is asked for at once."""
+        for transfer in self._transfers.values():
+            self._subscribe(transfer)
+            transfer.ask_again()
+
+    def receive(self, topic: topics.Chunk, data: bytes) -> None:
+        """A chunk came. It is verified and written here and now, so that nothing piles up in memory."""
+        transfer = self._transfers.get(topic.digest)
+        if transfer is None:
+            return
+        try:
+            if transfer.partial.put(topic.index, data):
+                transfer.on_chunk(1)
+        except Untrusted as e:
+            self._count_bad(transfer, topic.index, e)
+        except Unavailable as e:
+            transfer.fault = e
+        transfer.heard()
+
+    def _count_bad(self, transfer: _Transfer, index: int, error: Untrusted) -> None:
+        transfer.bad[index] += 1
+        if transfer.bad[index] == 1:
+            self._on_bad(transfer.chunks.blob, str(error))
+        if transfer.bad[index] >= self._bad_chunks:
+            transfer.fault = Untrusted(f"{error}, {transfer.bad[index]} times: the source is damaged or tampered with")
+
+
+class _Transfer:
+    """One blob under way."""
+
+    def __init__(self, chunks: ChunkList, partial: Partial, on_chunk: Callable[[int], None]) -> None:
+        self.chunks = chunks
+        self.partial = partial
+        self.on_chunk = on_chunk
+        self.bad: Counter[int] = Counter()
+        self.fault: AgentError | None = None
+        self._heard = asyncio.Event()
+        self._again = False
+
+    def heard(self) -> None:
+        self._heard.set()
+
+    def ask_again(self) -> None:
+        self._again = True
+        self._heard.set()
+
+    async def until_quiet(self, wait: float) -> None:
+        """Return when the blob is complete, nothing came for `wait` seconds, or it should be asked for again."""
+        while self.partial.missing and not self._again:
+            self._heard.clear()
+            try:
+                # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the event.
+                async with asyncio.timeout(wait):
+                    await self._heard.wait()
+            except TimeoutError:
+                break
+            if self.fault is not None:
+                raise self.fault
+        self._again = False

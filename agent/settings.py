@@ -1,0 +1,134 @@
+"""The settings of an agent: one frozen value, from `<state>/agent.toml`, `SHOAL_AGENT_*` and flags, in rising order.
+
+Durations and sizes carry their unit (`window = "60 s"`, `SHOAL_AGENT_QUEUE="8 MiB"`). An unknown name, a missing unit
+or a value out of bounds is an error at start that names the place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from agent.errors import Malformed
+from wire.errors import WireError
+from wire.units import seconds, size
+
+SOCKET_LIMIT: Final = 107
+"""Longest path of a Unix socket in bytes (`sun_path`, unix(7))."""
+PREFIX: Final = "SHOAL_AGENT_"
+
+
+def _duration(default: str, low: str, high: str) -> Any:
+    return _setting(default, low, high, lambda text, where: seconds(text, where=where))
+
+
+def _size(default: str, low: str, high: str) -> Any:
+    return _setting(default, low, high, lambda text, where: size(text, where=where))
+
+
+def _count(default: str, low: str, high: str) -> Any:
+    return _setting(default, low, high, _whole_number)
+
+
+def _setting(default: str, low: str, high: str, read: Callable[[str, str], float]) -> Any:
+    def parse(text: str, where: str) -> float:
+        value = read(text, where)
+        if not read(low, where) <= value <= read(high, where):
+            raise Malformed(f"{where}: {text} is out of bounds, expected {low} to {high}")
+        return value
+
+    return field(default=read(default, "default"), metadata={"parse": parse})
+
+
+def _whole_number(text: str, where: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise Malformed(f"{where}: expected a whole number, got {text!r}")
+    return int(text)
+
+
+def _loopback(text: str, where: str) -> str:
+    host, _, port = text.rpartition(":")
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback or not port.isdigit() or int(port) > 65535:
+        raise Malformed(f"{where}: expected a loopback address such as 127.0.0.1:8470, got {text!r}")
+    return text
+
+
+def _path(text: str, where: str) -> Path:
+    path = Path(text).absolute()
+    if len(str(path).encode()) > SOCKET_LIMIT:
+        raise Malformed(f"{where}: {path} is longer than {SOCKET_LIMIT} bytes: choose a shorter path with --socket")
+    return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentSettings:
+    """Times in seconds, sizes in bytes."""
+
+    state: Path
+    """Folder with all that the agent keeps."""
+    socket: Path = field(metadata={"parse": _path})
+    """The local API's Unix socket; default `<state>/agent.sock`."""
+    tcp: str | None = field(default=None, metadata={"parse": _loopback})
+    """Also answer on this loopback address; off by default. Port 0 chooses a free one."""
+    window: float = _duration("60 s", "100 ms", "1 d")
+    """Length of one telemetry record."""
+    queue: int = _size("8 MiB", "64 KiB", "10 GiB")
+    """Telemetry kept on disk while the fleet is out of reach; beyond it the oldest goes."""
+    ack_timeout: float = _duration("10 s", "100 ms", "1 h")
+    """How long to wait for the fleet's acknowledgement before a batch is sent again."""
+    fetch_timeout: float = _duration("2 s", "50 ms", "10 min")
+    """Silence after which missing chunks are asked for again; doubles up to a minute while nothing comes."""
+    bad_chunks: int = _count("5", "1", "1000")
+    """How often one chunk may arrive with another digest before the update is refused."""
+    selftest_timeout: float = _duration("2 min", "1 s", "1 h")
+    """Time that the self-test's process may take."""
+    probation_requests: int = _count("20", "1", "1000000")
+    """Answers without an error after which a new model is committed,"""
+    probation_time: float = _duration("30 s", "100 ms", "1 d")
+    """or the time without an error, whichever is first."""
+    min_free: int = _size("16 MiB", "0 B", "1 GiB")
+    """Room that stays free on the disk: an update that would take it is not begun."""
+    cloud_timeout: float = _duration("60 s", "1 s", "1 h")
+    """Longest silence of the cloud tier in one request."""
+    body_limit: int = _size("1 MiB", "1 KiB", "64 MiB")
+    """Largest request body of the local API."""
+
+
+def load(state: Path, environment: Mapping[str, str], flags: Mapping[str, str | None]) -> AgentSettings:
+    """The settings of the agent in a state folder. Raises `Malformed`."""
+    raw = {"socket": (str(state / "agent.sock"), "--state")}
+    raw |= _from_file(state / "agent.toml")
+    raw |= {
+        key.removeprefix(PREFIX).lower(): (text, key) for key, text in environment.items() if key.startswith(PREFIX)
+    }
+    raw |= {name: (text, f"--{name}") for name, text in flags.items() if text is not None}
+    return AgentSettings(state=state, **{name: _parsed(name, text, where) for name, (text, where) in raw.items()})
+
+
+def _from_file(path: Path) -> dict[str, tuple[str, str]]:
+    try:
+        pairs = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as e:
+        raise Malformed(f"{path}: not readable as TOML: {e}") from e
+    return {name: (str(value), f"{path}: {name}") for name, value in pairs.items()}
+
+
+def _parsed(name: str, text: str, where: str) -> Any:
+    parsers = {f.name: f.metadata["parse"] for f in dataclasses.fields(AgentSettings) if "parse" in f.metadata}
+    if name not in parsers:
+        raise Malformed(f"{where}: no setting of this name, there are: {', '.join(sorted(parsers))}")
+    try:
+        return parsers[name](text, where)
+    except WireError as e:
+        raise Malformed(str(e)) from e

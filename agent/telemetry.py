@@ -1,0 +1,225 @@
+"""Telemetry: windows of time, kept on disk before anything is sent, delivered exactly once.
+
+    record -> StateFile (boot, seq) -> signed batch -> broker -> fleet -> signed Ack -> forgotten here
+
+One batch is unacknowledged at a time. A lost batch or a lost Ack means the same records again under a new nonce; the
+fleet stores each `(boot, seq)` once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from securesystemslib.signer import Signer
+
+from agent.bundles import Prediction
+from agent.errors import NotFound
+from agent.link import Link
+from agent.state import Queued, StateFile
+from wire import topics
+from wire.dsse import open_by_role, seal
+from wire.errors import Untrusted
+from wire.messages import Ack, Health, InferenceStats, TelemetryBatch, TelemetryRecord
+from wire.sketch import Histogram, Sketch
+from wire.trust import TrustedSet
+from wire.units import instant, show_instant
+
+log = logging.getLogger("agent.telemetry")
+
+BATCH_BYTES: Final = 40 * 1024
+"""Records in one batch: with base64 and a signature it stays below 64 KiB on the wire."""
+RECENT_ANSWERS: Final = 1000
+"""Answers that feedback can still be given on."""
+FOLD: Final = 512
+"""Samples kept before they are folded into a sketch."""
+
+
+@dataclass
+class _Tally:
+    """One model's window."""
+
+    errors: int = 0
+    requests: int = 0
+    latencies: list[float] = field(default_factory=list)
+    confidences: list[float] = field(default_factory=list)
+    latency: Sketch = field(default_factory=Sketch)
+    confidence: Histogram = field(default_factory=Histogram)
+    labels: Counter[str] = field(default_factory=Counter)
+    feedback_total: int = 0
+    feedback_correct: int = 0
+
+    def fold(self) -> None:
+        self.latency = self.latency.merge(Sketch.of(self.latencies))
+        self.confidence = self.confidence.merge(Histogram.of(self.confidences))
+        self.latencies, self.confidences = [], []
+
+    def stats(self, model: str, digest: str) -> InferenceStats:
+        self.fold()
+        return InferenceStats(
+            model=model,
+            digest=digest,
+            requests=self.requests,
+            errors=self.errors,
+            latency_ms=self.latency,
+            confidence=self.confidence,
+            labels=dict(self.labels),
+            feedback_total=self.feedback_total,
+            feedback_correct=self.feedback_correct,
+        )
+
+
+class WindowMeter:
+    """Counts the open window, by model and digest. Holds no text, ever: labels, scores and times only."""
+
+    def __init__(self) -> None:
+        self._window: dict[tuple[str, str], _Tally] = {}
+        self._recent: OrderedDict[str, tuple[str, str, str]] = OrderedDict()
+
+    def _of(self, model: str, digest: str) -> _Tally:
+        return self._window.setdefault((model, digest), _Tally())
+
+    def answered(self, model: str, digest: str, latency_ms: float, predictions: tuple[Prediction, ...]) -> None:
+        """A request got its answer."""
+        tally = self._of(model, digest)
+        tally.requests += 1
+        tally.latencies.append(latency_ms)
+        tally.confidences += [p.score for p in predictions]
+        tally.labels.update(p.label for p in predictions)
+        if len(tally.latencies) + len(tally.confidences) >= FOLD:
+            tally.fold()
+
+    def failed(self, model: str, digest: str) -> None:
+        """A request got none, by the model's fault."""
+        tally = self._of(model, digest)
+        tally.requests += 1
+        tally.errors += 1
+
+    def remember(self, request: str, model: str, digest: str, label: str) -> None:
+        """An answer on which feedback may come."""
+        self._recent[request] = (model, digest, label)
+        while len(self._recent) > RECENT_ANSWERS:
+            self._recent.popitem(last=False)
+
+    def feedback(self, request: str, label: str) -> bool:
+        """The true label of an earlier answer; whether it was right. Raises `NotFound`; once per answer."""
+        if request not in self._recent:
+            raise NotFound(f"request {request[:80]!r}: not among the last {RECENT_ANSWERS} answers without feedback")
+        model, digest, answered = self._recent.pop(request)
+        tally = self._of(model, digest)
+        tally.feedback_total += 1
+        tally.feedback_correct += answered == label
+        return answered == label
+
+    def close(self) -> tuple[InferenceStats, ...]:
+        """What the window held; the next one is empty."""
+        window, self._window = self._window, {}
+        return tuple(tally.stats(*key) for key, tally in sorted(window.items()))
+
+
+class Recorder:
+    """Closes windows into records on disk. `seq` counts from 1 within the boot."""
+
+    def __init__(
+        self,
+        state: StateFile,
+        meter: WindowMeter,
+        *,
+        boot: str,
+        limit: int,
+        now: Callable[[], datetime],
+        health: Callable[[], Health],
+    ) -> None:
+        self._state = state
+        self._meter = meter
+        self._boot = boot
+        self._limit = limit
+        self._now = now
+        self._health = health
+        self._seq = 0
+        self._start = now()
+
+    def close_window(self) -> None:
+        """Store a record of the time since the last one. Raises `Unavailable` for the disk."""
+        end, self._seq = self._now(), self._seq + 1
+        record = TelemetryRecord(
+            seq=self._seq,
+            start=show_instant(self._start),
+            end=show_instant(end),
+            inference=self._meter.close(),
+            health=self._health(),
+        )
+        self._start = end
+        self._state.queue(Queued(self._boot, self._seq, record.to_bytes()), self._limit)
+
+
+@dataclass(frozen=True)
+class _Sent:
+    nonce: str
+    boot: str
+    last: int
+
+
+class Outbox:
+    """Sends what waits, one batch at a time."""
+
+    def __init__(
+        self, device: str, state: StateFile, link: Link, signer: Signer, trusted: TrustedSet, *, timeout: float
+    ) -> None:
+        self._device = device
+        self._topic = topics.Telemetry(device)
+        self._state = state
+        self._link = link
+        self._signer = signer
+        self._trusted = trusted
+        self._timeout = timeout
+        self._sent: _Sent | None = None
+        self._resend: asyncio.TimerHandle | None = None
+        self.open = False
+        """Whether the fleet is there to take bulk data."""
+
+    def kick(self) -> None:
+        """Send the oldest batch if none is under way and the fleet is there."""
+        if self._sent is None and self.open and self._link.up:
+            self._send()
+
+    def again(self) -> None:
+        """What was under way may be lost (a new connection, a timeout): send it again under a new nonce."""
+        self.forget()
+        self.kick()
+
+    def forget(self) -> None:
+        """The line is down, or the agent stops."""
+        if self._resend is not None:
+            self._resend.cancel()
+        self._sent = self._resend = None
+
+    def _send(self) -> None:
+        queued = self._state.oldest(BATCH_BYTES)
+        if not queued:
+            return
+        records = tuple(TelemetryRecord.from_bytes(q.record) for q in queued)
+        batch = TelemetryBatch(device=self._device, boot=queued[0].boot, nonce=uuid.uuid4().hex, records=records)
+        self._sent = _Sent(batch.nonce, batch.boot, records[-1].seq)
+        self._resend = asyncio.get_running_loop().call_later(self._timeout, self.again)
+        self._link.publish(self._topic, seal(batch, self._signer))
+
+    def take_ack(self, data: bytes) -> None:
+        """Forget what the fleet says it stored. Raises `WireError`: `Untrusted` when not signed for this device."""
+        ack = open_by_role(data, Ack, self._trusted.targets())
+        if ack.device != self._device:
+            raise Untrusted(f"acknowledgement for {ack.device}: sent to {self._device}")
+        self._state.note_time(instant(ack.time))
+        if self._sent is None or (ack.nonce, ack.boot) != (self._sent.nonce, self._sent.boot):
+            return  # of an earlier sending; the one under way gets its own
+        self._state.acknowledged(ack.boot, min(ack.stored, self._sent.last))
+        progress = ack.stored >= self._sent.last
+        self.forget()
+        if progress:
+            self.kick()

@@ -1,0 +1,222 @@
+"""The update machine: one table, (state, event) -> (next state, action). Pure; `agent.installer` does what it says.
+
+    state, action = step(state, Event.DONE)
+
+Laws, each tested: an unfinished update always has a next action; whatever happens, the active model stays until a
+candidate that answered well takes its place; what the table does not know rolls back; a newer desired state
+supersedes in every state; an update that keeps being killed ends as `failed` after `MAX_STARTS` starts.
+
+    verifying -> fetching -> staging -> self-test -> switching -> probation -> committed
+       any of them -> refused (not to be trusted) | failed (does not work here)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
+from typing import Final, Literal, get_args
+
+from wire.document import Document
+from wire.messages import DesiredModel, Phase, SlotReport, UpdateReport
+
+MAX_STARTS: Final = 4
+"""Starts of the agent that one update may see from its self-test on: the update itself may be what kills the agent."""
+
+
+class Event(StrEnum):
+    """What came of an action, or happened beside it."""
+
+    DONE = "done"
+    FAULT = "fault"
+    UNTRUSTED = "untrusted"
+    KILLED = "killed"
+
+
+class Action(StrEnum):
+    """What to do next. The state that asks for it is on disk before it begins."""
+
+    VERIFY = "verify"
+    FETCH = "fetch"
+    STAGE = "stage"
+    SELF_TEST = "self-test"
+    SWITCH = "switch"
+    WATCH = "watch"
+    COMMIT = "commit"
+    DROP = "drop"
+    """Nothing of the candidate answers yet: forget its files."""
+    ROLL_BACK = "roll-back"
+    """The candidate answers: let the active model answer again, then forget the candidate's files."""
+
+
+State = Literal[
+    "verifying", "fetching", "staging", "self-test", "switching", "probation", "committed", "failed", "refused"
+]
+STATES: Final[tuple[State, ...]] = get_args(State)
+ENDED: Final = frozenset({"committed", "failed", "refused"})
+LIVE: Final = frozenset({"switching", "probation"})
+"""States in which the candidate may be answering."""
+
+_PATH: Final[tuple[tuple[State, Action], ...]] = (
+    ("verifying", Action.VERIFY),
+    ("fetching", Action.FETCH),
+    ("staging", Action.STAGE),
+    ("self-test", Action.SELF_TEST),
+    ("switching", Action.SWITCH),
+    ("probation", Action.WATCH),
+    ("committed", Action.COMMIT),
+)
+
+
+def _table() -> dict[tuple[str, Event], tuple[State, Action]]:
+    table: dict[tuple[str, Event], tuple[State, Action]] = {}
+    for (state, action), following in pairwise(_PATH):
+        back = Action.ROLL_BACK if state in LIVE else Action.DROP
+        table[state, Event.DONE] = following
+        table[state, Event.FAULT] = ("failed", back)
+        table[state, Event.UNTRUSTED] = ("refused", back)
+        table[state, Event.KILLED] = (state, action)
+    # What was trusted before a restart is asked again before more is fetched; verified chunks stay.
+    table["fetching", Event.KILLED] = table["staging", Event.KILLED] = ("verifying", Action.VERIFY)
+    # A candidate on probation is not loaded any more after a restart: it goes in again before it is watched.
+    table["probation", Event.KILLED] = ("switching", Action.SWITCH)
+    return table
+
+
+TABLE: Final[Mapping[tuple[str, Event], tuple[State, Action]]] = _table()
+UNKNOWN: Final[tuple[State, Action]] = ("failed", Action.ROLL_BACK)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed(Document):
+    """A release in a slot: its target and the digest of its manifest."""
+
+    target: str
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update(Document):
+    """One update under way or ended. `starts` counts those of the agent since its self-test began."""
+
+    target: str
+    digest: str
+    state: str
+    rollout: str | None = None
+    reason: str = ""
+    starts: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelState(Document):
+    """Everything that is on disk of one model name: who stands in which slot, and the newest update."""
+
+    active: Placed | None = None
+    candidate: Placed | None = None
+    previous: Placed | None = None
+    update: Update | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether its update has not ended."""
+        return self.update is not None and self.update.state not in ENDED
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """Manifests whose files must stay: those in a slot, and the one under way."""
+        held = {p.digest for p in (self.active, self.candidate, self.previous) if p}
+        return frozenset(held | ({self.update.digest} if self.update and self.busy else set()))
+
+
+def step(model: ModelState, event: Event, reason: str = "") -> tuple[ModelState, Action]:
+    """What an event makes of a model with an update, and what to do then."""
+    update = model.update
+    assert update is not None
+    state, action = TABLE.get((update.state, event), UNKNOWN)
+    starts = update.starts
+    if event is Event.KILLED and state in ("self-test", *LIVE):
+        starts += 1
+        if starts >= MAX_STARTS:
+            (state, action), reason = UNKNOWN, f"the agent stopped {starts} times in {update.state}"
+    if (state, action) == UNKNOWN and not reason:
+        reason = f"{event} in state {update.state[:40]!r} is not in the update table"
+    update = dataclasses.replace(update, state=state, reason=reason, starts=starts)
+    return dataclasses.replace(_slots_after(model, action), update=update), action
+
+
+def _slots_after(model: ModelState, action: Action) -> ModelState:
+    assert model.update is not None
+    if action is Action.SWITCH:
+        return dataclasses.replace(model, candidate=Placed(target=model.update.target, digest=model.update.digest))
+    if action is Action.COMMIT:
+        return dataclasses.replace(model, active=model.candidate, previous=model.active, candidate=None)
+    if action in (Action.DROP, Action.ROLL_BACK):
+        return dataclasses.replace(model, candidate=None)
+    return model
+
+
+def desire(model: ModelState, wanted: DesiredModel) -> tuple[ModelState, tuple[Action, ...]]:
+    """What a newer desired state makes of a model, and what to do. Nothing to do: no actions.
+
+    A release that failed or was refused is tried again only for another rollout.
+    """
+    update = model.update
+    if update and (update.digest, update.rollout) == (wanted.digest, wanted.rollout) and _stands(model, update):
+        return model, ()
+    back = _give_up(model)
+    free = dataclasses.replace(model, candidate=None)
+    if model.active and model.active.digest == wanted.digest:
+        done = Update(target=wanted.target, digest=wanted.digest, rollout=wanted.rollout, state="committed")
+        return dataclasses.replace(free, update=done), back
+    new = Update(target=wanted.target, digest=wanted.digest, rollout=wanted.rollout, state="verifying")
+    return dataclasses.replace(free, update=new), (*back, Action.VERIFY)
+
+
+def _stands(model: ModelState, update: Update) -> bool:
+    """Whether an update is still the last word on its release: under way, refused, failed, or active."""
+    return update.state != "committed" or (model.active is not None and model.active.digest == update.digest)
+
+
+def _give_up(model: ModelState) -> tuple[Action, ...]:
+    if not model.busy:
+        return ()
+    assert model.update is not None
+    return (Action.ROLL_BACK,) if model.update.state in LIVE else (Action.DROP,)
+
+
+def report(model: ModelState, chunks_done: int, chunks_total: int) -> UpdateReport | None:
+    """The newest update in the words of the wire."""
+    update = model.update
+    if update is None:
+        return None
+    phases: dict[str, Phase] = {
+        "verifying": "fetching",
+        "fetching": "fetching",
+        "staging": "fetching",
+        "self-test": "self-test",
+        "switching": "self-test",
+        "probation": "probation",
+        "committed": "committed",
+        "refused": "refused",
+    }
+    return UpdateReport(
+        target=update.target,
+        digest=update.digest,
+        rollout=update.rollout,
+        phase=phases.get(update.state, "failed"),
+        reason=update.reason,
+        chunks_done=chunks_done,
+        chunks_total=chunks_total,
+    )
+
+
+def slots(name: str, model: ModelState) -> list[SlotReport]:
+    """Who stands in which slot, in the words of the wire."""
+    standing: tuple[tuple[Literal["active", "candidate", "previous"], Placed | None], ...] = (
+        ("active", model.active),
+        ("candidate", model.candidate),
+        ("previous", model.previous),
+    )
+    return [SlotReport(model=name, slot=slot, target=p.target, digest=p.digest) for slot, p in standing if p]

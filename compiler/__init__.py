@@ -1,0 +1,1 @@
+"""Source model in, bundle out; a process of its own."""

@@ -1,0 +1,1 @@
+"""The central service: decides who runs what."""

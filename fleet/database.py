@@ -1,0 +1,68 @@
+"""The fleet's database: SQLite today, and nothing here that only SQLite has outside `_tune_sqlite`.
+
+with database.transaction() as session:
+    session.add(Device(...))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.exc import DatabaseError
+from sqlmodel import Session
+
+from fleet.errors import Unavailable
+
+
+class Database:
+    """An engine with its schema brought up to date. The caller holds the lock of the data folder meanwhile.
+
+    Raises `Unavailable` when the file is damaged.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = create_engine(url)
+        if self._engine.dialect.name == "sqlite":
+            event.listen(self._engine, "connect", _tune_sqlite)
+        try:
+            _migrate(self._engine)
+        except DatabaseError as e:
+            self._engine.dispose()
+            raise Unavailable(f"{url}: cannot be opened: {e.orig}: put the file back from a backup") from e
+
+    @classmethod
+    def in_folder(cls, data: Path) -> Database:
+        """The database of a data folder, made on first use."""
+        return cls(f"sqlite:///{data / 'fleet.db'}")
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """A session that commits when the block ends well and rolls back when it raises."""
+        with Session(self._engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def close(self) -> None:
+        """Give back all connections."""
+        self._engine.dispose()
+
+
+def _tune_sqlite(connection: Any, _record: object) -> None:
+    """WAL with FULL: an acknowledged record survives a power cut, and readers do not wait for the writer."""
+    with closing(connection.cursor()) as cursor:
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+            cursor.execute(f"PRAGMA {pragma}")
+
+
+def _migrate(engine: Engine) -> None:
+    with as_file(files("fleet") / "migrations") as scripts, engine.begin() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(scripts).replace("%", "%%"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")

@@ -1,0 +1,73 @@
+"""The errors of the fleet, by whose fault it is.
+
+    FleetError
+    ├── Malformed          a request or setting is not what it must be: the sender's fault
+    │   └── TooLarge       over a limit that a setting names
+    ├── Untrusted          well formed, but not signed, listed or known as it must be
+    │   ├── Unauthorized   no credential, or a wrong one
+    │   └── Forbidden      a good credential, and not for this
+    ├── Incompatible       sound, and at odds with what the fleet holds
+    │   ├── NotFound       names something that is not there
+    │   └── Conflict       names something that is there already, or in another state
+    └── Unavailable        the machine, a port, the broker or an upstream: try again after mending it
+        ├── StorageFull    no room left on the disk
+        ├── UpstreamDown   the cloud tier cannot be reached or broke off
+        └── UpstreamSlow   the cloud tier did not answer in time
+
+Each message says what happened, to which path, digest, device or setting, and what to do. The errors of `wire` pass
+through; only the HTTP layer turns either into a status.
+"""
+
+from __future__ import annotations
+
+
+class FleetError(Exception):
+    """Root of every error that the fleet raises itself."""
+
+
+class Malformed(FleetError):
+    """A request or setting does not say what it must."""
+
+
+class TooLarge(Malformed):
+    """A request is over a limit."""
+
+
+class Untrusted(FleetError):
+    """What was sent cannot be believed."""
+
+
+class Unauthorized(Untrusted):
+    """No credential came, or it is wrong, used or expired."""
+
+
+class Forbidden(Untrusted):
+    """The credential is good and does not allow this."""
+
+
+class Incompatible(FleetError):
+    """A sound request that does not fit what the fleet holds."""
+
+
+class NotFound(Incompatible):
+    """What was named is not there."""
+
+
+class Conflict(Incompatible):
+    """What was named exists already, or is in another state."""
+
+
+class Unavailable(FleetError):
+    """Something that the fleet stands on is missing, taken or down."""
+
+
+class StorageFull(Unavailable):
+    """There is no room left on the disk."""
+
+
+class UpstreamDown(Unavailable):
+    """The cloud tier cannot be reached."""
+
+
+class UpstreamSlow(Unavailable):
+    """The cloud tier did not answer in time."""

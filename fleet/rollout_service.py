@@ -1,0 +1,248 @@
+"""Rollouts in the database: the pure table of `fleet.rollouts` between what was stored and what is sent.
+
+The new state of a rollout and the desired states that follow from it are one transaction; publishing comes after it and
+can be repeated. So a fleet that is killed anywhere goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, cast
+
+from sqlmodel import Session, col, select
+
+from fleet import rollouts
+from fleet.desired import DesiredStates, models_of
+from fleet.errors import Conflict, NotFound
+from fleet.repository import Repository
+from fleet.rollouts import AbortAsked, Committed, Event, Failed, Member, MemberState, Rollout, Step, Tick, Verdict
+from fleet.tables import Device, RolloutDevice, RolloutRow
+from wire.messages import DesiredModel, Reported, UpdateReport
+from wire.units import instant, show_instant
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutRequest:
+    """What an operator asks for. A repeated `key` gives the rollout of the first time."""
+
+    family: str
+    name: str
+    version: str
+    waves: Sequence[int]
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Starts, moves and ends rollouts. The commit, and publishing what it changed, are left to the caller."""
+
+    repository: Repository
+    desired: DesiredStates
+    settle_after: timedelta
+    clock: Callable[[], datetime]
+
+    def start(self, session: Session, request: RolloutRequest) -> tuple[RolloutRow, list[str]]:
+        """A new rollout with its first wave, and the devices whose desired state changed.
+
+        Raises `Malformed` for bad waves, `NotFound` for a version without releases, and `Conflict` when no enrolled
+        device can run it or another rollout of the model is running.
+        """
+        rollouts.check_waves(request.waves)
+        if request.key is not None and (known := _by_key(session, request.key)) is not None:
+            return _repeated(known, request), []
+        releases = self.repository.of_version(request.family, request.name, request.version)
+        _check_free(session, request)
+        devices = session.exec(select(Device).where(col(Device.enrolled).is_not(None))).all()
+        eligible = {d.id: releases[d.profile] for d in devices if d.profile in releases}
+        if not eligible:
+            profiles = ", ".join(sorted(releases))
+            what = f"{request.name} {request.version}"
+            raise Conflict(f"rollout of {what}: no enrolled device has a profile it was released for: {profiles}")
+        now = self.clock()
+        step = rollouts.start(f"r-{secrets.token_hex(6)}", eligible, request.waves, now)
+        row = _new_row(step.rollout, request, now)
+        session.add(row)
+        session.flush()
+        for member in step.rollout.members:
+            release = eligible[member.device].release
+            session.add(_new_member(row.id, member, release.target, release.digest))
+        session.flush()
+        return row, self._store(session, row, step)
+
+    def abort(self, session: Session, id_: str, reason: str) -> tuple[RolloutRow, list[str]]:
+        """End a rollout and bring back what it touched. Raises `NotFound`, or `Conflict` when it has ended."""
+        row = find(session, id_)
+        if row.state != "running":
+            raise Conflict(f"rollout {id_}: is {row.state} already: nothing to abort")
+        return row, self._apply(session, row, AbortAsked(reason))
+
+    def take_report(self, session: Session, device: str, reported: Reported) -> list[str]:
+        """What a device's verified report means for the rollouts it is in."""
+        changed: list[str] = []
+        for row in _running(session):
+            member = session.get(RolloutDevice, (row.id, device))
+            event = _answer(member, reported) if member and member.state == "sent" else None
+            if event is not None:
+                changed += self._apply(session, row, event)
+        return changed
+
+    def tick(self, session: Session) -> list[str]:
+        """Time has passed: look at every running rollout."""
+        return [device for row in _running(session) for device in self._apply(session, row, Tick())]
+
+    def _apply(self, session: Session, row: RolloutRow, event: Event) -> list[str]:
+        step = rollouts.advance(_rollout(session, row), event, self.clock(), self.settle_after)
+        return self._store(session, row, step)
+
+    def _store(self, session: Session, row: RolloutRow, step: Step) -> list[str]:
+        _save(session, row, step.rollout)
+        for device in step.send:
+            self._send(session, session.get_one(RolloutDevice, (row.id, device)))
+        for device in step.back:
+            self._bring_back(session, session.get_one(RolloutDevice, (row.id, device)))
+        return [*step.send, *step.back]
+
+    def _send(self, session: Session, member: RolloutDevice) -> None:
+        device = session.get_one(Device, member.device)
+        new = DesiredModel(target=member.target, digest=member.digest, rollout=member.rollout)
+        before = [m for m in models_of(device) if m.model == new.model]
+        member.before = before[0].to_bytes().decode() if before else ""
+        self.desired.assign(session, device, [*(m for m in models_of(device) if m.model != new.model), new])
+        member.sent_seq = device.desired_seq
+        session.add(member)
+
+    def _bring_back(self, session: Session, member: RolloutDevice) -> None:
+        device = session.get_one(Device, member.device)
+        model = DesiredModel(target=member.target, digest=member.digest).model
+        before = [DesiredModel.from_bytes(member.before.encode())] if member.before else []
+        self.desired.assign(session, device, [*(m for m in models_of(device) if m.model != model), *before])
+
+
+def find(session: Session, id_: str) -> RolloutRow:
+    """A rollout. Raises `NotFound`."""
+    row = session.get(RolloutRow, id_)
+    if row is None:
+        raise NotFound(f"rollout {id_[:40]!r}: there is none of that id: `shoal rollout list` shows those there are")
+    return row
+
+
+def all_rollouts(session: Session) -> Sequence[RolloutRow]:
+    """Every rollout, the newest first."""
+    return session.exec(select(RolloutRow).order_by(col(RolloutRow.started).desc(), col(RolloutRow.id))).all()
+
+
+def view(session: Session, row: RolloutRow) -> dict[str, Any]:
+    """A rollout as the API shows it."""
+    return {
+        "rollout": row.id,
+        "family": row.family,
+        "name": row.name,
+        "version": row.version,
+        "waves": json.loads(row.waves),
+        "wave": row.wave,
+        "state": row.state,
+        "verdict": row.verdict,
+        "reasons": json.loads(row.reasons),
+        "started": row.started,
+        "devices": [
+            {"device": m.device, "target": m.target, "wave": m.wave, "state": m.state, "reason": m.reason}
+            for m in _members(session, row.id)
+        ],
+    }
+
+
+def _answer(member: RolloutDevice, reported: Reported) -> Event | None:
+    """What a report says of a device that was sent the release: it runs it, refused it, or nothing yet."""
+    update = next((u for u in reported.updates if _is_of(u, member)), None)
+    if update is not None:
+        if update.phase == "committed":
+            return Committed(member.device)
+        if update.phase in ("failed", "refused"):
+            return Failed(member.device, f"{update.phase}: {update.reason or 'no reason given'}")
+        return None
+    active = any(s.slot == "active" and s.digest == member.digest for s in reported.slots)
+    return Committed(member.device) if active and reported.desired_seq >= member.sent_seq else None
+
+
+def _is_of(update: UpdateReport, member: RolloutDevice) -> bool:
+    return update.rollout == member.rollout and update.digest == member.digest
+
+
+def _rollout(session: Session, row: RolloutRow) -> Rollout:
+    return Rollout(
+        id=row.id,
+        waves=tuple(json.loads(row.waves)),
+        members=tuple(
+            Member(m.device, m.wave, cast(MemberState, m.state), m.reason) for m in _members(session, row.id)
+        ),
+        wave=row.wave,
+        wave_started=instant(row.wave_started),
+        state=cast(Any, row.state),
+        verdict=cast(Verdict, row.verdict),
+        reasons=tuple(json.loads(row.reasons)),
+    )
+
+
+def _save(session: Session, row: RolloutRow, rollout: Rollout) -> None:
+    row.wave, row.wave_started = rollout.wave, show_instant(rollout.wave_started)
+    row.state, row.verdict, row.reasons = rollout.state, rollout.verdict, json.dumps(rollout.reasons)
+    session.add(row)
+    stored = {m.device: m for m in _members(session, row.id)}
+    for member in rollout.members:
+        known = stored[member.device]
+        if (known.state, known.reason) != (member.state, member.reason):
+            known.state, known.reason = member.state, member.reason
+            session.add(known)
+
+
+def _new_row(rollout: Rollout, request: RolloutRequest, now: datetime) -> RolloutRow:
+    return RolloutRow(
+        id=rollout.id,
+        request_key=request.key,
+        family=request.family,
+        name=request.name,
+        version=request.version,
+        waves=json.dumps(list(request.waves)),
+        wave=rollout.wave,
+        state=rollout.state,
+        verdict=rollout.verdict,
+        reasons=json.dumps(rollout.reasons),
+        started=show_instant(now),
+        wave_started=show_instant(rollout.wave_started),
+    )
+
+
+def _new_member(rollout: str, member: Member, target: str, digest: str) -> RolloutDevice:
+    return RolloutDevice(
+        rollout=rollout, device=member.device, target=target, digest=digest, wave=member.wave, state=member.state
+    )
+
+
+def _members(session: Session, rollout: str) -> Sequence[RolloutDevice]:
+    query = select(RolloutDevice).where(RolloutDevice.rollout == rollout)
+    return session.exec(query.order_by(col(RolloutDevice.wave), col(RolloutDevice.device))).all()
+
+
+def _running(session: Session) -> Iterator[RolloutRow]:
+    yield from session.exec(select(RolloutRow).where(RolloutRow.state == "running")).all()
+
+
+def _by_key(session: Session, key: str) -> RolloutRow | None:
+    return session.exec(select(RolloutRow).where(RolloutRow.request_key == key)).first()
+
+
+def _repeated(row: RolloutRow, request: RolloutRequest) -> RolloutRow:
+    asked = (request.family, request.name, request.version, list(request.waves))
+    if asked != (row.family, row.name, row.version, json.loads(row.waves)):
+        raise Conflict(f"idempotency key {request.key!r}: was used for another rollout, {row.id}: use a new key")
+    return row
+
+
+def _check_free(session: Session, request: RolloutRequest) -> None:
+    for row in _running(session):
+        if row.name == request.name:
+            raise Conflict(f"rollout {row.id} of {row.name} {row.version} is running: wait for it or abort it first")

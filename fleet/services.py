@@ -1,0 +1,56 @@
+"""Everything that a request may need, put together once in `fleet.up`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import cast
+
+from starlette.requests import HTTPConnection
+
+from fleet.blobs import BlobStore
+from fleet.broker import Broker
+from fleet.ca import Authority
+from fleet.database import Database
+from fleet.enrolment import Enrolment
+from fleet.inbox import Inbox
+from fleet.keys import OnlineKeys
+from fleet.link import Link
+from fleet.outbox import Outbox
+from fleet.repository import Repository
+from fleet.rollout_service import Rollouts
+from fleet.serial import Serial
+from fleet.settings import FleetSettings
+from fleet.transfer import Transfer
+from fleet.upstream import Upstream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """The parts of a running fleet. What changes something runs on `serial`."""
+
+    settings: FleetSettings
+    clock: Callable[[], datetime]
+    started: datetime
+    serial: Serial
+    database: Database
+    blobs: BlobStore
+    authority: Authority
+    keys: OnlineKeys
+    repository: Repository
+    enrolment: Enrolment
+    rollouts: Rollouts
+    broker: Broker
+    link: Link
+    outbox: Outbox
+    inbox: Inbox
+    transfer: Transfer
+    upstream: Upstream
+    operators: frozenset[str]
+    """SHA-256 of every operator's token."""
+
+
+def services_of(request: HTTPConnection) -> Services:
+    """The services of the application that a request came to."""
+    return cast(Services, request.app.state.services)

@@ -1,0 +1,64 @@
+"""Telemetry: a signed batch is stored once whatever happens on the way, and acknowledged when it is on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import datetime
+
+from sqlmodel import Session, col, select
+
+from fleet.tables import Device, DeviceStats, TelemetryRow
+from wire.document import dump_json
+from wire.messages import Ack, InferenceStats, TelemetryBatch, TelemetryRecord
+from wire.sketch import Sketch
+from wire.units import show_instant
+
+
+def store(session: Session, device: Device, batch: TelemetryBatch, now: datetime) -> Ack:
+    """Store what is new of a verified batch, count what is not. The acknowledgement is for after the commit."""
+    known = _known(session, device.id, batch)
+    fresh = [r for r in batch.records if r.seq not in known]
+    received = show_instant(now)
+    for record in fresh:
+        text = record.to_bytes().decode()
+        session.add(TelemetryRow(device=device.id, boot=batch.boot, seq=record.seq, received=received, record=text))
+    _add_up(session.get_one(DeviceStats, device.id), fresh, duplicates=len(known))
+    return Ack(
+        device=device.id,
+        nonce=batch.nonce,
+        time=received,
+        boot=batch.boot,
+        stored=batch.records[-1].seq,
+        desired_epoch=device.desired_epoch,
+        desired_seq=device.desired_seq,
+    )
+
+
+def _known(session: Session, device: str, batch: TelemetryBatch) -> set[int]:
+    query = select(TelemetryRow.seq).where(
+        TelemetryRow.device == device,
+        TelemetryRow.boot == batch.boot,
+        col(TelemetryRow.seq).in_([r.seq for r in batch.records]),
+    )
+    return set(session.exec(query))
+
+
+def _add_up(stats: DeviceStats, records: Iterable[TelemetryRecord], *, duplicates: int) -> None:
+    latency = Sketch.from_value(json.loads(stats.latency))
+    stats.duplicates += duplicates
+    for record in records:
+        stats.records += 1
+        if record.health is not None:
+            stats.health = record.health.to_bytes().decode()
+        for inference in record.inference:
+            _add_inference(stats, inference)
+            latency = latency.merge(inference.latency_ms)
+    stats.latency = dump_json(latency.to_value()).decode()
+
+
+def _add_inference(stats: DeviceStats, inference: InferenceStats) -> None:
+    stats.requests += inference.requests
+    stats.errors += inference.errors
+    stats.feedback_total += inference.feedback_total
+    stats.feedback_correct += inference.feedback_correct

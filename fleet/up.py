@@ -1,0 +1,324 @@
+"""`shoal up`: one process that is the whole fleet.
+
+code = run(settings)                                   # until SIGINT or SIGTERM
+await serve(settings, announce=print, stop=event)      # the same in a loop of one's own
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import uvicorn
+from sqlalchemy.exc import SQLAlchemyError
+
+from fleet.admission import Lifetimes
+from fleet.api import create_app
+from fleet.auth import open_operator_tokens
+from fleet.blobs import BlobStore
+from fleet.broker import Broker, BrokerAddress, end_left_behind
+from fleet.ca import Authority, KeyPair
+from fleet.database import Database
+from fleet.desired import DesiredStates
+from fleet.enrolment import Addresses, Enrolment, open_secret
+from fleet.errors import FleetError, Unavailable
+from fleet.folder import RunFile, hold
+from fleet.inbox import Inbox
+from fleet.keys import OnlineKeys
+from fleet.link import Link
+from fleet.outbox import Outbox
+from fleet.repository import Repository
+from fleet.rollout_service import Rollouts
+from fleet.serial import Serial
+from fleet.services import Services
+from fleet.settings import FleetSettings
+from fleet.tls import TlsProtocol, server_context
+from fleet.transfer import Transfer
+from fleet.upstream import Upstream
+from wire.errors import WireError
+from wire.topics import FLEET_CLIENT
+
+LINK_WITHIN = 10.0
+TICK = 0.5
+"""Seconds between looks at what time alone changes: deadlines, silence, freshness."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Running:
+    """Where a fleet that is ready can be found."""
+
+    url: str
+    broker: str
+    data: Path
+
+
+def run(settings: FleetSettings, *, announce: Callable[[Running], None]) -> int:
+    """Serve until SIGINT or SIGTERM. The exit code: 0, or 1 after an error that was told on standard error."""
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        asyncio.run(_until_signal(settings, announce))
+    except FleetError as e:
+        sys.stderr.write(f"error: {e}\n")
+        return 1
+    return 0
+
+
+async def serve(settings: FleetSettings, *, announce: Callable[[Running], None], stop: asyncio.Event) -> None:
+    """Run a fleet on its data folder until `stop` is set. Raises `FleetError` when it cannot start."""
+    async with AsyncExitStack() as stack:
+        stack.enter_context(hold(settings.data))
+        listener = stack.enter_context(_listener(settings))
+        services = stack.enter_context(_open(settings, listener.getsockname()[1]))
+        await stack.enter_async_context(_broker(services))
+        await stack.enter_async_context(_link(services))
+        stack.enter_context(_transfer(services))
+        await stack.enter_async_context(_housekeeping(services))
+        await stack.enter_async_context(_https(services, listener))
+        RunFile(listener.getsockname()[1], services.broker.address.port, os.getpid()).save(settings.data)
+        announce(Running(services.enrolment.addresses.fleet, services.enrolment.addresses.broker, settings.data))
+        await stop.wait()
+        _log.info("stopping")
+
+
+async def _until_signal(settings: FleetSettings, announce: Callable[[Running], None]) -> None:
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    await serve(settings, announce=announce, stop=stop)
+
+
+@contextmanager
+def _listener(settings: FleetSettings) -> Iterator[socket.socket]:
+    """The HTTPS port, taken at once so that a taken one is told before anything starts."""
+    last = RunFile.load(settings.data)
+    with _bind(settings.https_host, settings.https_port, last.https if last else 0, "https_port") as listener:
+        yield listener
+
+
+def _broker_address(settings: FleetSettings) -> BrokerAddress:
+    """The broker's port. mosquitto binds it itself, so a free one is found, let go and named in its configuration."""
+    end_left_behind(settings.data / "broker")
+    last = RunFile.load(settings.data)
+    with _bind(settings.broker_host, settings.broker_port, last.broker if last else 0, "broker_port") as found:
+        return BrokerAddress(settings.broker_host, found.getsockname()[1])
+
+
+def _bind(host: str, port: int, last: int, setting: str) -> socket.socket:
+    """A socket on the port that was asked for; for 0 the one of last time, where devices look, or any free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for candidate in [port] if port else [last, 0] if last else [0]:
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind((host, candidate))
+        except OSError as e:
+            bound.close()
+            if candidate in (port, 0):
+                raise Unavailable(f"port {candidate} on {host}: {e.strerror}: free it, or set {setting}") from e
+        else:
+            return bound
+    raise AssertionError("unreachable: the last candidate returns or raises")
+
+
+def _clock() -> datetime:
+    return datetime.now(UTC)
+
+
+@contextmanager
+def _open(settings: FleetSettings, https_port: int) -> Iterator[Services]:
+    """Everything that stands in the data folder, opened or made, and put together."""
+    data, started = settings.data, _clock()
+    database = Database.in_folder(data)
+    serial = Serial()
+    try:
+        yield _assemble(settings, database, serial, started, https_port)
+    finally:
+        serial.close()
+        database.close()
+
+
+def _assemble(
+    settings: FleetSettings, database: Database, serial: Serial, started: datetime, https_port: int
+) -> Services:
+    data = settings.data
+    authority = Authority.open(data / "ca", started)
+    keys, blobs = OnlineKeys.open(data / "keys"), BlobStore(data / "blobs")
+    lifetimes = Lifetimes(
+        snapshot=timedelta(seconds=settings.snapshot_lifetime), timestamp=timedelta(seconds=settings.timestamp_lifetime)
+    )
+    repository = Repository(database, blobs, keys, lifetimes, _clock)
+    desired = DesiredStates(keys.fleet, timedelta(seconds=settings.desired_lifetime), _clock)
+    rollouts = Rollouts(repository, desired, timedelta(seconds=settings.settle_after), _clock)
+    client, server = authority.client(FLEET_CLIENT, started), _server_pair(authority, settings, started)
+    address = _broker_address(settings)
+    broker = Broker(settings.mosquitto, data / "broker", address, server, client, authority.certificate_path)
+    link = Link(client, authority.certificate_path, session=secrets.token_hex(8))
+    outbox = Outbox(link, database, repository, keys.fleet)
+    transfer = Transfer(link, blobs, lambda: repository.listed, gather=settings.gather, rate=settings.transfer_rate)
+    inbox = Inbox(database, outbox, rollouts, transfer, timedelta(seconds=settings.offline_after), _clock)
+    return Services(
+        settings=settings,
+        clock=_clock,
+        started=started,
+        serial=serial,
+        database=database,
+        blobs=blobs,
+        authority=authority,
+        keys=keys,
+        repository=repository,
+        enrolment=_enrolment(settings, database, authority, desired, https_port, address.port),
+        rollouts=rollouts,
+        broker=broker,
+        link=link,
+        outbox=outbox,
+        inbox=inbox,
+        transfer=transfer,
+        upstream=Upstream(settings.upstream, settings.upstream_key_file, settings.upstream_timeout),
+        operators=open_operator_tokens(data, database, _clock),
+    )
+
+
+def _enrolment(
+    settings: FleetSettings, database: Database, authority: Authority, desired: DesiredStates, https: int, broker: int
+) -> Enrolment:
+    name = settings.public_names[0]
+    return Enrolment(
+        database=database,
+        authority=authority,
+        desired=desired,
+        addresses=Addresses(fleet=f"https://{name}:{https}", broker=f"{name}:{broker}"),
+        secret=open_secret(settings.data / "keys" / "kit-secret"),
+        kit_lifetime=timedelta(seconds=settings.kit_lifetime),
+        certificate_lifetime=timedelta(seconds=settings.certificate_lifetime),
+        clock=_clock,
+    )
+
+
+def _server_pair(authority: Authority, settings: FleetSettings, now: datetime) -> KeyPair:
+    hosts = [h for h in (settings.https_host, settings.broker_host) if h not in ("", "0.0.0.0", "::")]  # noqa: S104
+    return authority.server([*settings.public_names, "localhost", "127.0.0.1", *hosts], now)
+
+
+@asynccontextmanager
+async def _broker(services: Services) -> AsyncIterator[None]:
+    await services.broker.start()
+    try:
+        yield
+    finally:
+        await services.broker.stop()
+
+
+@asynccontextmanager
+async def _link(services: Services) -> AsyncIterator[None]:
+    """The connection to the broker. All that the fleet owns is published on every connect."""
+    link, inbox, serial = services.link, services.inbox, services.serial
+    await serial.run(inbox.start)
+    await serial.run(services.repository.refresh)
+    address = services.broker.address
+    link.start(
+        address.local,
+        address.port,
+        receive=lambda topic, payload, retained: serial.post(inbox.take, topic, payload, retained),
+        connected=lambda: serial.post(services.outbox.everything),
+    )
+    try:
+        await asyncio.to_thread(link.wait_until_up, LINK_WITHIN)
+        yield
+    finally:
+        await asyncio.to_thread(link.stop)
+
+
+@contextmanager
+def _transfer(services: Services) -> Iterator[None]:
+    services.transfer.start()
+    try:
+        yield
+    finally:
+        services.transfer.stop()
+
+
+@asynccontextmanager
+async def _housekeeping(services: Services) -> AsyncIterator[None]:
+    task = asyncio.create_task(_tick_for_ever(services), name="housekeeping")
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _tick_for_ever(services: Services) -> None:
+    while True:
+        await asyncio.sleep(TICK)
+        try:
+            await services.serial.run(tick, services)
+        except (FleetError, WireError, SQLAlchemyError, OSError):
+            _log.exception("housekeeping failed: it is tried again")
+
+
+def tick(services: Services) -> None:
+    """What time alone changes."""
+    services.inbox.tick()
+    if services.repository.refresh():
+        services.outbox.trust()
+    with services.database.transaction() as session:
+        changed = [*services.rollouts.tick(session), *services.rollouts.desired.refresh(session)]
+    services.outbox.desired(changed)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server without its signal handlers: the fleet decides when it stops."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@asynccontextmanager
+async def _https(services: Services, listener: socket.socket) -> AsyncIterator[None]:
+    authority = str(services.authority.certificate_path)
+    pair = KeyPair(services.authority.folder / "server.pem", services.authority.folder / "server.key")
+    config = uvicorn.Config(
+        create_app(services),
+        http=TlsProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=3,
+        ssl_context_factory=lambda _config, _default: server_context(pair, authority),
+    )
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets=[listener]), name="https")
+    try:
+        await _until_started(server, task)
+        yield
+    finally:
+        server.should_exit = True
+        await task
+        await services.upstream.close()
+
+
+async def _until_started(server: uvicorn.Server, task: asyncio.Task[None]) -> None:
+    while not server.started:
+        if task.done():
+            await task  # it failed: say why
+            raise Unavailable("https: the server ended before it was ready: see the log")
+        await asyncio.sleep(0.01)

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.blobs import Blobs
+from agent.errors import Unavailable, Untrusted
+from wire.chunks import ChunkList, ChunkRef, digest
+
+PARTS = tuple(bytes([i + 1]) * (100 + i) for i in range(6))
+BLOB = b"".join(PARTS)
+LIST = ChunkList(
+    blob=digest(BLOB), size=len(BLOB), chunks=tuple(ChunkRef(digest=digest(p), size=len(p)) for p in PARTS)
+)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["good", "flipped", "short", "restart", "tear"]))))
+def test_whatever_arrives_only_verified_bytes_are_kept(moves) -> None:
+    """Any order, duplicates, flipped bits, restarts, and a disk that tore what was written last."""
+    with tempfile.TemporaryDirectory() as name:
+        store = Blobs(Path(name), 0)
+        partial = store.begin(LIST)
+        held: set[int] = set()
+        for index, what in moves:
+            data = PARTS[index]
+            if what == "good":
+                assert partial.put(index, data) is (index not in held)
+                held.add(index)
+            elif what in ("flipped", "short") and index not in held:
+                with pytest.raises(Untrusted, match=f"chunk {index}"):
+                    partial.put(index, data[:-1] + (b"\xff" if what == "flipped" else b""))
+            elif what == "restart":
+                partial.close()
+                partial = store.begin(LIST)
+            elif what == "tear" and index in held:
+                partial.close()
+                with store.path(LIST.blob).with_suffix(".partial").open("r+b") as file:
+                    file.seek(LIST.offsets[index])
+                    file.write(b"\xee")
+                partial = store.begin(LIST)
+                held.discard(index)
+            assert partial.missing == frozenset(range(6)) - held
+            assert not store.has(LIST.blob)
+        for index in sorted(partial.missing, reverse=True):
+            partial.put(index, PARTS[index])
+        partial.finish()
+        partial.close()
+        assert store.read(LIST.blob) == BLOB
+
+
+def test_chunks_of_a_wrong_list_never_become_a_blob(tmp_path) -> None:
+    """Attack: a chunk list that names the blob and cuts up another one."""
+    other = tuple(bytes([9]) * len(p) for p in PARTS)
+    wrong = ChunkList(
+        blob=LIST.blob, size=LIST.size, chunks=tuple(ChunkRef(digest=digest(p), size=len(p)) for p in other)
+    )
+    store = Blobs(tmp_path, 0)
+    partial = store.begin(wrong)
+    for index, data in enumerate(other):
+        partial.put(index, data)
+    with pytest.raises(Untrusted, match="add up to another blob"):
+        partial.finish()
+    partial.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_chunk_beyond_the_list_is_refused(tmp_path) -> None:
+    partial = Blobs(tmp_path, 0).begin(LIST)
+    with pytest.raises(Untrusted, match="chunk 6 of 6"):
+        partial.put(6, b"x")
+    partial.close()
+
+
+def test_collecting_keeps_what_is_needed_whole_or_partial(tmp_path) -> None:
+    store = Blobs(tmp_path, 0)
+    store.begin(LIST).close()
+    (tmp_path / ("a" * 64)).write_bytes(b"old")
+    assert store.collect({LIST.blob}) == 3
+    assert [p.name for p in tmp_path.iterdir()] == [f"{LIST.blob.removeprefix('sha256:')}.partial"]
+
+
+def test_a_blob_that_the_disk_changed_is_not_read(tmp_path) -> None:
+    store = Blobs(tmp_path, 0)
+    store.path(LIST.blob).write_bytes(BLOB[:-1] + b"x")
+    with pytest.raises(Unavailable, match="the disk changed it"):
+        store.read(LIST.blob)
+
+
+def test_too_little_room_is_said_with_figures(tmp_path) -> None:
+    with pytest.raises(Unavailable, match=r"free, the update needs 1\.0 MiB"):
+        Blobs(tmp_path, 1 << 60).check_room(1 << 20)

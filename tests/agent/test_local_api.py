@@ -1,0 +1,303 @@
+"""The local API over a real Unix socket, with a real model, and a cloud tier on a real TLS server."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import http.server
+import json
+import socket
+import ssl
+import stat
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from agent.api import LocalApi
+from agent.cloud import Cloud
+from agent.errors import Incompatible, Unavailable
+from agent.identity import Identity, Joined
+from agent.server import LocalServer
+from wire.profile import Detect, Hardware, Limits, Profile, ProfileRuntime
+
+PROFILE = Profile(
+    name="x86-64",
+    title="PC",
+    status="supported",
+    hardware=Hardware(machine="x86_64", cpu="any", features=(), memory="1 GiB"),
+    detect=Detect(machines=("x86_64",)),
+    runtimes=(ProfileRuntime(name="onnxruntime", version="1"),),
+    recipes=("onnx-fp32",),
+    choose="first",
+    limits=Limits(disk="1 GiB", memory="1 GiB"),
+    sources=(),
+)
+
+
+class Client:
+    """What a product app does; blocking, so it is called in threads."""
+
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def ask(self, method: str, path: str, body: object = None) -> tuple[int, object]:
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(20)
+        try:
+            connection.sock.connect(str(self.path))
+            data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+            connection.request(method, path, data)
+            response = connection.getresponse()
+            read = response.read()
+            kind = response.getheader("content-type")
+            return response.status, json.loads(read) if kind == "application/json" else read
+        finally:
+            connection.close()
+
+    def infer(self, *texts: str, **fields: object) -> tuple[int, object]:
+        tensor = {"name": "text", "datatype": "BYTES", "shape": [len(texts)], "data": list(texts)}
+        return self.ask("POST", "/v2/models/kitchen/infer", {"inputs": [tensor], **fields})
+
+
+def identity(folder, fleet: str, ca: str) -> Identity:
+    (folder / "ca.pem").write_text(ca)
+    return Identity(folder, Joined(device="kitchen-1", fleet=fleet, broker="localhost:1", profile=PROFILE))
+
+
+@pytest.fixture
+def serve(new_device, sim, bundles, authority, short_folder):
+    """Run a story against a device that serves version 1 on a socket."""
+
+    def run(story, *, model: bool = True, fleet: str = "https://localhost:1", online: bool = False) -> None:
+        async def body() -> None:
+            device = new_device(probation_time=0.1)
+            if model:
+                sim.release(bundles["one"])
+                sim.desire(bundles["one"])
+                device.connect()
+                await device.until_phase("committed")
+            authority.files("kitchen-1")[0].rename(short_folder / "cert.pem")
+            (authority.folder / "kitchen-1-key.pem").rename(short_folder / "key.pem")
+            api = LocalApi(
+                service=device.service,
+                meter=device.meter,
+                cloud=Cloud(identity(short_folder, fleet, authority.pem), 5.0, device.now),
+                status=lambda: {"device": "kitchen-1"},
+                online=lambda: online,
+                body_limit=64 * 1024,
+                version="0",
+            )
+            server = LocalServer(api, short_folder / "s", None)
+            task = await server.start()
+            try:
+                await story(device, Client(short_folder / "s"))
+            finally:
+                await server.stop(task)
+                await device.stop()
+
+        asyncio.run(body())
+
+    return run
+
+
+def test_text_goes_in_and_labels_scores_digest_and_id_come_out(serve, bundles) -> None:
+    async def story(_device, client) -> None:
+        status, value = await asyncio.to_thread(client.infer, "turn the light on", "play some music", id="mine")
+        assert status == 200
+        assert (value["model_name"], value["model_version"], value["id"]) == ("kitchen", bundles["one"].digest, "mine")
+        label, score, scores = value["outputs"]
+        assert (label["shape"], label["data"]) == ([2], ["light-on", "music"])
+        assert scores["shape"] == [2, 3]
+        assert score["data"] == [max(scores["data"][:3]), max(scores["data"][3:])]
+
+    serve(story)
+
+
+def test_a_text_is_answered_the_same_alone_and_beside_others(serve) -> None:
+    async def story(_device, client) -> None:
+        _, alone = await asyncio.to_thread(client.infer, "lamp on please")
+        _, beside = await asyncio.to_thread(client.infer, "lamp on please", "play some music in the kitchen")
+        assert beside["outputs"][2]["data"][:3] == alone["outputs"][2]["data"]
+
+    serve(story)
+
+
+def test_the_routes_of_the_protocol_answer(serve, bundles, short_folder) -> None:
+    async def story(_device, client) -> None:
+        for path in ("/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/kitchen/ready", "/shoal/status"):
+            assert (await asyncio.to_thread(client.ask, "GET", path))[0] == 200, path
+        _, value = await asyncio.to_thread(client.ask, "GET", "/v2/models/kitchen")
+        assert value["versions"] == [bundles["one"].digest]
+        assert value["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
+        assert stat.S_IMODE((short_folder / "s").stat().st_mode) == 0o660
+
+    serve(story)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        (b"{", 400, "not valid JSON"),
+        (b"[]", 400, "expected a JSON object"),
+        (b"{}", 400, "expected one tensor, such as"),
+        (b'{"inputs": [{"name": "text", "datatype": "FP32", "shape": [1], "data": [1]}]}', 400, "datatype BYTES"),
+        (b'{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [2], "data": ["a"]}]}', 400, r"expected \[1\]"),
+        (b'{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [0], "data": []}]}', 400, "expected 1 to 256"),
+        (b'{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["\\ud800"]}]}', 400, "surrogate"),
+        (b"x" * 65 * 1024, 413, "over the limit of 65536 bytes"),
+    ],
+)
+def test_bad_input_is_refused_with_what_to_send_instead(serve, body, status, said) -> None:
+    async def story(_device, client) -> None:
+        found, value = await asyncio.to_thread(client.ask, "POST", "/v2/models/kitchen/infer", body)
+        assert found == status
+        with pytest.raises(ValueError, match=said):
+            raise ValueError(value["error"])
+
+    serve(story)
+
+
+def test_another_model_or_route_is_not_found(serve) -> None:
+    async def story(_device, client) -> None:
+        for method, path in (("POST", "/v2/models/lock/infer"), ("GET", "/v3"), ("DELETE", "/v2/models/kitchen")):
+            assert (await asyncio.to_thread(client.ask, method, path, b"{}"))[0] == 404
+
+    serve(story)
+
+
+def test_before_the_first_model_the_api_says_that_it_is_not_ready(serve) -> None:
+    async def story(_device, client) -> None:
+        status, value = await asyncio.to_thread(client.infer, "turn the light on")
+        assert status == 503
+        assert "roll one out" in value["error"]
+        assert (await asyncio.to_thread(client.ask, "GET", "/v2/health/ready"))[0] == 503
+        assert (await asyncio.to_thread(client.ask, "GET", "/v2/health/live"))[0] == 200
+
+    serve(story, model=False)
+
+
+def test_feedback_on_an_answer_is_counted_for_the_model_that_gave_it(serve, bundles) -> None:
+    async def story(device, client) -> None:
+        _, value = await asyncio.to_thread(client.infer, "turn the light on")
+        body = {"request": value["id"], "label": "music"}
+        assert await asyncio.to_thread(client.ask, "POST", "/shoal/feedback", body) == (
+            200,
+            {"request": value["id"], "correct": False},
+        )
+        assert (await asyncio.to_thread(client.ask, "POST", "/shoal/feedback", body))[0] == 404
+        (stats,) = device.meter.close()
+        assert (stats.digest, stats.feedback_total, stats.feedback_correct) == (bundles["one"].digest, 1, 0)
+
+    serve(story)
+
+
+def test_a_switch_under_load_drops_no_request(serve, sim, bundles) -> None:
+    async def story(device, client) -> None:
+        answers = []
+
+        async def load() -> None:
+            while len({digest for _, digest in answers}) < 2 or len(answers) < 50:
+                status, value = await asyncio.to_thread(client.infer, "turn the light on")
+                answers.append((status, value.get("model_version")))
+
+        asking = [asyncio.create_task(load()) for _ in range(3)]
+        sim.release(bundles["two"])
+        sim.desire(bundles["two"], rollout="r2")
+        device.hear_retained()
+        await asyncio.gather(*asking)
+        assert {status for status, _ in answers} == {200}
+        assert {digest for _, digest in answers} == {bundles["one"].digest, bundles["two"].digest}
+
+    serve(story)
+
+
+@contextmanager
+def gateway(authority, seen: list[bytes]):
+    """A TLS server that asks for a client certificate and streams two events."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            seen.append(self.rfile.read(int(self.headers["Content-Length"])))
+            seen.append(dict(item[0] for item in self.connection.getpeercert()["subject"])["commonName"].encode())
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.end_headers()
+            for event in (b"data: one\n\n", b"data: [DONE]\n\n"):
+                self.wfile.write(event)
+                self.wfile.flush()
+
+        def log_message(self, *_words: object) -> None:
+            """Quiet."""
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority.files("localhost"))
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(cadata=authority.pem)
+    server = http.server.HTTPServer(("localhost", 0), Handler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"https://localhost:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_chat_is_forwarded_under_the_devices_certificate_and_streamed_back(serve, authority) -> None:
+    seen: list[bytes] = []
+    request = b'{"model": "large", "stream": true, "messages": []}'
+
+    async def story(_device, client) -> None:
+        answer = await asyncio.to_thread(client.ask, "POST", "/v1/chat/completions", request)
+        assert answer == (200, b"data: one\n\ndata: [DONE]\n\n")
+        assert seen == [request, b"kitchen-1"]
+
+    with gateway(authority, seen) as url:
+        serve(story, model=False, fleet=url, online=True)
+
+
+def test_offline_chat_is_refused_at_once_in_the_form_that_openai_clients_read(serve) -> None:
+    async def story(_device, client) -> None:
+        started = time.perf_counter()
+        status, value = await asyncio.to_thread(client.ask, "POST", "/v1/chat/completions", b"{}")
+        assert time.perf_counter() - started < 1.0
+        assert status == 503
+        assert value["error"]["code"] == "offline"
+        assert "offline" in value["error"]["message"]
+
+    serve(story, model=False)
+
+
+def test_a_gateway_that_is_not_there_is_an_error_that_names_it(serve) -> None:
+    async def story(_device, client) -> None:
+        status, value = await asyncio.to_thread(client.ask, "POST", "/v1/chat/completions", b"{}")
+        assert (status, value["error"]["code"]) == (503, "unavailable")
+        assert "localhost:1 did not answer" in value["error"]["message"]
+
+    serve(story, model=False, online=True)
+
+
+def test_a_model_that_fails_gives_an_error_and_is_counted(serve) -> None:
+    async def story(device, client) -> None:
+        def broken(_texts: tuple[str, ...]) -> None:
+            raise Incompatible("the graph gave nothing")
+
+        device.service.answering("kitchen")._classifier.classify = broken
+        assert await asyncio.to_thread(client.infer, "on") == (500, {"error": "the graph gave nothing"})
+        assert device.meter.close()[0].errors == 1
+
+    serve(story)
+
+
+def test_an_address_that_is_taken_is_named(short_folder) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(Unavailable, match=f"{address}: the local API cannot listen"):
+            LocalServer(None, short_folder / "s", address)

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trust_repository import new_signer
+
+from agent.bundles import Prediction
+from agent.errors import NotFound
+from agent.state import Queued, StateFile
+from agent.telemetry import RECENT_ANSWERS, WindowMeter
+from wire import topics
+
+DIGEST = "sha256:" + "1" * 64
+
+
+def prediction(label: str = "light-on", score: float = 0.9) -> Prediction:
+    return Prediction(label, score, (score,))
+
+
+def test_a_window_counts_by_model_and_digest_and_holds_no_text() -> None:
+    meter = WindowMeter()
+    for i in range(1000):
+        meter.answered("kitchen", DIGEST, 2.0, (prediction("light-on" if i % 4 else "music"),))
+    meter.failed("kitchen", DIGEST)
+    meter.remember("r1", "kitchen", DIGEST, "light-on")
+    meter.remember("r2", "kitchen", DIGEST, "music")
+    assert meter.feedback("r1", "light-on") is True
+    assert meter.feedback("r2", "light-on") is False
+    (stats,) = meter.close()
+    assert (stats.requests, stats.errors, stats.labels) == (1001, 1, {"light-on": 750, "music": 250})
+    assert stats.latency_ms.quantile(0.5) == pytest.approx(2.0, rel=0.02)
+    assert stats.confidence.bins[18] == 1000
+    assert (stats.feedback_total, stats.feedback_correct) == (2, 1)
+    assert meter.close() == ()
+
+
+def test_feedback_counts_once_and_only_for_recent_answers() -> None:
+    meter = WindowMeter()
+    for i in range(RECENT_ANSWERS + 1):
+        meter.remember(f"r{i}", "kitchen", DIGEST, "music")
+    meter.feedback("r5", "music")
+    for gone in ("r0", "r5", "never"):
+        with pytest.raises(NotFound, match="not among the last"):
+            meter.feedback(gone, "music")
+
+
+def test_every_record_arrives_although_acks_are_lost_and_none_is_forgotten_before(new_device, sim) -> None:
+    """Accident: the acknowledgements of three batches are lost, and the line goes down in between."""
+    sim.faults.lose_acks = 3
+
+    async def story() -> None:
+        device = new_device()
+        for _ in range(5):
+            device.recorder.close_window()
+        device.connect()
+        await device.until(lambda: sim.faults.fired.get("lost ack", 0) == 2)
+        assert device.state.telemetry()["waiting"] == 5
+        device.disconnect()
+        device.recorder.close_window()
+        device.connect()
+        await device.until(lambda: device.state.telemetry()["waiting"] == 0)
+        assert sim.faults.fired["lost ack"] == 3
+        assert sorted(seq for _, seq in sim.records) == [1, 2, 3, 4, 5, 6]
+        assert device.state.telemetry() == {"produced": 6, "acknowledged": 6, "dropped": 0, "waiting": 0}
+        await device.stop()
+
+    asyncio.run(story())
+
+
+def test_records_of_an_earlier_boot_are_delivered_after_a_restart(new_device, sim) -> None:
+    async def story() -> None:
+        device = new_device()
+        device.recorder.close_window()
+        await device.stop()
+        again = new_device()
+        again.recorder.close_window()
+        again.connect()
+        await again.until(lambda: again.state.telemetry()["waiting"] == 0)
+        assert len({boot for boot, _ in sim.records}) == 2
+        await again.stop()
+
+    asyncio.run(story())
+
+
+def test_a_forged_acknowledgement_forgets_nothing(new_device, sim) -> None:
+    """Attack: an Ack signed by another key than the fleet's."""
+    fleet = sim.repo.keys["fleet"]
+
+    async def story() -> None:
+        device = new_device()
+        device.connect()
+        await device.until(lambda: "targets" in device.keeper.trusted.versions())
+        sim.repo.keys["fleet"] = [new_signer()]
+        device.recorder.close_window()
+        device.outbox.kick()
+        await device.until(lambda: ("acknowledgement") in [subject for subject, _ in device.events])
+        assert device.state.telemetry()["waiting"] == 1
+        sim.repo.keys["fleet"] = fleet
+        await device.until(lambda: device.state.telemetry()["waiting"] == 0)
+        await device.stop()
+
+    asyncio.run(story())
+
+
+def test_nothing_is_sent_while_the_fleet_is_away(new_device, sim) -> None:
+    from wire.messages import Presence  # noqa: PLC0415
+
+    async def story() -> None:
+        device = new_device()
+        device.connect()
+        await device.until(lambda: device.outbox.open)
+        death = Presence(session="f1", online=False).to_bytes()
+        device.inbox.take(topics.FleetState().topic, death)
+        device.recorder.close_window()
+        device.outbox.kick()
+        assert sim.records == {}
+        assert device.state.telemetry()["waiting"] == 1
+        await device.stop()
+
+    asyncio.run(story())
+
+
+@settings(max_examples=25)
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=40), st.integers(400, 2000))
+def test_the_queue_is_bounded_drops_the_oldest_and_counts_them(tmp_path_factory, sizes, limit) -> None:
+    state = StateFile.open(tmp_path_factory.mktemp("queue") / "agent.db")
+    for seq, size in enumerate(sizes, start=1):
+        state.queue(Queued("b", seq, b"x" * size), limit)
+    kept = [q.seq for q in state.oldest(10**9)]
+    counts = state.telemetry()
+    assert kept == list(range(len(sizes) - len(kept) + 1, len(sizes) + 1))
+    assert sum(sizes[seq - 1] for seq in kept) <= limit
+    assert (counts["produced"], counts["dropped"] + counts["waiting"]) == (len(sizes), len(sizes))
+    state.close()

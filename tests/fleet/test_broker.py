@@ -1,0 +1,159 @@
+"""The real mosquitto, as the fleet sets it up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from fleet_process import FleetProcess, initialise_trust, until
+
+from fleet.broker import find_program
+from fleet.errors import Unavailable
+from wire import topics
+
+
+def broker_of(fleet: FleetProcess) -> Any:
+    return fleet.api("GET", "/api/v1/status")["broker"]
+
+
+def test_a_device_reads_and_writes_its_own_topics_only(new_device: Any) -> None:
+    """Attack: device A writes to B's topics and listens to them; asserted on delivery, as brokers grant silently."""
+    a, b = new_device("a"), new_device("b")
+    b.connect()
+    a.connect(topics.every(topics.Desired), topics.every(topics.State), topics.every(topics.Telemetry), "#")
+    a.next(topics.TrustRole)
+
+    a.publish(topics.State("b").topic, b"forged")
+    a.publish(topics.Desired("b").topic, b"forged", retain=True)
+    a.publish(topics.Chunk("sha256:" + "0" * 64, 0).topic, b"forged")
+    a.publish(topics.TrustRole("timestamp").topic, b"forged", retain=True)
+    b.send(b.batch(1))
+    b.next_ack()
+    a.send(a.batch(1))
+    seen = []
+    while not seen or not isinstance(seen[-1][0], topics.Ack):
+        topic, payload = a.inbox.get(timeout=10)
+        seen.append((topics.parse(topic), payload))
+
+    assert all(getattr(topic, "device", "a") == "a" for topic, _ in seen)
+    assert not any(payload == b"forged" for _, payload in seen + list(b.inbox.queue))
+    assert b.view()["security"] == []
+    assert b.view()["status"] == "online"
+
+
+def test_a_client_cannot_take_anothers_client_id(new_device: Any) -> None:
+    """Attack: connecting with a victim's client id to end its session."""
+    victim, attacker = new_device("victim"), new_device("attacker")
+    victim.connect()
+    assert attacker.id != victim.id
+    attacker.connect(client_id=victim.id)
+    victim.send(victim.batch(1))
+    assert victim.next_ack().stored == 1
+    assert victim.view()["status"] == "online"
+
+
+def test_a_client_without_a_certificate_is_refused(fleet: FleetProcess) -> None:
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        first_answer(fleet)
+
+
+def first_answer(fleet: FleetProcess) -> bytes:
+    """TLS 1.3 tells a client only on its first read that a certificate was needed."""
+    host, port = fleet.broker.split(":")
+    with (
+        socket.create_connection((host, int(port)), timeout=10) as raw,
+        fleet.tls().wrap_socket(raw, server_hostname=host) as secure,
+    ):
+        secure.sendall(b"\x10\x00")
+        return secure.recv(1)
+
+
+def test_a_device_whose_connection_breaks_is_offline_by_its_will(new_device: Any) -> None:
+    device = new_device("cut")
+    device.connect()
+    device.until_status("online")
+    device.cut()
+    device.until_status("offline")
+
+
+def test_an_old_will_buries_no_new_birth(new_device: Any) -> None:
+    device = new_device("here")
+    device.connect()
+    state, birth, death = topics.State(device.id).topic, device.presence(online=True), device.presence(online=False)
+    device.publish(state, birth.replace(b"boot-1", b"boot-2"))
+    device.publish(state, death)
+    device.send(device.batch(1))
+    device.next_ack()
+    assert device.view()["status"] == "online"
+    device.publish(state, death.replace(b"boot-1", b"boot-2"))
+    device.until_status("offline")
+
+
+def test_a_broker_that_is_killed_comes_back_and_the_fleet_publishes_again(tmp_path: Path, enrolling: Any) -> None:
+    with FleetProcess(tmp_path / "fleet") as fleet, enrolling(fleet, tmp_path) as new_device:
+        initialise_trust(fleet)
+        device = new_device("a")
+        device.connect()
+        device.next_desired(seq=1)
+        before = broker_of(fleet)
+        os.kill(before["pid"], signal.SIGKILL)
+        until(lambda: broker_of(fleet)["pid"] not in (None, before["pid"]), what="a new broker")
+        assert device.next_desired(seq=1).device == "a"
+        device.send(device.batch(1))
+        assert device.next_ack().stored == 1
+        assert broker_of(fleet)["port"] == before["port"]
+
+
+def test_a_device_that_only_the_brokers_memory_calls_online_goes_offline(tmp_path: Path, enrolling: Any) -> None:
+    with FleetProcess(tmp_path / "fleet", offline_after="300 ms") as fleet, enrolling(fleet, tmp_path) as new_device:
+        initialise_trust(fleet)
+        device = new_device("gone")
+        device.connect()
+        device.until_status("online")
+        # The broker ends in order and keeps the birth; the device never comes back.
+        os.kill(broker_of(fleet)["pid"], signal.SIGTERM)
+        device.disconnect()
+        device.until_status("offline")
+
+
+def test_a_killed_fleet_leaves_no_broker_behind(tmp_path: Path) -> None:
+    with FleetProcess(tmp_path / "fleet") as fleet:
+        before = broker_of(fleet)
+        fleet.kill()
+        until(lambda: not psutil.pid_exists(before["pid"]), what="the broker's end")
+
+
+def test_a_broker_that_was_left_behind_does_not_block_the_next_start(tmp_path: Path) -> None:
+    """As on a system whose kernel does not end it: the same program on the same configuration, by nobody's child."""
+    with FleetProcess(tmp_path / "fleet") as fleet:
+        port = broker_of(fleet)["port"]
+        fleet.stop()
+        command = [find_program("mosquitto"), "-c", str(fleet.data / "broker" / "mosquitto.conf")]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as orphan:
+            until(lambda: answers(port), what="the orphan's start")
+            # Reaped as soon as it ends, as init does it.
+            reaper = threading.Thread(target=orphan.wait)
+            reaper.start()
+            fleet.start()
+            reaper.join()
+            assert (orphan.returncode, broker_of(fleet)["port"]) == (0, port)
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_missing_broker_is_told_with_the_package_that_holds_it() -> None:
+    with pytest.raises(Unavailable) as error:
+        find_program("no-such-broker")
+    for words in ("apt install mosquitto", "dnf install mosquitto", "brew install mosquitto"):
+        assert words in str(error.value)

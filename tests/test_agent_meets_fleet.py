@@ -1,0 +1,339 @@
+"""A real agent process and a real fleet process with its broker: enrolment, rollout, and everything that can break.
+
+Nothing is simulated here: certificates, MQTT, signatures, files and signals are those of production.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleet_process import FleetProcess, Publisher, initialise_trust, until
+from tiny_bundle import TinyBundle, make_layout
+
+from agent.state import StateFile
+
+ON = "turn the light on"
+FAST = {
+    "SHOAL_AGENT_WINDOW": "300 ms",
+    "SHOAL_AGENT_ACK_TIMEOUT": "1 s",
+    "SHOAL_AGENT_FETCH_TIMEOUT": "300 ms",
+    "SHOAL_AGENT_PROBATION_TIME": "300 ms",
+}
+BIG = 600_000
+"""Rows of a model of 9.6 MB: 147 chunks, long enough under way to be killed in it."""
+
+
+class AgentProcess:
+    """`python -m agent.main run` on a state folder. Its log is `<state>.log`."""
+
+    def __init__(self, state: Path, **environment: str) -> None:
+        self.state = state
+        self.environment = {**FAST, **environment}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, **self.environment}
+        return subprocess.run(
+            [sys.executable, "-m", "agent.main", *words, "--state", str(self.state)],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=_repository(),
+            env=environment,
+        )
+
+    def enrol(self, kit: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+        path = self.state.parent / f"{self.state.name}-kit.json"
+        path.write_text(json.dumps(kit))
+        return self.command("enrol", "--kit", str(path))
+
+    def start(self) -> None:
+        with Path(f"{self.state}.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "agent.main", "run", "--state", str(self.state)],
+                stderr=log,
+                cwd=_repository(),
+                env={**os.environ, **self.environment},
+            )
+        until(lambda: self.get("/v2/health/live")[0] == 200, what=f"the agent in {self.state}")
+
+    def stop(self) -> int:
+        return self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._end(signal.SIGKILL)
+
+    def _end(self, how: signal.Signals) -> int:
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        process.send_signal(how)
+        try:
+            return process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+
+    def get(self, path: str) -> tuple[int, Any]:
+        return self.ask("GET", path)
+
+    def ask(self, method: str, path: str, value: object = None) -> tuple[int, Any]:
+        """Status 0 while nothing answers."""
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(30)
+        try:
+            connection.sock.connect(str(self.state / "agent.sock"))
+            connection.request(method, path, None if value is None else json.dumps(value))
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+        except (OSError, http.client.HTTPException):
+            return 0, None
+        finally:
+            connection.close()
+
+    def infer(self, text: str = ON) -> tuple[int, Any]:
+        body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [text]}]}
+        return self.ask("POST", "/v2/models/kitchen/infer", body)
+
+    def answers_with(self, bundle: TinyBundle) -> bool:
+        status, value = self.infer()
+        return status == 200 and value["model_version"] == bundle.digest and value["outputs"][0]["data"] == ["light-on"]
+
+    def status(self) -> Any:
+        status, value = self.get("/shoal/status")
+        return value if status == 200 else {}
+
+    def update(self) -> Any:
+        return next(iter(self.status().get("updates", [])), {"phase": "", "reason": ""})
+
+    @property
+    def log(self) -> str:
+        return Path(f"{self.state}.log").read_text()
+
+
+class World:
+    """One fleet with its publisher and as many agents as a test needs; everything started here is ended."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder = folder
+        self.stack = stack
+        self.fleet: FleetProcess
+        self.publisher: Publisher
+
+    def start_fleet(self, **settings: object) -> None:
+        self.fleet = self.stack.enter_context(FleetProcess(self.folder / "fleet", gather="50 ms", **settings))
+        self.publisher = initialise_trust(self.fleet)
+
+    def bundle(self, version: str, **options: Any) -> TinyBundle:
+        layout = self.folder / f"layout-{version}"
+        made = make_layout(layout, version=version, **options)
+        self.publisher.release_layout(layout)
+        return made
+
+    def agent(self, device: str, **environment: str) -> AgentProcess:
+        agent = AgentProcess(self.folder / device, **environment)
+        kit = self.fleet.api("POST", "/api/v1/devices", {"device": device, "profile": "x86-64"})
+        enrolled = agent.enrol(kit)
+        assert enrolled.returncode == 0, enrolled.stderr
+        agent.start()
+        self.stack.callback(agent.stop)
+        return agent
+
+    def roll_out(self, version: str) -> None:
+        body = {"family": "intents", "name": "kitchen", "version": version, "waves": [100]}
+        self.fleet.api("POST", "/api/v1/rollouts", body)
+
+    def device(self, device: str) -> Any:
+        return self.fleet.api("GET", f"/api/v1/devices/{device}")
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    folder = Path(tempfile.mkdtemp(prefix="sh-"))
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder)
+        yield World(folder, stack)
+
+
+def test_a_device_enrols_gets_a_model_answers_and_reports(world: World) -> None:
+    world.start_fleet()
+    one = world.bundle("1.0.0")
+    agent = world.agent("kitchen-1")
+    assert agent.infer()[0] == 503
+    world.roll_out("1.0.0")
+    until(lambda: agent.answers_with(one))
+    until(lambda: agent.update()["phase"] == "committed")
+    request = agent.infer()[1]["id"]
+    assert agent.ask("POST", "/shoal/feedback", {"request": request, "label": "light-on"})[1]["correct"] is True
+    until(lambda: world.device("kitchen-1")["stats"]["feedback_correct"] == 1)
+    device = world.device("kitchen-1")
+    assert [(s["slot"], s["digest"]) for s in device["slots"]] == [("active", one.digest)]
+    assert device["status"] == "online"
+    assert device["health"]["memory_total"] > 0
+    assert agent.status()["security"] == []
+    asked = agent.command("status", "--json")
+    assert json.loads(asked.stdout)["device"] == "kitchen-1"
+
+
+def test_a_token_works_once(world: World) -> None:
+    world.start_fleet()
+    kit = world.fleet.api("POST", "/api/v1/devices", {"device": "kitchen-1", "profile": "x86-64"})
+    assert AgentProcess(world.folder / "first").enrol(kit).returncode == 0
+    second = AgentProcess(world.folder / "second").enrol(kit)
+    assert second.returncode == 1
+    assert "make a new kit" in second.stderr
+    assert not (world.folder / "second" / "identity").exists()
+
+
+def test_models_answer_with_the_fleet_killed_and_every_record_arrives_once_after_it(world: World) -> None:
+    """Accident: fleet and broker are killed; records pile up on the device's disk meanwhile."""
+    world.start_fleet()
+    one = world.bundle("1.0.0")
+    agent = world.agent("kitchen-1")
+    world.roll_out("1.0.0")
+    until(lambda: agent.update()["phase"] == "committed")
+    until(lambda: agent.status()["telemetry"]["acknowledged"] > 0)
+    world.fleet.kill()
+    until(lambda: not agent.status()["link"]["up"])
+    produced = agent.status()["telemetry"]["produced"]
+    asked = 0
+    while agent.status()["telemetry"]["produced"] < produced + 4:
+        assert agent.answers_with(one)
+        asked += 1
+    assert agent.status()["telemetry"]["waiting"] >= 4
+    world.fleet.start()
+    until(lambda: agent.status()["telemetry"]["waiting"] == 0, within=40)
+    assert agent.stop() == 0
+    telemetry = _telemetry_counts(agent)
+    until(lambda: world.device("kitchen-1")["stats"]["records"] >= telemetry["acknowledged"])
+    stats = world.device("kitchen-1")["stats"]
+    assert stats["records"] in (telemetry["acknowledged"], telemetry["produced"])
+    assert telemetry["dropped"] == 0
+    assert stats["requests"] >= asked
+    agent.start()
+    until(lambda: agent.status()["telemetry"]["waiting"] == 0)
+    until(lambda: agent.status()["link"]["fleet"])
+
+
+def test_an_agent_that_starts_without_any_fleet_answers_with_its_last_model(world: World) -> None:
+    """Accident: power cut, and the network does not come back with the device."""
+    world.start_fleet()
+    one = world.bundle("1.0.0")
+    agent = world.agent("kitchen-1")
+    world.roll_out("1.0.0")
+    until(lambda: agent.update()["phase"] == "committed")
+    world.fleet.kill()
+    agent.kill()
+    agent.start()
+    until(lambda: agent.answers_with(one))
+    assert not agent.status()["link"]["up"]
+
+
+def test_an_agent_killed_in_the_middle_of_a_fetch_goes_on_where_it_was(world: World) -> None:
+    """Accident: SIGKILL while chunks come in; what was verified is not fetched again."""
+    world.start_fleet(transfer_rate="4 MiB")
+    one = world.bundle("1.0.0")
+    agent = world.agent("kitchen-1")
+    world.roll_out("1.0.0")
+    until(lambda: agent.update()["phase"] == "committed")
+    two = world.bundle("2.0.0", rows=BIG)
+    partial = agent.state / "blobs" / f"{two.manifest.file('model').digest.removeprefix('sha256:')}.partial"
+    world.roll_out("2.0.0")
+    until(lambda: partial.exists() and partial.stat().st_blocks * 512 > 1_000_000)
+    agent.kill()
+    assert partial.exists()
+    agent.start()
+    until(lambda: agent.answers_with(one))
+    until(lambda: agent.status()["updates"][0]["chunks_done"] > 10)
+    until(lambda: agent.answers_with(two), within=40)
+    until(lambda: agent.update()["phase"] == "committed")
+    until(lambda: world.fleet.api("GET", "/api/v1/rollouts")[-1]["state"] == "done")
+
+
+def test_a_broken_release_is_aborted_and_the_old_model_answers(world: World) -> None:
+    """Accident: scrambled weights under a right signature: the self-test on the device is what finds it."""
+    world.start_fleet()
+    one = world.bundle("1.0.0")
+    agent = world.agent("kitchen-1")
+    world.roll_out("1.0.0")
+    until(lambda: agent.update()["phase"] == "committed")
+    world.bundle("2.0.0", broken=True)
+    world.roll_out("2.0.0")
+    until(lambda: any(r["state"] == "aborted" for r in world.fleet.api("GET", "/api/v1/rollouts")))
+    (rollout,) = (r for r in world.fleet.api("GET", "/api/v1/rollouts") if r["version"] == "2.0.0")
+    assert "golden cases do not hold" in json.dumps(rollout)
+    assert agent.answers_with(one)
+
+
+def test_a_blob_tampered_with_on_the_fleets_disk_is_refused_before_it_is_stored(world: World) -> None:
+    """Attack: one byte of the model is flipped in the fleet's own blob store after the release."""
+    world.start_fleet()
+    one = world.bundle("1.0.0")
+    agent = world.agent("kitchen-1")
+    world.roll_out("1.0.0")
+    until(lambda: agent.update()["phase"] == "committed")
+    two = world.bundle("2.0.0")
+    model = two.manifest.file("model").digest
+    (stored,) = world.fleet.data.rglob(f"*{model.removeprefix('sha256:')}*")
+    stored.chmod(0o600)
+    with stored.open("r+b") as file:
+        file.seek(70_000)
+        byte = file.read(1)
+        file.seek(70_000)
+        file.write(bytes([byte[0] ^ 1]))
+    world.roll_out("2.0.0")
+    until(lambda: agent.update()["phase"] == "refused", within=30)
+    assert model in agent.update()["reason"]
+    until(lambda: world.device("kitchen-1")["security"] != [])
+    until(lambda: not list((agent.state / "blobs").glob(f"{model.removeprefix('sha256:')}*")))
+    assert agent.answers_with(one)
+
+
+def test_a_second_agent_on_the_same_folder_is_told_so(world: World) -> None:
+    world.start_fleet()
+    agent = world.agent("kitchen-1")
+    second = agent.command("run")
+    assert second.returncode == 1
+    assert "an agent runs here already (process" in second.stderr
+    assert agent.get("/v2/health/live")[0] == 200
+
+
+def test_the_cloud_tier_is_forwarded_to_and_offline_is_said_at_once(world: World) -> None:
+    world.start_fleet()
+    agent = world.agent("kitchen-1")
+    until(lambda: agent.status()["link"]["up"])
+    body = {"model": "large", "messages": [{"role": "user", "content": "hello"}]}
+    status, online = agent.ask("POST", "/v1/chat/completions", body)
+    assert status == 503
+    assert online["error"]["code"] == "unavailable"  # the gateway's own answer: no upstream is configured
+    world.fleet.kill()
+    until(lambda: not agent.status()["link"]["up"])
+    status, offline = agent.ask("POST", "/v1/chat/completions", body)
+    assert (status, offline["error"]["type"]) == (503, "offline")
+
+
+def _telemetry_counts(agent: AgentProcess) -> Any:
+    state = StateFile.open(agent.state / "agent.db")
+    try:
+        return state.telemetry()
+    finally:
+        state.close()
+
+
+def _repository() -> Path:
+    return Path(__file__).resolve().parent.parent
