@@ -55,7 +55,7 @@ def run_golden_set(bundle: Bundle) -> Outcome:
 async def self_test(store: Path, digest: str, timeout: float) -> Outcome:  # noqa: ASYNC109  the child is killed at it
     """Run it in a child process. Raises `Incompatible` when the golden set does not hold or the child dies."""
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "agent.selftest", str(store), digest),
+        *(sys.executable, "-P", "-m", "agent.selftest", str(store), digest),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

@@ -95,7 +95,7 @@ def _run_compiler(words: list[str], job: bytes) -> Iterator[ProgressLine]:
     """Lines of progress from the compiler's process. Raises `Refused` or `Infeasible` with its reason when it fails."""
     # The compiler gets no key, token or path of ours: only what the system needs to start a program.
     env = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH")}
-    command = [sys.executable, "-m", "compiler", *words]
+    command = [sys.executable, "-P", "-m", "compiler", *words]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
     ) as child:

@@ -36,7 +36,7 @@ def score(folder: Path, texts: Sequence[str]) -> Scored:
     """Raises `Incompatible` when the runtime refuses the variant or dies on it."""
     question = json.dumps({"folder": str(folder), "texts": list(texts)}).encode()
     done = subprocess.run(
-        [sys.executable, "-m", "compiler", "score"], input=question, capture_output=True, check=False, timeout=_DEADLINE
+        [sys.executable, "-P", "-m", "compiler", "score"], input=question, capture_output=True, check=False, timeout=_DEADLINE
     )
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-_LINES:]

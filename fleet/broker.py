@@ -89,7 +89,7 @@ class Broker:
 
     async def _launch(self) -> None:
         self.state = "starting"
-        command = (sys.executable, "-m", "fleet.child", str(os.getpid()), self._program, "-c", str(self._config))
+        command = (sys.executable, "-P", "-m", "fleet.child", str(os.getpid()), self._program, "-c", str(self._config))
         self._process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.DEVNULL,

@@ -204,7 +204,7 @@ def _measure(candidate: Candidate, work: Path) -> Row:
 
 def _install(folder: Path, packages: Sequence[str], *, dependencies: bool) -> Path:
     if not folder.exists():
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--target", str(folder)]
+        command = [sys.executable, "-P", "-m", "pip", "install", "--quiet", "--no-compile", "--target", str(folder)]
         subprocess.run(
             [*command, *(() if dependencies else ("--no-deps",)), *packages], check=True, stderr=subprocess.DEVNULL
         )

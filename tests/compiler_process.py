@@ -75,7 +75,7 @@ class Built:
 def compiler(*arguments: str, given: bytes = b"", environment: Mapping[str, str] | None = None) -> Run:
     """Run `python -m compiler`; every line of its standard output must be progress."""
     done = subprocess.run(
-        [sys.executable, "-m", "compiler", *arguments],
+        [sys.executable, "-P", "-m", "compiler", *arguments],
         input=given,
         capture_output=True,
         check=False,

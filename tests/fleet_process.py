@@ -88,7 +88,7 @@ class FleetProcess:
         """Start it and wait until it is ready."""
         self.data.parent.mkdir(parents=True, exist_ok=True)
         options = [word for key, value in self.settings.items() for word in ("--set", f"{key}={value}")]
-        command = [sys.executable, "-m", "fleet", "up", "--data", str(self.data), *options]
+        command = [sys.executable, "-P", "-m", "fleet", "up", "--data", str(self.data), *options]
         with (self.data.parent / f"{self.data.name}.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, cwd=_repository())
         words = self._ready_line().split()

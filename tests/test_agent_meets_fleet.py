@@ -47,7 +47,7 @@ class AgentProcess:
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, **self.environment}
         return subprocess.run(
-            [sys.executable, "-m", "agent.main", *words, "--state", str(self.state)],
+            [sys.executable, "-P", "-m", "agent.main", *words, "--state", str(self.state)],
             capture_output=True,
             text=True,
             check=False,
@@ -63,7 +63,7 @@ class AgentProcess:
     def start(self) -> None:
         with Path(f"{self.state}.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "agent.main", "run", "--state", str(self.state)],
+                [sys.executable, "-P", "-m", "agent.main", "run", "--state", str(self.state)],
                 stderr=log,
                 cwd=_repository(),
                 env={**os.environ, **self.environment},

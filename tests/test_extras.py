@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 def test_the_agent_starts_with_nothing_but_its_own_extra(tmp_path: Path) -> None:
     """A clean environment with `shoal[agent]` alone: it has no torch, no onnx, no web framework, and the agent runs."""
     venv = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    subprocess.run([sys.executable, "-P", "-m", "venv", str(venv)], check=True)
     install = [venv / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check", f"{ROOT}[agent]"]
     subprocess.run(install, check=True, cwd=tmp_path)
     listed = subprocess.run(

@@ -68,7 +68,7 @@ def tell(world: World) -> dict[str, Any]:
 def start_fleet(world: World) -> FleetProcess:
     """A fleet with a stand-in for the cloud tier, paced slowly enough that an update can be watched."""
     https, broker, cloud = free_ports(3)
-    world.start("cloud", [sys.executable, "-m", "cli.demo.cloud", str(cloud)])
+    world.start("cloud", [sys.executable, "-P", "-m", "cli.demo.cloud", str(cloud)])
     settings = {"upstream": f"http://127.0.0.1:{cloud}/v1", "transfer_rate": "12 MiB"}
     fleet = FleetProcess(world, settings, (https, broker))
     fleet.up()
@@ -207,7 +207,7 @@ def settled_ledger(world: World, device: Device) -> dict[str, int] | None:
     before = device.status()
     stats = world.fleet().get(f"/api/v1/devices/{device.name}")["stats"]
     after = device.status()
-    telemetry = before["telemetry"]
+    telemetry, answered = before["telemetry"], before["requests"]["answered"]
     if telemetry["waiting"] or telemetry["produced"] != after["telemetry"]["produced"]:
         return None
     if stats["records"] < telemetry["produced"]:
@@ -215,8 +215,8 @@ def settled_ledger(world: World, device: Device) -> dict[str, int] | None:
     return {
         "produced": telemetry["produced"],
         "delivered": stats["records"],
-        "lost_requests": before["requests"] - stats["requests"],
-        "duplicates": max(0, stats["records"] - telemetry["produced"]) + max(0, stats["requests"] - before["requests"]),
+        "lost_requests": answered - stats["requests"],
+        "duplicates": max(0, stats["records"] - telemetry["produced"]) + max(0, stats["requests"] - answered),
     }
 
 
@@ -229,7 +229,7 @@ def kill_in_an_update(world: World, data: sentences.Split, device: Device) -> di
     update = wait_for("the update to be half way", lambda: half_fetched(device))
     device.kill()
     world.say(f"  SIGKILL after {update['chunks_done']} of {update['chunks_total']} chunks")
-    device.start()
+    device.start(with_model=True)
     still = device.ask(NAME, ["turn on the light"])["digest"]
     world.say(f"  up again, and answering with {'the old model' if still == old else 'another model'}")
     world.shoal("rollout", "watch", rollout, "--timeout", "90")

@@ -96,17 +96,17 @@ class World:
     def shoal(self, *words: str) -> Any:
         """Run a command of `shoal` as a person would, and give its JSON. Raises `Refused` with what it said."""
         self.say(f"[dim]$ shoal {shlex.join(words)}[/]")
-        return self._run([sys.executable, "-m", "cli", *words, "--json"])
+        return self._run([sys.executable, "-P", "-m", "cli", *words, "--json"])
 
     def compiler(self, *words: str) -> None:
         """Run the compiler's own command line."""
         self.say(f"[dim]$ python -m compiler {shlex.join(words)}[/]")
-        self._run([sys.executable, "-m", "compiler", *words], parse=False)
+        self._run([sys.executable, "-P", "-m", "compiler", *words], parse=False)
 
     def agent_command(self, *words: str) -> None:
         """Run a command of `shoal-agent` to its end."""
         self.say(f"[dim]$ shoal-agent {shlex.join(words)}[/]")
-        self._run([sys.executable, "-m", "agent", *words], parse=False)
+        self._run([sys.executable, "-P", "-m", "agent", *words], parse=False)
 
     def start(self, name: str, command: list[str], env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Start a process whose output goes to `<name>.log`."""
@@ -128,7 +128,7 @@ class World:
             command, stdin=subprocess.DEVNULL, capture_output=True, env=env, cwd=self.folder, check=False
         )
         if done.returncode != 0:
-            raise Refused(f"{shlex.join(command[2:])}: {done.stderr.decode().strip()[-2000:]}")
+            raise Refused(f"{shlex.join(command[3:])}: {done.stderr.decode().strip()[-2000:]}")
         return json.loads(done.stdout) if parse else None
 
 
@@ -148,7 +148,7 @@ class FleetProcess:
         addresses = ["--https", f"127.0.0.1:{https}", "--broker", f"127.0.0.1:{broker}"]
         words = ["up", "--data", str(self.world.data), *addresses, *options]
         self.world.say(f"[dim]$ shoal {shlex.join(words)}[/]")
-        self.child = self.world.start("fleet", [sys.executable, "-m", "cli", *words])
+        self.child = self.world.start("fleet", [sys.executable, "-P", "-m", "cli", *words])
         wait_for("the fleet to answer", self._answers)
 
     def stop(self) -> None:
@@ -190,12 +190,13 @@ class Device:
         self.world.shoal("device", "kit", self.name, "--profile", self.profile, "--output", str(kit))
         self.world.agent_command("enrol", "--kit", str(kit), "--state", str(self.state))
 
-    def start(self) -> None:
-        """Start the agent and wait for its local API."""
+    def start(self, *, with_model: bool = False) -> None:
+        """Start the agent and wait for its local API, or until its model is loaded."""
         words = ["run", "--state", str(self.state), "--socket", str(self.socket)]
         env = {"SHOAL_AGENT_WINDOW": "1 s", "SHOAL_AGENT_PROBATION_TIME": "2 s"}
-        self.child = self.world.start(self.name, [sys.executable, "-m", "agent", *words], env)
-        wait_for(f"{self.name} to be live", lambda: self.call("GET", "/v2/health/live")[0] == http.client.OK)
+        self.child = self.world.start(self.name, [sys.executable, "-P", "-m", "agent", *words], env)
+        path = "/v2/health/ready" if with_model else "/v2/health/live"
+        wait_for(f"{self.name} to answer", lambda: self.call("GET", path)[0] == http.client.OK)
 
     def kill(self) -> None:
         """SIGKILL: no goodbye, nothing flushed."""

@@ -15,7 +15,7 @@ from cli.demo.sentences import make_split
 def shoal(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith("SHOAL_")}
     return subprocess.run(
-        [sys.executable, "-m", "cli", *words],
+        [sys.executable, "-P", "-m", "cli", *words],
         capture_output=True,
         text=True,
         cwd=cwd,

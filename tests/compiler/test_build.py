@@ -180,7 +180,7 @@ def sequence_classifier(encoder: Path, folder: Path) -> Path:
 def test_a_build_told_to_end_leaves_nothing_behind(job: BuildJob) -> None:
     """The accident: SIGTERM in the middle of a build."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "compiler", "build"],
+        [sys.executable, "-P", "-m", "compiler", "build"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

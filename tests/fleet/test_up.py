@@ -21,7 +21,7 @@ from fleet_process import FleetProcess, initialise_trust, tiny_bundle, until
 def up(data: Path, *settings: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """Start a fleet that is expected to end by itself."""
     options = [word for setting in ("https_port=0", "broker_port=0", *settings) for word in ("--set", setting)]
-    command = [sys.executable, "-m", "fleet", "up", "--data", str(data), *options]
+    command = [sys.executable, "-P", "-m", "fleet", "up", "--data", str(data), *options]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=60, env={**os.environ, **environ}, check=False
     )
