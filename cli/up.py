@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +12,7 @@ import typer
 from cli.client import default_data
 from cli.errors import BadInput
 from cli.options import Data
-from cli.output import console
+from cli.output import Json, show
 
 if TYPE_CHECKING:
     from fleet.up import Running
@@ -24,6 +25,7 @@ def up(
     assignments: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting: NAME=VALUE. May be repeated.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Start the fleet: HTTPS API, database, certificate authority and broker. Ctrl-C stops all of it."""
     from fleet.settings import load  # noqa: PLC0415
@@ -34,14 +36,17 @@ def up(
         if address is not None:
             overrides[f"{name}_host"], overrides[f"{name}_port"] = _address(address, name)
     settings = load(data or default_data(), environ=os.environ, overrides=overrides)
-    sys.exit(run(settings, announce=lambda running: console.print(_greeting(running), highlight=False)))
+    sys.exit(run(settings, announce=partial(_announce, as_json=as_json)))
 
 
-def _greeting(running: Running) -> str:
-    return (
+def _announce(running: Running, *, as_json: bool) -> None:
+    value = {"url": running.url, "broker": running.broker, "data": str(running.data)}
+    view = (
         f"[bold]The fleet is up.[/] API {running.url}, broker {running.broker}, data {running.data}\n"
         "New here? In another terminal: shoal release init, shoal device kit, shoal status. Ctrl-C stops all of it."
     )
+    show(value, as_json, view)
+    sys.stdout.flush()
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -226,7 +226,7 @@ def kill_in_an_update(world: World, data: sentences.Split, device: Device) -> di
     sign_and_publish(world, world.folder / "1.1.0")
     old = device.ask(NAME, ["turn on the light"])["digest"]
     rollout = world.shoal("rollout", "start", MODEL, "1.1.0", "--waves", "100")["rollout"]
-    update = wait_for("the update to be half way", lambda: half_fetched(device))
+    update = wait_for("the update to be under way", lambda: partly_fetched(device))
     device.kill()
     world.say(f"  SIGKILL after {update['chunks_done']} of {update['chunks_total']} chunks")
     device.start(with_model=True)
@@ -245,10 +245,13 @@ def kill_in_an_update(world: World, data: sentences.Split, device: Device) -> di
     }
 
 
-def half_fetched(device: Device) -> dict[str, Any] | None:
-    """The update of a device that has some chunks and lacks some."""
+def partly_fetched(device: Device) -> dict[str, Any] | None:
+    """The update of a device that has at least a quarter of its chunks, and lacks some."""
     for update in device.status()["updates"]:
-        if update["phase"] == "fetching" and 0 < update["chunks_done"] < update["chunks_total"]:
+        if (
+            update["phase"] == "fetching"
+            and update["chunks_total"] / 4 < update["chunks_done"] < update["chunks_total"]
+        ):
             return dict(update)
     return None
 
