@@ -55,7 +55,7 @@ def compile_(
         profiles=tuple(load(p) for p in profile or names()),
         max_drop=max_drop,
     )
-    made = _follow(_run_compiler(["build"], job.to_bytes()), quiet=as_json)
+    made = _follow(_run_compiler(["build"], job.to_bytes()))
     rows = list(_variants(output, made))
     columns = (
         "Profile",
@@ -81,7 +81,7 @@ def tune(
     """Train a classifier on top of a sentence encoder; what comes out is a source model for 'shoal compile'."""
     paths = (_existing(source, "encoder"), _existing(train, "training rows"), output.absolute())
     words = ["tune", "--source", str(paths[0]), "--train", str(paths[1]), "--output", str(paths[2])]
-    _follow(_run_compiler(words, b""), quiet=as_json)
+    _follow(_run_compiler(words, b""))
     show({"source": str(output)}, as_json, f"{output}: a source model, ready for 'shoal compile'")
 
 
@@ -124,18 +124,18 @@ def _failure(code: int, last: ProgressLine | None, chatter: str) -> CliError:
     return Refused(f"the compiler ended with {code} before it was done: {end[0]}; nothing was written")
 
 
-def _follow(lines: Iterator[ProgressLine], *, quiet: bool) -> list[ProgressLine]:
-    """Show progress until the end; gives the lines that announce a variant."""
+def _follow(lines: Iterator[ProgressLine]) -> list[ProgressLine]:
+    """Show progress on standard error until the end; gives the lines that announce a variant."""
     made: list[ProgressLine] = []
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
-    with Progress(*columns, console=errors, transient=True, disable=quiet or not errors.is_terminal) as bar:
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task("starting the compiler", total=None)
         for line in lines:
             text = f"{line.profile}: {line.message}" if line.profile else line.message
             bar.update(task, description=text, completed=line.done, total=line.total)
             if line.event == "variant":
                 made.append(line)
-            if line.event == "step" and not quiet and not errors.is_terminal:
+            if line.event == "step" and not errors.is_terminal:
                 errors.print(f"  {text}", highlight=False)
     return made
 

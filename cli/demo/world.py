@@ -96,7 +96,8 @@ class World:
     def shoal(self, *words: str) -> Any:
         """Run a command of `shoal` as a person would, and give its JSON. Raises `Refused` with what it said."""
         self.say(f"[dim]$ shoal {shlex.join(words)}[/]")
-        return self._run([sys.executable, "-P", "-m", "cli", *words, "--json"])
+        slow = words[0] in ("tune", "compile")
+        return self._run([sys.executable, "-P", "-m", "cli", *words, "--json"], show_progress=slow)
 
     def compiler(self, *words: str) -> None:
         """Run the compiler's own command line."""
@@ -122,13 +123,20 @@ class World:
         self._children.append(child)
         return child
 
-    def _run(self, command: list[str], *, parse: bool = True) -> Any:
-        env = {**os.environ, "SHOAL_DATA": str(self.data)}
+    def _run(self, command: list[str], *, parse: bool = True, show_progress: bool = False) -> Any:
+        """Run a command to its end; its progress, on standard error, is shown or kept for the reason of a failure."""
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, env=env, cwd=self.folder, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=None if show_progress else subprocess.PIPE,
+            env={**os.environ, "SHOAL_DATA": str(self.data)},
+            cwd=self.folder,
+            check=False,
         )
         if done.returncode != 0:
-            raise Refused(f"{shlex.join(command[3:])}: {done.stderr.decode().strip()[-2000:]}")
+            reason = (done.stderr or b"it said why above").decode().strip()[-2000:]
+            raise Refused(f"{shlex.join(command[3:])}: {reason}")
         return json.loads(done.stdout) if parse else None
 
 

@@ -282,6 +282,7 @@ class Device:
 
     def connect(self) -> None:
         self.link.up = True
+        self.inbox.line_is_up()
         self.fetcher.line_is_up()
         self.outbox.again()
         self.hear_retained()

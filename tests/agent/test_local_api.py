@@ -14,6 +14,8 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from agent.api import LocalApi
 from agent.cloud import Cloud
@@ -34,6 +36,9 @@ PROFILE = Profile(
     limits=Limits(disk="1 GiB", memory="1 GiB"),
     sources=(),
 )
+
+
+TEXT = b'{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["lamp on"]}]}'
 
 
 class Client:
@@ -147,6 +152,8 @@ def test_the_routes_of_the_protocol_answer(serve, bundles, short_folder) -> None
         (b'{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [2], "data": ["a"]}]}', 400, r"expected \[1\]"),
         (b'{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [0], "data": []}]}', 400, "expected 1 to 256"),
         (b'{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["\\ud800"]}]}', 400, "surrogate"),
+        (TEXT[:-1] + b', "id": "\\ud800"}', 400, "id: not Unicode"),
+        (TEXT[:-1] + b', "outputs": [{"name": "logits"}]}', 400, "of label, score, scores"),
         (b"x" * 65 * 1024, 413, "over the limit of 65536 bytes"),
     ],
 )
@@ -156,6 +163,89 @@ def test_bad_input_is_refused_with_what_to_send_instead(serve, body, status, sai
         assert found == status
         with pytest.raises(ValueError, match=said):
             raise ValueError(value["error"])
+
+    serve(story)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["text", "BYTES", "\ud800"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+TENSOR = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.just("text") | JSON,
+        "datatype": st.just("BYTES") | JSON,
+        "shape": st.lists(st.integers(-1, 3), max_size=2) | JSON,
+        "data": st.lists(st.text(), max_size=3) | JSON,
+        "parameters": JSON,
+    },
+)
+REQUEST = JSON | st.fixed_dictionaries(
+    {"inputs": st.lists(TENSOR, max_size=2) | JSON},
+    optional={
+        "id": st.text() | JSON,
+        "outputs": st.lists(st.fixed_dictionaries({"name": st.just("label") | JSON}), max_size=2) | JSON,
+    },
+)
+FEEDBACK = JSON | st.fixed_dictionaries({"request": JSON, "label": JSON})
+
+
+def test_whatever_is_thrown_at_it_is_answered_or_refused_and_never_an_error_of_ours(serve) -> None:
+    """Accident and attack: any JSON at all, near the form and far from it, and bytes that are none."""
+
+    async def story(_device, client) -> None:
+        @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(
+            st.sampled_from(["/v2/models/kitchen/infer", "/shoal/feedback", "/v1/chat/completions"]),
+            (REQUEST | FEEDBACK).map(lambda value: json.dumps(value).encode()) | st.binary(max_size=50),
+        )
+        def throw(path: str, body: bytes) -> None:
+            status, value = client.ask("POST", path, body)
+            assert status in ({400, 503} if path.startswith("/v1") else {200, 400, 404}), value
+            assert status == 200 or value["error"]
+
+        await asyncio.to_thread(throw)
+
+    serve(story)
+
+
+def test_only_the_outputs_that_are_asked_for_are_sent(serve) -> None:
+    async def story(_device, client) -> None:
+        _, value = await asyncio.to_thread(client.infer, "lamp on", outputs=[{"name": "label"}])
+        assert [output["name"] for output in value["outputs"]] == ["label"]
+
+    serve(story)
+
+
+def test_scores_that_are_no_numbers_are_a_failure_of_the_model_and_stop_no_telemetry(serve) -> None:
+    """Accident: the golden set held, and another text makes the graph overflow."""
+
+    async def story(device, client) -> None:
+        classifier = device.service.answering("kitchen")._classifier
+        run = classifier._run
+        classifier._run = lambda inputs: run(inputs) * float("nan")
+        status, value = await asyncio.to_thread(client.infer, "lamp on")
+        assert (status, value) == (500, {"error": "the graph gave scores that are not numbers"})
+        device.recorder.close_window()
+        (queued,) = device.state.oldest(10**6)
+        assert json.loads(queued.record)["inference"][0]["errors"] == 1
+
+    serve(story)
+
+
+def test_a_failure_that_nobody_foresaw_counts_against_the_model_too(serve) -> None:
+    async def story(device, client) -> None:
+        def broken(_texts: tuple[str, ...]) -> None:
+            raise IndexError
+
+        served = device.service.answering("kitchen")
+        served._classifier.classify = broken
+        heard: list[str | None] = []
+        served.on_outcome = heard.append
+        assert (await asyncio.to_thread(client.infer, "on"))[0] == 500
+        assert (device.meter.close()[0].errors, heard) == (1, ["IndexError"])
 
     serve(story)
 

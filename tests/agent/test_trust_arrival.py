@@ -6,7 +6,9 @@ import itertools
 from trust_repository import new_signer
 
 from agent.inbox import GATHER
+from agent.keeper import BUFFER_LIMIT
 from wire import topics
+from wire.trust import ROLE_LIMIT
 
 
 def topic_of(name: str) -> topics.TrustRoot | topics.TrustRole:
@@ -117,6 +119,41 @@ def test_a_device_that_missed_ten_root_rotations_catches_up_from_what_is_retaine
         await device.until_phase("committed")
         assert device.keeper.trusted.root_version == 11
         assert device.events == []
+        await device.stop()
+
+    asyncio.run(story())
+
+
+def test_a_forged_root_is_an_attack_and_holds_up_nothing_for_long(new_device, sim) -> None:
+    """Attack: a root signed by strangers lies retained as the next version before the device comes."""
+
+    async def story() -> None:
+        device = new_device()
+        keys, sim.repo.keys["root"] = sim.repo.keys["root"], [new_signer() for _ in range(3)]
+        sim.repo.sign_root()
+        sim.repo.keys["root"] = keys
+        device.connect()
+        await device.until(lambda: device.events != [])
+        assert device.events[0][0] == "root/2"
+        await device.until(lambda: "release-intents" in device.keeper.trusted.versions())
+        assert device.keeper.trusted.root_version == 1
+        await device.stop()
+
+    asyncio.run(story())
+
+
+def test_junk_documents_take_a_bounded_room_and_none_of_the_next_connection(new_device, sim) -> None:
+    """Attack: a broker sends hundreds of large documents under names that nobody asked for; then an honest one."""
+
+    async def story() -> None:
+        device = new_device()
+        junk = bytes(ROLE_LIMIT)
+        for i in range(100):
+            device.keeper.take(topics.TrustRole(f"junk-{i}"), junk)
+            device.keeper.take(topics.TrustRoot(100 + i), junk)
+        assert sum(map(len, device.keeper._buffer.values())) <= BUFFER_LIMIT
+        device.connect()
+        await device.until(lambda: "release-intents" in device.keeper.trusted.versions())
         await device.stop()
 
     asyncio.run(story())

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import sqlite3
+import stat
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+from alembic import op
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
@@ -10,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel
 
 from fleet.database import Database
-from fleet.errors import Unavailable
+from fleet.errors import StorageFull, Unavailable
 from fleet.tables import Device, DeviceStats, TelemetryRow
 
 
@@ -35,6 +40,58 @@ def test_opening_again_keeps_what_was_stored(tmp_path: Path) -> None:
             assert (found.id if found else None) == expected
             session.merge(device())
         database.close()
+
+
+def test_a_migration_that_is_interrupted_leaves_nothing_and_runs_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accident: killed between two tables."""
+    made: list[str] = []
+
+    def create_table(name: str, *columns: Any, **options: Any) -> Any:
+        if made:
+            raise KeyboardInterrupt
+        made.append(name)
+        return original(name, *columns, **options)
+
+    original = op.create_table
+    monkeypatch.setattr(op, "create_table", create_table)
+    with pytest.raises(KeyboardInterrupt):
+        Database.in_folder(tmp_path)
+    monkeypatch.undo()
+    assert made == ["device"]
+    Database.in_folder(tmp_path).close()
+    Database.in_folder(tmp_path).close()
+
+
+def test_a_database_of_a_newer_fleet_is_told_and_not_touched(tmp_path: Path) -> None:
+    Database.in_folder(tmp_path).close()
+    with closing(sqlite3.connect(tmp_path / "fleet.db")) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(Unavailable, match="another version"):
+        Database.in_folder(tmp_path)
+
+
+def test_a_disk_without_room_is_told_as_that_and_the_next_record_fits_again(tmp_path: Path) -> None:
+    """SQLite itself refuses the page: the file may not grow."""
+    database = Database.in_folder(tmp_path)
+    with database.transaction() as session:
+        pages = session.connection().exec_driver_sql("PRAGMA page_count").scalar_one()
+        session.connection().exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(StorageFull, match="no room left"), database.transaction() as session:
+        session.add(device("a" * 100_000))
+    with database.transaction() as session:
+        session.connection().exec_driver_sql(f"PRAGMA max_page_count = {pages + 1000}")
+        session.add(device())
+    database.close()
+
+
+def test_the_database_is_for_this_user_only(tmp_path: Path) -> None:
+    database = Database.in_folder(tmp_path)
+    with database.transaction() as session:
+        session.add(device())
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.glob("fleet.db*")} == {0o600}
+    database.close()
 
 
 def test_a_block_that_raises_stores_nothing(tmp_path: Path) -> None:

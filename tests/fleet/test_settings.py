@@ -66,3 +66,14 @@ def test_a_file_that_is_not_toml_is_told(tmp_path: Path) -> None:
 def test_metadata_may_not_outlive_what_names_it(tmp_path: Path) -> None:
     with pytest.raises(Malformed, match="at least timestamp_lifetime"):
         load(tmp_path, environ={}, overrides={"snapshot_lifetime": "1 d"})
+
+
+def test_one_port_for_both_servers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Malformed, match="two different ports"):
+        load(tmp_path, environ={}, overrides={"https_port": "9000", "broker_port": "9000"})
+
+
+def test_a_settings_file_that_cannot_be_read_is_told_with_its_path(tmp_path: Path) -> None:
+    (tmp_path / FILE).mkdir()
+    with pytest.raises(Malformed, match=r"fleet\.toml: cannot be read"):
+        load(tmp_path, environ={}, overrides={})

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
 import stat
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from fleet_process import FleetProcess, initialise_trust, tiny_bundle, until
+
+from wire.units import instant
+
+ANY_PORTS = ("--set", "https_port=0", "--set", "broker_port=0")
 
 
 def up(data: Path, *settings: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -84,6 +90,7 @@ def test_a_taken_port_is_told_with_its_setting(tmp_path: Path, setting: str) -> 
         ended = up(tmp_path / "fleet", f"{setting}={port}")
     assert ended.returncode == 1
     assert f"port {port}" in ended.stderr
+    assert f"--{setting.removesuffix('_port')} ADDRESS:PORT" in ended.stderr
     assert setting in ended.stderr
     assert "Traceback" not in ended.stderr
 
@@ -109,6 +116,31 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert "cannot be written" in ended.stderr
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder that a fleet ran on and left."""
+    with FleetProcess(tmp_path_factory.mktemp("made") / "fleet") as fleet:
+        return fleet.data
+
+
+@pytest.mark.parametrize("name", ["ca/ca.key", "ca/ca.pem", "keys/fleet.pem", "fleet.db"])
+@pytest.mark.parametrize("damage", [b"garbage", None])
+def test_a_damaged_folder_is_told_by_file(made: Path, tmp_path: Path, name: str, damage: bytes | None) -> None:
+    """Accident: a file of the data folder was overwritten, or cannot be read (a folder stands in its place)."""
+    data = tmp_path / "fleet"
+    shutil.copytree(made, data)
+    (data / name).unlink()
+    if damage is None:
+        (data / name).mkdir()
+    else:
+        (data / name).write_bytes(damage)
+    ended = up(data)
+    assert ended.returncode == 1
+    assert Path(name).name in ended.stderr
+    assert "backup" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_secrets_are_for_this_user_only_and_differ_between_fleets(tmp_path: Path) -> None:
     secrets = ("operator-token", "ca/ca.key", "ca/client.key", "keys/fleet.pem", "keys/kit-secret")
     contents = []
@@ -125,6 +157,60 @@ def test_secrets_are_for_this_user_only_and_differ_between_fleets(tmp_path: Path
             assert fleet.token not in fleet.log
             assert set(json.loads((fleet.data / "run.json").read_text())) == {"https", "broker", "pid"}
     assert not set(contents[0]) & set(contents[1])
+
+
+def test_a_run_file_that_makes_no_sense_is_passed_over(made: Path, tmp_path: Path) -> None:
+    data = tmp_path / "fleet"
+    shutil.copytree(made, data)
+    (data / "run.json").write_text('{"https": 99999, "broker": -1, "pid": 1}')
+    with FleetProcess(data) as fleet:
+        assert fleet.request("GET", "/healthz")[0] == 200
+
+
+def test_a_start_that_was_killed_between_certificate_and_key_is_mended(made: Path, tmp_path: Path) -> None:
+    data = tmp_path / "fleet"
+    shutil.copytree(made, data)
+    shutil.copyfile(data / "ca" / "client.key", data / "ca" / "server.key")
+    with FleetProcess(data) as fleet:
+        assert fleet.request("GET", "/healthz")[0] == 200
+
+
+def test_a_signal_during_the_start_ends_it_in_order(tmp_path: Path) -> None:
+    """Ctrl-C at many moments: no traceback, no broker left behind, and the folder serves the next start."""
+    for moment in ("lock", "ca/ca.pem", "fleet.db", "operator-token", "broker/mosquitto.conf"):
+        data = tmp_path / Path(moment).name
+        command = [sys.executable, "-P", "-m", "fleet", "up", "--data", str(data), *ANY_PORTS]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as starting:
+            until(lambda: (data / moment).exists(), what=moment)
+            starting.send_signal(signal.SIGINT)
+            _, errors = starting.communicate(timeout=20)
+        assert starting.returncode == 0, errors
+        assert "Traceback" not in errors
+        with FleetProcess(data) as fleet:
+            assert fleet.request("GET", "/healthz")[0] == 200
+
+
+def test_a_fleet_on_every_ipv6_address_finds_its_own_broker(tmp_path: Path) -> None:
+    with FleetProcess(tmp_path / "fleet", https_host="::", broker_host="::") as fleet:
+        assert fleet.api("GET", "/api/v1/status")["broker"]["state"] == "running"
+
+
+def test_a_fleet_that_was_off_for_longer_than_its_signatures_live_signs_again(tmp_path: Path, enrolling: Any) -> None:
+    lives = {"timestamp_lifetime": "1 s", "snapshot_lifetime": "1 s", "desired_lifetime": "1 s"}
+    with FleetProcess(tmp_path / "fleet", **lives) as fleet, enrolling(fleet, tmp_path) as new_device:
+        publisher = initialise_trust(fleet)
+        device = new_device("a")
+        fleet.stop()
+        expired = datetime.now(UTC) + timedelta(seconds=1.2)
+        until(lambda: datetime.now(UTC) > expired, what="the end of every signature")
+        fleet.settings |= dict.fromkeys(lives, "1 h")
+        fleet.start()
+        device.connect()
+        desired = device.next_desired(seq=2)
+        assert instant(desired.expires) > datetime.now(UTC)
+        shown = fleet.api("GET", "/api/v1/status")["trust"]
+        assert all(instant(shown[name]["expires"]) > datetime.now(UTC) for name in ("timestamp", "snapshot"))
+        assert publisher.release(*tiny_bundle())
 
 
 def test_old_tls_is_refused(tmp_path: Path) -> None:

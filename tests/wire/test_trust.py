@@ -1,12 +1,16 @@
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
+from securesystemslib.signer import CryptoSigner
 from trust_repository import Repository, new_signer
+from tuf.api.metadata import DelegatedRole, Delegations, Targets
 
-from wire.errors import OutOfStep, Untrusted
-from wire.trust import TrustedSet
+from wire.chunks import digest
+from wire.errors import Malformed, OutOfStep, Untrusted
+from wire.signing import release_document, sign
+from wire.trust import Release, TrustedSet
 
 TARGET = "models/intents/kitchen/1.0.0/x86-64"
 
@@ -70,6 +74,19 @@ def test_metadata_rollback_is_refused(repo: Repository, trust: TrustedSet) -> No
     (refusal,) = trust.offer(old, repo.now)
     assert refusal.document == "timestamp"
     assert "is old" in str(refusal.error)
+
+
+def test_a_timestamp_of_the_same_version_with_other_content_is_left_and_is_no_fault(
+    repo: Repository, trust: TrustedSet
+) -> None:
+    """Specification 5.4.3.1: equal is normal, and raises nothing."""
+    held = trust.documents["timestamp"]
+    repo.versions["timestamp"] -= 1
+    repo.expires += timedelta(days=1)
+    repo.publish()
+    assert repo.documents["timestamp"] != held
+    assert trust.offer({"timestamp": repo.documents["timestamp"]}, repo.now) == ()
+    assert trust.documents["timestamp"] == held
 
 
 def test_mix_and_match_is_refused(repo: Repository, trust: TrustedSet) -> None:
@@ -139,6 +156,70 @@ def test_a_path_outside_the_delegation_is_not_found(repo: Repository, trust: Tru
         trust.release("models/locks/front/1.0.0/x86-64", repo.now)
 
 
+def test_a_release_key_that_targets_revoked_is_believed_no_more_at_once(repo: Repository, trust: TrustedSet) -> None:
+    """Attack: a stolen release key is revoked, and the role's old, still current document is left in place."""
+    revoked = repo.documents["release-intents"]
+    repo.keys["release"] = [new_signer()]
+    repo.sign_targets()
+    repo.publish()
+    (refusal,) = trust.offer(repo.offered(), repo.now)
+    assert refusal.document == "release-intents"
+    with pytest.raises(Untrusted, match="has not arrived yet"):
+        trust.release(TARGET, repo.now)
+    assert revoked not in trust.documents.values()
+    assert TrustedSet.from_documents(trust.documents).versions() == trust.versions()
+    repo.sign_release()
+    assert trust.offer(repo.offered(), repo.now) == ()
+    assert trust.release(TARGET, repo.now)
+
+
+def test_targets_keys_that_the_root_revoked_are_believed_no_more_at_once(repo: Repository, trust: TrustedSet) -> None:
+    """Attack: stolen targets keys are revoked, and with them whom they named as the fleet."""
+    repo.keys["targets"] = [new_signer() for _ in range(3)]
+    repo.sign_root()
+    trust.offer({"root/2": repo.roots[2]}, repo.now)
+    with pytest.raises(Untrusted, match="no trusted metadata yet"):
+        trust.targets()
+    repo.sign_targets()
+    repo.publish()
+    assert trust.offer(repo.offered(), repo.now) == ()
+    assert trust.release(TARGET, repo.now)
+
+
+def test_a_role_is_believed_only_with_the_keys_of_the_delegator_that_leads_to_the_target(repo: Repository) -> None:
+    """Attack: one family's signer delegates to a role name that another family uses, with a key of his own."""
+    thief, owner = new_signer(), new_signer()
+    roles = {"shared": [thief], "release-a": [new_signer()], "release-b": [new_signer()]}
+    paths = {"release-a": "models/a/*/*/*", "release-b": "models/b/*/*/*"}
+    repo.documents = {"targets": delegating(1, repo.expires, repo.keys["targets"], [
+        ("fleet", repo.keys["fleet"], ""), *((name, roles[name], path) for name, path in paths.items()),
+    ])}  # fmt: skip
+    for name, keys in (("release-a", [thief]), ("release-b", [owner])):
+        repo.documents[name] = delegating(1, repo.expires, roles[name], [("shared", keys, paths[name])])
+    evil = "models/b/door/1.0.0/x86-64"
+    listed = Release(evil, digest(b"evil"), 4, "x86-64", "onnxruntime", 1)
+    repo.documents["shared"] = release_document(1, [listed], repo.expires, [thief])
+    repo.publish()
+    trust = TrustedSet.from_root(repo.roots[1])
+    assert trust.offer(repo.offered(), repo.now) == ()
+    with pytest.raises(Untrusted, match="shared: shared was signed by 0/1"):
+        trust.release(evil, repo.now)
+
+
+def delegating(
+    version: int, expires: datetime, signers: list[CryptoSigner], delegated: list[tuple[str, list[CryptoSigner], str]]
+) -> bytes:
+    """A targets document that lists no target and delegates each `(role, its keys, its path)`."""
+    roles = {
+        name: DelegatedRole(
+            name, [k.public_key.keyid for k in keys], 1, terminating=False, paths=[path] if path else []
+        )
+        for name, keys, path in delegated
+    }
+    keys = {k.public_key.keyid: k.public_key for _, each, _ in delegated for k in each}
+    return sign(Targets(version=version, expires=expires, delegations=Delegations(keys, roles)), signers)
+
+
 def test_ten_missed_roots_are_caught_up_in_one_session(repo: Repository, trust: TrustedSet) -> None:
     for _ in range(10):
         before = repo.keys["root"]
@@ -172,3 +253,15 @@ def test_a_fast_forward_is_undone_by_rotating_the_online_keys(repo: Repository, 
     repo.publish()
     assert trust.offer(repo.offered(), repo.now) == ()
     assert trust.versions()["timestamp"] == 11
+
+
+@pytest.mark.parametrize(("digest_", "counter"), [("sha256:../../x", 1), (digest(b"x"), -1)])
+def test_a_listed_release_with_a_bad_digest_or_counter_is_malformed(
+    digest_: str, counter: int, repo: Repository, trust: TrustedSet
+) -> None:
+    """A digest becomes a file name further on."""
+    repo.releases[TARGET] = Release(TARGET, digest_, 1, "x86-64", "onnxruntime", counter)
+    repo.sign_release()
+    trust.offer(repo.offered(), repo.now)
+    with pytest.raises(Malformed, match=TARGET):
+        trust.release(TARGET, repo.now)
