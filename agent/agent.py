@@ -126,10 +126,10 @@ class Agent:
             await asyncio.gather(windows, stopping, return_exceptions=True)
             await self._installer.stop()
             await self._inbox.stop()
-            self._close_window()
+            await server.stop(answering)
+            self._close_window()  # after the last answer, which it counts
             self._outbox.forget()
             await self._link.stop()
-            await server.stop(answering)
             self._service.close()
             self._forget_report()
 
@@ -143,7 +143,7 @@ class Agent:
         try:
             self._recorder.close_window()
         except Unavailable as e:
-            log.error("a telemetry record is lost: %s", e)  # noqa: TRY400  a full disk, not a bug: models go on
+            log.error("no telemetry record now: %s", e)  # noqa: TRY400  a full disk, not a bug: models go on
 
     def now(self) -> datetime:
         """Trusted time: the clock, and never below the newest time that the fleet signed."""
@@ -152,6 +152,7 @@ class Agent:
     # --- the line ---------------------------------------------------------------------------------------------
 
     def _line_up(self) -> None:
+        self._inbox.line_is_up()
         for pattern in self._inbox.subscriptions():
             self._link.subscribe(pattern)
         self._fetcher.line_is_up()

@@ -11,14 +11,17 @@ Only this module knows status codes. Texts are never logged.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import re
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, Final
 
 from agent import oip
 from agent.cloud import Cloud
-from agent.errors import AgentError, Malformed, NotFound, Unavailable
+from agent.errors import AgentError, Malformed, NotFound, Unavailable, Untrusted
 from agent.service import Service
 from agent.telemetry import WindowMeter
 from wire.document import dump_json
@@ -28,6 +31,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 AGENT_NAME: Final = "shoal-agent"
+_log = logging.getLogger(__name__)
 
 
 class TooLarge(AgentError):
@@ -98,7 +102,7 @@ class LocalApi:
         answer = await self._service.infer(name, request.texts)
         request_id = request.id or uuid.uuid4().hex
         self._meter.remember(request_id, name, answer.digest, answer.predictions[0].label)
-        return oip.answer_value(answer, request_id)
+        return oip.answer_value(answer, request_id, request.outputs)
 
     def _feedback(self, body: bytes) -> Any:
         value = oip.parse_object(body)
@@ -127,9 +131,11 @@ class LocalApi:
             await _send(send, _status_of(e), {"error": {"message": str(e), "type": kind, "code": kind, "param": None}})
             return
         await _start(send, reply.status, reply.content_type)
-        async for data in reply.body:
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        try:
+            await _pass_on(reply.body, receive, send)
+        except Unavailable as e:
+            # The status is out: returning without an end lets the server break the connection, as the cloud did.
+            _log.warning("a cloud answer was cut off: %s", e)
 
     async def _body(self, receive: Receive) -> bytes:
         body = bytearray()
@@ -144,12 +150,27 @@ class LocalApi:
                 return bytes(body)
 
 
+async def _pass_on(body: AsyncGenerator[bytes, None], receive: Receive, send: Send) -> None:
+    """Parts of an answer as they come; none are read any more once the client has left."""
+    gone = asyncio.ensure_future(receive())
+    try:
+        async with aclosing(body) as parts:
+            async for data in parts:
+                if gone.done():
+                    return
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    finally:
+        gone.cancel()
+
+
 def _status_of(error: AgentError) -> int:
     by_kind: tuple[tuple[type[AgentError], int], ...] = (
         (TooLarge, 413),
         (NotFound, 404),
         (Malformed, 400),
         (Unavailable, 503),
+        (Untrusted, 502),
     )
     return next((status for kind, status in by_kind if isinstance(error, kind)), 500)
 

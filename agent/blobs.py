@@ -40,6 +40,21 @@ class Blobs:
         """Whether the whole blob is here."""
         return self.path(name).is_file()
 
+    def is_sound(self, name: str) -> bool:
+        """Whether the whole blob is here with its digest. One that the disk changed is removed: it can come again."""
+        path = self.path(name)
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            return False
+        except OSError as e:
+            raise Unavailable(f"{path}: not readable: {e.strerror}: check the disk") from e
+        if f"sha256:{found}" == name:
+            return True
+        path.unlink()
+        return False
+
     def read(self, name: str) -> bytes:
         """A small blob's bytes, hashed again. Raises `Unavailable` when it is absent or the disk changed it."""
         try:
@@ -103,6 +118,7 @@ class Partial:
         """Open the partial file of a blob and find the chunks that it holds."""
         try:
             fd = os.open(path.with_suffix(_PARTIAL), os.O_RDWR | os.O_CREAT, 0o600)
+            os.ftruncate(fd, chunks.size)  # a list that was refused may have left more
         except OSError as e:
             raise Unavailable(f"{path}: cannot be written: {e.strerror}") from e
         pairs = enumerate(zip(chunks.chunks, chunks.offsets, strict=True))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from agent.blobs import Blobs
-from agent.errors import Incompatible
+from agent.errors import Incompatible, Unavailable
 from wire.bundle import BundleManifest, Golden, Labels, Pipeline
 
 if TYPE_CHECKING:
@@ -45,8 +46,16 @@ class Bundle:
             labels=Labels.from_bytes(store.read(manifest.file("labels").digest)),
             golden=Golden.from_bytes(store.read(manifest.file("golden").digest)),
             tokenizer=store.read(manifest.file("tokenizer").digest),
-            model=store.path(manifest.file("model").digest),
+            model=_model_file(store, manifest),
         )
+
+
+def _model_file(store: Blobs, manifest: BundleManifest) -> Path:
+    """Hashed like every other file: flipped bits on a memory card would load, and answer wrong."""
+    name = manifest.file("model").digest
+    if not store.is_sound(name):
+        raise Unavailable(f"{store.path(name)}: absent, or the disk changed it: check the disk, and roll it out again")
+    return store.path(name)
 
 
 @dataclass(frozen=True)
@@ -104,5 +113,7 @@ class Classifier:
         return self._prediction(tuple(map(float, scores[0])))
 
     def _prediction(self, scores: tuple[float, ...]) -> Prediction:
+        if not all(map(math.isfinite, scores)):
+            raise Incompatible("the graph gave scores that are not numbers")  # and JSON has none for them
         best = max(scores)
         return Prediction(self._labels[scores.index(best)], best, scores)

@@ -1,6 +1,7 @@
 """The cloud tier from a device: what is too big for it goes to the fleet's gateway under the device's certificate.
 
-Blocking calls of the standard library in threads, one read at a time: the reader sets the pace, nothing piles up.
+Blocking calls of the standard library in threads of their own, one read at a time: the reader sets the pace, nothing
+piles up, and a cloud that stalls holds up nothing else on the device. Past `AT_ONCE` requests the answer is no.
 """
 
 from __future__ import annotations
@@ -8,16 +9,20 @@ from __future__ import annotations
 import asyncio
 import http.client
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
 from agent.errors import Unavailable, Untrusted
 from agent.identity import Identity, check_certificate
 
 READ: Final = 16 * 1024
+AT_ONCE: Final = 8
+"""Requests under way at one time, each with one thread."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Reply:
 
     status: int
     content_type: str
-    body: AsyncIterator[bytes]
+    body: AsyncGenerator[bytes, None]
 
 
 class Cloud:
@@ -38,12 +43,37 @@ class Cloud:
         self._timeout = timeout
         self._now = now
         self._context: ssl.SSLContext | None = None
+        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="cloud")
+        self._under_way = 0
 
     async def forward(self, path: str, body: bytes) -> Reply:
         """Post a request as it is. Raises `Unavailable` without an answer, `Untrusted` for a certificate."""
-        connection, response = await asyncio.to_thread(self._post, path, body)
+        if self._under_way >= AT_ONCE:
+            raise Unavailable(f"{AT_ONCE} requests to the cloud tier are under way: try again in a moment")
+        self._under_way += 1
+        try:
+            connection, response = await self._in_thread(self._post, path, body)
+        except BaseException:
+            self._under_way -= 1
+            raise
         content_type = response.getheader("Content-Type", "application/json")
-        return Reply(response.status, content_type, _read(connection, response))
+        return Reply(response.status, content_type, self._read(connection, response))
+
+    async def _in_thread(self, call: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
+
+    async def _read(
+        self, connection: http.client.HTTPSConnection, response: http.client.HTTPResponse
+    ) -> AsyncGenerator[bytes, None]:
+        try:
+            while data := await self._in_thread(response.read1, READ):
+                yield data
+        except (OSError, http.client.HTTPException) as e:
+            raise Unavailable(f"the cloud tier broke off its answer: {e or type(e).__name__}") from e
+        finally:
+            self._under_way -= 1
+            response.close()
+            connection.close()
 
     def _post(self, path: str, body: bytes) -> tuple[http.client.HTTPSConnection, http.client.HTTPResponse]:
         if self._context is None:
@@ -61,14 +91,3 @@ class Cloud:
         except Untrusted:
             connection.close()
             raise
-
-
-async def _read(connection: http.client.HTTPSConnection, response: http.client.HTTPResponse) -> AsyncIterator[bytes]:
-    try:
-        while data := await asyncio.to_thread(response.read1, READ):
-            yield data
-    except (OSError, http.client.HTTPException) as e:
-        raise Unavailable(f"the cloud tier broke off its answer: {e or type(e).__name__}") from e
-    finally:
-        response.close()
-        connection.close()

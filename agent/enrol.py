@@ -123,6 +123,7 @@ def device_key(path: Path) -> ec.EllipticCurvePrivateKey:
     key = ec.generate_private_key(ec.SECP256R1())
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     _write(path, pem)
+    sync_folder(path.parent)  # the token admits this key alone: it must be there after a power cut
     return key
 
 

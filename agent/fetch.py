@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from typing import TypeVar
 
 from agent.blobs import Blobs, Partial
 from agent.errors import AgentError, Unavailable, Untrusted
@@ -19,6 +20,24 @@ from wire.messages import Want
 
 LONGEST_WAIT = 60.0
 """Seconds between two requests while nothing comes."""
+
+
+T = TypeVar("T")
+
+
+async def to_the_end(work: Callable[[], T], undo: Callable[[T], object] | None = None) -> T:
+    """Run in a thread; a cancellation waits for it, then undoes what it made.
+
+    For work on files that the canceller touches next: a thread cannot be stopped, only waited for.
+    """
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        if running.exception() is None and undo is not None:
+            undo(running.result())
+        raise
 
 
 class Fetcher:
@@ -47,17 +66,17 @@ class Fetcher:
 
         Raises `Untrusted` for chunks that stay wrong, `Unavailable` for the disk.
         """
-        if self._store.has(chunks.blob):
+        if await asyncio.to_thread(self._store.is_sound, chunks.blob):
             on_chunk(len(chunks.chunks))
             return
-        partial = await asyncio.to_thread(self._store.begin, chunks)
+        partial = await to_the_end(lambda: self._store.begin(chunks), undo=Partial.close)
         transfer = _Transfer(chunks, partial, on_chunk)
         self._transfers[chunks.blob] = transfer
         try:
             on_chunk(len(chunks.chunks) - len(partial.missing))
             self._subscribe(transfer)
             await self._until_complete(transfer)
-            await asyncio.to_thread(partial.finish)
+            await to_the_end(partial.finish)
         finally:
             del self._transfers[chunks.blob]
             self._link.unsubscribe(topics.every(topics.Chunk, digest=chunks.blob))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,7 +22,7 @@ class HealthMeter:
         """The machine now."""
         memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(self._folder))
         return Health(
-            cpu_percent=psutil.cpu_percent(None) * (os.cpu_count() or 1),
+            cpu_percent=psutil.cpu_percent(None),
             memory_used=memory.total - memory.available,
             memory_total=memory.total,
             agent_memory=self._self.memory_info().rss,

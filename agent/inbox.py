@@ -81,12 +81,16 @@ class Inbox:
                 self._keeper.take(document, payload)
                 self._settle_soon()
             case topics.Desired():
-                self._waiting = payload
+                self._waiting, self._waiting_for = payload, None
                 self._settle_soon()
             case topics.Ack():
                 self._take_ack(payload)
             case topics.FleetState():
                 self._take_fleet_state(Presence.from_bytes(payload))
+
+    def line_is_up(self) -> None:
+        """Everything that is retained comes again."""
+        self._keeper.start_over()
 
     def line_is_down(self) -> None:
         """Nobody knows about the fleet until it is heard again."""
@@ -133,8 +137,11 @@ class Inbox:
             self._new_desired.set()
 
     def _judge(self) -> None:
-        for name, error in self._keeper.judge().items():
+        judged = self._keeper.judge()
+        for name, error in judged.items():
             self._note_security(name, str(error))
+        if judged:
+            self._settle_soon()  # a bad root held up everything behind it
         if self._waiting is not None and self._waiting_for is not None:
             self._note_security("desired state", str(self._waiting_for))
             self._waiting = self._waiting_for = None

@@ -24,7 +24,7 @@ from agent.blobs import Blobs
 from agent.bundles import Bundle, prepare
 from agent.download import Download
 from agent.errors import AgentError, Incompatible, Untrusted
-from agent.fetch import Fetcher
+from agent.fetch import Fetcher, to_the_end
 from agent.selftest import self_test
 from agent.service import Served, Service
 from agent.settings import AgentSettings
@@ -81,8 +81,9 @@ class Installer:
 
     async def restore(self) -> None:
         """At start, without any network: the active models answer, and interrupted updates go on or roll back."""
-        for name, model in self._models.items():
+        for name, model in list(self._models.items()):
             await self._restore_active(name, model)
+        self._sweep_soon()  # before any update: what a killed one left must not take the room of the next
         for name, model in list(self._models.items()):
             if model.busy:
                 after, action = update.step(model, Event.KILLED)
@@ -98,8 +99,7 @@ class Installer:
         models = {name: model for name, (model, _) in steps.items()}
         self._state.accept_desired((desired.epoch, desired.seq), models)
         self._models = models
-        for name in (*touched, *gone):
-            await self._cancel(name)
+        await self._cancel(*touched, *gone)
         for name in gone:
             self._service.remove(name)
         for name in touched:
@@ -114,8 +114,7 @@ class Installer:
 
     async def stop(self) -> None:
         """Leave every update where it is; its intent is on disk."""
-        for name in list(self._tasks):
-            await self._cancel(name)
+        await self._cancel(*self._tasks)
         if self._sweep is not None:
             await self._sweep
 
@@ -144,6 +143,10 @@ class Installer:
             except (AgentError, WireError) as e:
                 log.error("%s: %s cannot answer: %s", name, placed.target, e)  # noqa: TRY400  a reason, not a bug
                 continue
+            except Exception:
+                # A bug met by one model must not keep the others, and the next update, from this device.
+                log.exception("%s: %s cannot answer", name, placed.target)
+                continue
             if placed is not model.active:
                 self._models[name] = dataclasses.replace(model, active=placed, previous=None)
                 self._state.save_model(name, self._models[name])
@@ -169,11 +172,12 @@ class Installer:
     def _start(self, name: str, action: Action) -> None:
         self._tasks[name] = asyncio.create_task(self._drive(name, action), name=f"update {name}")
 
-    async def _cancel(self, name: str) -> None:
-        task = self._tasks.pop(name, None)
-        if task is not None:
+    async def _cancel(self, *names: str) -> None:
+        """All at once: one that went on while another ends would take a step in an update that is not its own."""
+        tasks = [self._tasks.pop(name) for name in names if name in self._tasks]
+        for task in tasks:
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _save(self, name: str, model: ModelState) -> None:
         self._state.save_model(name, model)
@@ -298,10 +302,12 @@ class Installer:
     async def _collect(self) -> None:
         """Remove what no slot and no update under way needs. Nothing is removed while a manifest cannot be read."""
         try:
-            keep = await asyncio.to_thread(self._needed)
-            await asyncio.to_thread(self._store.collect, keep)
+            await to_the_end(self._collect_now)
         except (AgentError, WireError) as e:
             log.warning("old files stay for now: %s", e)
+
+    def _collect_now(self) -> None:
+        self._store.collect(self._needed())
 
     def _needed(self) -> set[str]:
         manifests = {digest for model in self._models.values() for digest in model.digests}

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import ssl
 import threading
 import uuid
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from datetime import datetime
 from typing import Any, Final, Protocol
 
 from paho.mqtt import client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
@@ -30,7 +32,7 @@ log = logging.getLogger("agent.link")
 PACKET_LIMIT: Final = 8 * 1024 * 1024
 """Largest packet in bytes that is read at all; the largest document is a release role of 5 MB."""
 IN_FLIGHT: Final = 64
-"""Messages between paho's thread and the loop."""
+"""Pieces of `PACKET_LIMIT / IN_FLIGHT` bytes between paho's thread and the loop; every message takes at least one."""
 KEEPALIVE: Final = 30
 BACK_OFF: Final = (1, 60)
 """Shortest and longest pause in seconds between two attempts to connect."""
@@ -80,6 +82,7 @@ class MqttLink:
         client = _Client(
             CallbackAPIVersion.VERSION2, client_id=self._identity.device, protocol=MQTTProtocolVersion.MQTTv5
         )
+        client.check_peer = lambda connection: check_certificate(connection, self._now())
         client.tls_set_context(self._identity.tls())
         client.reconnect_delay_set(*BACK_OFF)
         client.on_pre_connect = self._before_connect
@@ -140,7 +143,7 @@ class MqttLink:
             self._on_down()
 
     def _deliver(self, topic: str, payload: bytes) -> None:
-        self._room.release()
+        self._room.release(_pieces(payload))
         self._on_message(topic, payload)
 
     # --- on paho's thread -------------------------------------------------------------------------------------
@@ -152,16 +155,10 @@ class MqttLink:
         client.will_set(self._state.topic, death, qos=1, retain=True)
 
     def _connected(
-        self, client: mqtt.Client, _userdata: Any, _flags: Any, reason: ReasonCode, _properties: Properties | None
+        self, _client: mqtt.Client, _userdata: Any, _flags: Any, reason: ReasonCode, _properties: Properties | None
     ) -> None:
         if reason.is_failure:
             log.warning("the broker refused this device (%s): is it enrolled, and not revoked?", reason)
-            return
-        try:
-            check_certificate(client.socket(), self._now())
-        except Untrusted as e:
-            log.warning("%s", e)
-            client.disconnect()
             return
         self._post(self._went_up)
 
@@ -171,9 +168,10 @@ class MqttLink:
         self._post(self._went_down, str(reason))
 
     def _received(self, _client: mqtt.Client, _userdata: Any, message: mqtt.MQTTMessage) -> None:
-        while not self._room.acquire(timeout=0.2):
-            if self._stopping:
-                return
+        for _ in range(_pieces(message.payload)):
+            while not self._room.acquire(timeout=0.2):
+                if self._stopping:
+                    return
         self._post(self._deliver, message.topic, bytes(message.payload))
 
     def _post(self, callback: Callable[..., None], *args: object) -> None:
@@ -183,8 +181,46 @@ class MqttLink:
             log.debug("dropped after the end: %s", callback)
 
 
+def _pieces(payload: bytes | bytearray) -> int:
+    """What a message takes of the room between paho's thread and the loop."""
+    return min(IN_FLIGHT, 1 + len(payload) * IN_FLIGHT // PACKET_LIMIT)
+
+
 class _Client(mqtt.Client):
-    """paho, cut off at a packet above the limit before it is buffered: MaximumPacketSize is only a request."""
+    """paho with three of its gaps closed.
+
+    * A packet above the limit is cut off before it is buffered: `MaximumPacketSize` is only a request.
+    * The peer is checked (`check_peer`, raises `Untrusted`) before anything is said to it. Hanging up later, in
+      `on_connect`, would end paho's thread: a broker whose certificate was renewed would never be tried again.
+    * An attempt that failed is logged with its reason, once for as long as it stays the same.
+    """
+
+    check_peer: Callable[[ssl.SSLSocket], None] | None = None
+    _last_fault = ""
+
+    def reconnect(self) -> MQTTErrorCode:
+        try:
+            found = super().reconnect()
+        except OSError as e:
+            self._note_fault(str(e) or type(e).__name__)
+            raise
+        self._last_fault = ""
+        return found
+
+    def _note_fault(self, fault: str) -> None:
+        if fault != self._last_fault:
+            log.warning("no line to the broker at %s:%s (%s): trying again for ever", self.host, self.port, fault)
+        self._last_fault = fault
+
+    def _ssl_wrap_socket(self, tcp_sock: socket.socket) -> ssl.SSLSocket:
+        connection = super()._ssl_wrap_socket(tcp_sock)
+        if self.check_peer is not None:
+            try:
+                self.check_peer(connection)
+            except Untrusted as e:
+                connection.close()
+                raise ConnectionAbortedError(str(e)) from e  # an OSError is what paho takes for "try again"
+        return connection
 
     def _sock_recv(self, bufsize: int) -> bytes:
         if bufsize > PACKET_LIMIT:

@@ -105,7 +105,10 @@ def _ask(path: Path) -> dict[str, Any]:
         connection.sock.settimeout(5)
         connection.sock.connect(str(path))
         connection.request("GET", "/shoal/status")
-        value: dict[str, Any] = json.loads(connection.getresponse().read())
+        response = connection.getresponse()
+        value: dict[str, Any] = json.loads(response.read())
+        if response.status != http.client.OK:
+            raise Unavailable(f"{path}: the agent cannot say how it is: {value.get('error', response.status)}")
     except (OSError, http.client.HTTPException, ValueError) as e:
         raise Unavailable(f"{path}: no agent answers ({e}): start it with shoal-agent run") from e
     finally:

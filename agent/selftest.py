@@ -58,6 +58,7 @@ async def self_test(store: Path, digest: str, timeout: float) -> Outcome:  # noq
         *(sys.executable, "-P", "-m", "agent.selftest", str(store), digest),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for the agent: a child that died of it would speak against the bundle
     )
     try:
         async with asyncio.timeout(timeout):
@@ -85,6 +86,8 @@ def _judge(code: int, said: bytes, complained: bytes) -> Outcome:
 
 def main() -> int:
     """Entry point of the child."""
+    # systemd's SIGTERM goes to the whole control group: the agent decides what becomes of this process, and kills it.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _be_first_to_go()
     folder, digest = sys.argv[1:]
     try:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from agent.bundles import Bundle, Classifier, Prediction
-from agent.errors import AgentError, NotFound, Unavailable
+from agent.errors import NotFound, Unavailable
 
 
 class Meter(Protocol):
@@ -103,8 +103,8 @@ class Service:
         started = time.perf_counter()
         try:
             predictions = await served.classify(texts)
-        except AgentError as e:
-            self._note(served, str(e), "failed")
+        except Exception as e:  # whatever it is, it counts against the model, and goes on to the caller
+            self._note(served, str(e) or type(e).__name__, "failed")
             self._meter.failed(name, served.digest)
             raise
         self._note(served, None, "answered")

@@ -6,6 +6,7 @@ Things that belong together change in one transaction. Every method is one short
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -51,8 +52,9 @@ class StateFile:
     def open(cls, path: Path) -> Self:
         """Open, or make when absent. Raises `Unavailable` for a file that is corrupt or of a newer agent."""
         try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives its log the same mode
             connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
-        except sqlite3.Error as e:
+        except (OSError, sqlite3.Error) as e:
             raise Unavailable(f"{path}: the agent's state cannot be opened ({e}): {_WAY_OUT}") from e
         try:
             _prepare(connection, path)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -37,6 +37,10 @@ BATCH_BYTES: Final = 40 * 1024
 """Records in one batch: with base64 and a signature it stays below 64 KiB on the wire."""
 RECENT_ANSWERS: Final = 1000
 """Answers that feedback can still be given on."""
+MOST_LABELS: Final = 400
+"""Labels of one model in one record, the most frequent ones: a record must fit in a batch."""
+HELD: Final = 100
+"""Records kept in memory while the disk takes none."""
 FOLD: Final = 512
 """Samples kept before they are folded into a sketch."""
 
@@ -69,7 +73,7 @@ class _Tally:
             errors=self.errors,
             latency_ms=self.latency,
             confidence=self.confidence,
-            labels=dict(self.labels),
+            labels=dict(self.labels.most_common(MOST_LABELS)),
             feedback_total=self.feedback_total,
             feedback_correct=self.feedback_correct,
         )
@@ -144,19 +148,41 @@ class Recorder:
         self._health = health
         self._seq = 0
         self._start = now()
+        self._held: deque[Queued] = deque(maxlen=HELD)
 
     def close_window(self) -> None:
-        """Store a record of the time since the last one. Raises `Unavailable` for the disk."""
-        end, self._seq = self._now(), self._seq + 1
-        record = TelemetryRecord(
-            seq=self._seq,
-            start=show_instant(self._start),
-            end=show_instant(end),
-            inference=self._meter.close(),
-            health=self._health(),
-        )
+        """Store what was since the last time: one record, or more when many models answered.
+
+        Raises `Unavailable` for the disk; what it did not take is held for the next time.
+        """
+        end, health = self._now(), self._health()
+        for inference in _in_batches(self._meter.close()):
+            self._seq += 1
+            record = TelemetryRecord(
+                seq=self._seq,
+                start=show_instant(self._start),
+                end=show_instant(end),
+                inference=inference,
+                health=health,
+            )
+            self._held.append(Queued(self._boot, self._seq, record.to_bytes()))
         self._start = end
-        self._state.queue(Queued(self._boot, self._seq, record.to_bytes()), self._limit)
+        while self._held:
+            self._state.queue(self._held[0], self._limit)
+            self._held.popleft()
+
+
+def _in_batches(stats: Iterable[InferenceStats]) -> list[tuple[InferenceStats, ...]]:
+    """At least one group, each of a size that one batch carries: a larger record could never be delivered."""
+    groups: list[list[InferenceStats]] = [[]]
+    room = BATCH_BYTES
+    for one in stats:
+        room -= len(one.to_bytes())
+        if room < 0 and groups[-1]:
+            groups.append([])
+            room = BATCH_BYTES - len(one.to_bytes())
+        groups[-1].append(one)
+    return [tuple(group) for group in groups]
 
 
 @dataclass(frozen=True)

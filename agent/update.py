@@ -26,6 +26,10 @@ MAX_STARTS: Final = 4
 """Starts of the agent that one update may see from its self-test on: the update itself may be what kills the agent."""
 
 
+LONGEST_REASON: Final = 500
+"""Characters of a reason: a runtime may print pages, and a report has to fit in its topic."""
+
+
 class Event(StrEnum):
     """What came of an action, or happened beside it."""
 
@@ -142,7 +146,7 @@ def step(model: ModelState, event: Event, reason: str = "") -> tuple[ModelState,
             (state, action), reason = UNKNOWN, f"the agent stopped {starts} times in {update.state}"
     if (state, action) == UNKNOWN and not reason:
         reason = f"{event} in state {update.state[:40]!r} is not in the update table"
-    update = dataclasses.replace(update, state=state, reason=reason, starts=starts)
+    update = dataclasses.replace(update, state=state, reason=reason[:LONGEST_REASON], starts=starts)
     return dataclasses.replace(_slots_after(model, action), update=update), action
 
 

@@ -98,8 +98,13 @@ def _json(status: int, code: str, message: str, headers: Mapping[str, str] | Non
     return JSONResponse(value, status_code=status, headers=headers)
 
 
+def _one_line(error: Exception) -> str:
+    return "".join(c if c.isprintable() else "?" for c in str(error))
+
+
 async def _known_error(request: Request, error: Exception) -> JSONResponse:
-    _log.info("%s %s: %s", request.method, request.url.path, error)
+    # The path as it came, still percent-encoded: a line break in it must not forge a line of the log.
+    _log.info("%s %s: %s", request.method, request.scope["raw_path"].decode("latin-1"), _one_line(error))
     return _answer(error)
 
 

@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import pwd
 import shutil
 import sys
 from collections import deque
@@ -27,6 +26,7 @@ from fleet.ca import KeyPair
 from fleet.errors import Unavailable
 from fleet.files import private_folder, write
 from fleet.link import tls_context
+from wire.chunks import AVERAGE
 from wire.topics import access_rules
 
 CONFIG = "mosquitto.conf"
@@ -47,7 +47,7 @@ class BrokerAddress:
     @property
     def local(self) -> str:
         """The address to connect to from this machine."""
-        return "127.0.0.1" if self.host in ("", "0.0.0.0") else self.host  # noqa: S104  compared, not bound
+        return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
 
 
 class Broker:
@@ -58,7 +58,7 @@ class Broker:
     ) -> None:
         self.address = address
         self._program = find_program(program)
-        self._folder = private_folder(folder)
+        self._folder = private_folder(folder).resolve()
         self._config = self._folder / CONFIG
         self._tls = tls_context(client, authority)
         self._process: asyncio.subprocess.Process | None = None
@@ -66,7 +66,7 @@ class Broker:
         self._last_lines: deque[str] = deque(maxlen=20)
         self.state = "stopped"
         write(self._folder / "acl", access_rules().encode())
-        write(self._config, configuration(folder, address, server, authority).encode())
+        write(self._config, configuration(self._folder, address, server, authority).encode())
 
     @property
     def pid(self) -> int | None:
@@ -88,6 +88,24 @@ class Broker:
         self.state = "stopped"
 
     async def _launch(self) -> None:
+        try:
+            await self._attempt()
+        except Unavailable:
+            if not self._forgot():
+                raise
+            await self._attempt()
+
+    def _forgot(self) -> bool:
+        """Put a memory that mosquitto cannot read aside: what it held, fleet and devices publish again."""
+        memory = self._folder / "mosquitto.db"
+        if not (memory.exists() and any("open database" in line for line in self._last_lines)):
+            return False
+        memory.replace(memory.with_suffix(".unreadable"))
+        self._last_lines.clear()
+        _log.warning("broker: %s cannot be read: put aside, started without it", memory)
+        return True
+
+    async def _attempt(self) -> None:
         self.state = "starting"
         command = (sys.executable, "-P", "-m", "fleet.child", str(os.getpid()), self._program, "-c", str(self._config))
         self._process = await asyncio.create_subprocess_exec(
@@ -102,10 +120,10 @@ class Broker:
             await asyncio.wait_for(self._until_ready(self._process), READY_WITHIN)
         except (TimeoutError, Unavailable) as e:
             await self._end()
-            words = "; ".join(self._last_lines) or "it said nothing"
+            words = "; ".join(dict.fromkeys(self._last_lines)) or "it said nothing"
             raise Unavailable(
                 f"broker: mosquitto did not come up on {self.address.host}:{self.address.port}: {words}: "
-                "free the port or set broker_port"
+                "if the port is taken, free it or choose another one with --broker ADDRESS:PORT"
             ) from e
         self.state = "running"
         _log.info("broker runs on %s:%d, pid %d", self.address.host, self.address.port, self._process.pid)
@@ -141,7 +159,7 @@ class Broker:
             try:
                 await self._launch()
                 failures = 0
-            except Unavailable as e:
+            except (Unavailable, OSError) as e:
                 failures += 1
                 _log.error("%s", e)
 
@@ -182,7 +200,8 @@ def configuration(folder: Path, address: BrokerAddress, server: KeyPair, authori
     """mosquitto.conf, in the words of mosquitto 2.0."""
     lines = (
         "# Written by the fleet at every start.",
-        f"user {pwd.getpwuid(os.getuid()).pw_name}",
+        # Heeded only when root starts it: it would become another user, who cannot read this folder.
+        "user root",
         f"listener {address.port} {address.host}",
         f"cafile {authority.resolve()}",
         f"certfile {server.certificate.resolve()}",
@@ -198,8 +217,10 @@ def configuration(folder: Path, address: BrokerAddress, server: KeyPair, authori
         "set_tcp_nodelay true",
         # At the default of 20 the broker holds 13 times the memory while chunks fan out, and is no faster.
         "max_inflight_messages 4",
-        # What a stalled reader loses beyond this, acknowledgements and bitmaps repair.
-        "max_queued_messages 256",
+        # For each reader, whichever comes first: 256 chunks, or many small messages, because what a fleet's devices
+        # keep retained comes at once when it connects. What is lost beyond, acknowledgements and bitmaps repair.
+        "max_queued_messages 20000",
+        f"max_queued_bytes {256 * AVERAGE}",
         f"max_packet_size {MAX_PACKET}",
         "persistence true",
         f"persistence_location {folder.resolve()}/",
@@ -215,10 +236,11 @@ def configuration(folder: Path, address: BrokerAddress, server: KeyPair, authori
 
 
 def end_left_behind(folder: Path) -> None:
-    """End a broker that a killed fleet left on its folder, found by the configuration file it was started with."""
+    """End a broker that a killed fleet left on its folder, found by the arguments it was started with."""
+    left = ["-c", str(folder.resolve() / CONFIG)]
     for process in psutil.process_iter(["cmdline"]):
         arguments = process.info["cmdline"] or []
-        if str(folder / CONFIG) in arguments:
+        if arguments[1:] == left:
             _log.warning("ending a broker that was left behind: pid %d", process.pid)
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()

@@ -53,7 +53,10 @@ class Authority:
             certificate = _self_signed(key, now)
             write(folder / "ca.key", _key_pem(key))
             write(folder / "ca.pem", _pem(certificate), mode=0o644)
-        return cls(folder, load_key(folder / "ca.key"), load_certificate((folder / "ca.pem").read_bytes()))
+        key, certificate = load_key(folder / "ca.key"), _load_own(folder / "ca.pem")
+        if key.public_key() != certificate.public_key():
+            raise Malformed(f"{folder}: ca.key is not the key of ca.pem: put both back from one backup")
+        return cls(folder, key, certificate)
 
     @property
     def pem(self) -> str:
@@ -64,7 +67,7 @@ class Authority:
         """The certificate of HTTPS port and broker, made again for other names or when a third of its life is left."""
         pair = KeyPair(self.folder / "server.pem", self.folder / "server.key")
         wanted = x509.SubjectAlternativeName([_general_name(n) for n in dict.fromkeys(names)])
-        if not (pair.certificate.exists() and _still_serves(pair.certificate, wanted, now)):
+        if not (pair.certificate.exists() and _still_serves(pair, wanted, now)):
             key = ec.generate_private_key(ec.SECP256R1())
             usage = ExtendedKeyUsageOID.SERVER_AUTH
             certificate = self._issue("shoal fleet", key.public_key(), usage, SERVER_LIFETIME, now, wanted)
@@ -138,9 +141,19 @@ def load_certificate(pem: bytes) -> x509.Certificate:
         raise Malformed(f"certificate: not PEM: {e}") from e
 
 
+def _load_own(path: Path) -> x509.Certificate:
+    try:
+        return load_certificate(path.read_bytes())
+    except Malformed as e:
+        raise Malformed(f"{path}: {e}: put the fleet's own file back from a backup") from e
+
+
 def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """A P-256 key from a PEM file. Raises `Malformed`."""
-    key = serialization.load_pem_private_key(path.read_bytes(), None)
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), None)
+    except ValueError as e:
+        raise Malformed(f"{path}: not a PEM key: put the fleet's own file back from a backup") from e
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise Malformed(f"{path}: not a P-256 key: put the fleet's own file back from a backup")
     return key
@@ -180,8 +193,10 @@ def _key_usage(*, digital_signature: bool = False, key_cert_sign: bool = False) 
     )
 
 
-def _still_serves(path: Path, wanted: x509.SubjectAlternativeName, now: datetime) -> bool:
-    certificate = load_certificate(path.read_bytes())
+def _still_serves(pair: KeyPair, wanted: x509.SubjectAlternativeName, now: datetime) -> bool:
+    certificate = _load_own(pair.certificate)
+    if load_key(pair.key).public_key() != certificate.public_key():
+        return False  # a start was killed between the two files
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return names == wanted and certificate.not_valid_after_utc - now > SERVER_LIFETIME / 3
 

@@ -49,7 +49,10 @@ class Enrolment:
     clock: Callable[[], datetime]
 
     def kit(self, device: str, profile: str, trust: Mapping[str, str], request_key: str | None) -> EnrolmentKit:
-        """A kit for a new device. Raises wire's `Malformed`, `NotFound` for the profile, `Conflict` for a taken id."""
+        """A kit for a new device, or a new one for a device that did not enrol before its kit expired.
+
+        Raises wire's `Malformed`, `NotFound` for the profile, `Conflict` for a taken id.
+        """
         check_device(device, "device")
         known = profiles.load(profile)
         token = self._token(device, request_key or secrets.token_urlsafe())
@@ -57,6 +60,8 @@ class Enrolment:
             row = session.get(Device, device)
             if row is None:
                 row = self._add(session, device, profile, token, request_key)
+            elif row.enrolled is None and self.clock() >= instant(row.token_expires):
+                self._renew(row, profile, token, request_key)
             elif not _repeats(row, profile, token):
                 raise Conflict(f"device {device}: this id is taken: choose another one")
         return self._kit(row, token, known, trust)
@@ -73,7 +78,9 @@ class Enrolment:
             if row is None or not hmac.compare_digest(row.token_hash, hash_token(token)):
                 raise Unauthorized(f"enrolment of {device[:63]!r}: unknown device or wrong token: use its own kit")
             if now >= instant(row.token_expires):
-                raise Unauthorized(f"enrolment of {device}: the token expired {row.token_expires}: make a new kit")
+                raise Unauthorized(
+                    f"enrolment of {device}: the token expired {row.token_expires}: make a new kit for it"
+                )
             key = read_request(request, device)
             if row.certificate and _is_of(row.certificate, key):
                 return load_certificate(row.certificate.encode()).public_bytes(Encoding.DER)
@@ -103,6 +110,10 @@ class Enrolment:
         session.flush()
         session.add(DeviceStats(device=device))
         return row
+
+    def _renew(self, row: Device, profile: str, token: str, request_key: str | None) -> None:
+        row.profile, row.request_key, row.token_hash = profile, request_key, hash_token(token)
+        row.token_expires = show_instant(self.clock() + self.kit_lifetime)
 
     def _kit(self, row: Device, token: str, profile: Profile, trust: Mapping[str, str]) -> EnrolmentKit:
         return EnrolmentKit(

@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 from fastapi import APIRouter, Request, Response
 
-from fleet.errors import Malformed, Unauthorized
+from fleet.errors import Malformed, TooLarge, Unauthorized
 from fleet.services import Services, services_of
 
 router = APIRouter(prefix="/.well-known/est")
@@ -29,7 +29,7 @@ async def simpleenroll(request: Request) -> Response:
     """Section 4.2: a PKCS#10 request in, a certificate out."""
     services = services_of(request)
     device, token = _basic(request.headers.get("authorization", ""))
-    body = _decode(await request.body(), device)
+    body = _decode(await _read(request, device), device)
     der = await services.serial.run(_enrol, services, device, token, body)
     return _certificates(x509.load_der_x509_certificate(der))
 
@@ -51,14 +51,21 @@ def _basic(header: str) -> tuple[str, str]:
     return user, password
 
 
+async def _read(request: Request, device: str) -> bytes:
+    body = bytearray()
+    async for piece in request.stream():  # anybody may send it: no more is held than is taken
+        body += piece
+        if len(body) > _MAX_REQUEST:
+            raise TooLarge(f"certificate request of {device[:63]!r}: over {_MAX_REQUEST} bytes")
+    return bytes(body)
+
+
 def _decode(body: bytes, device: str) -> bytes:
-    if len(body) > _MAX_REQUEST:
-        raise Malformed(f"certificate request of {device[:63]}: over {_MAX_REQUEST} bytes")
     try:
         # Section 4.2.1 wants base64 with line breaks allowed; a client may send it with or without.
         return base64.b64decode(b"".join(body.split()), validate=True)
     except binascii.Error as e:
-        raise Malformed(f"certificate request of {device[:63]}: not base64: {e}") from e
+        raise Malformed(f"certificate request of {device[:63]!r}: not base64: {e}") from e
 
 
 def _certificates(certificate: x509.Certificate) -> Response:

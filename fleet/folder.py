@@ -38,9 +38,10 @@ class RunFile:
         """The last one, if it can be read: it only helps to choose the same ports again."""
         try:
             value = json.loads((data / _RUN).read_text())
-            return cls(int(value["https"]), int(value["broker"]), int(value["pid"]))
+            last = cls(int(value["https"]), int(value["broker"]), int(value["pid"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
+        return last if all(0 < port < 65536 for port in (last.https, last.broker)) else None
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from sqlmodel import Session, col, select
 
 from fleet import devices, telemetry
 from fleet.database import Database
-from fleet.errors import FleetError, Untrusted
+from fleet.errors import FleetError, Unavailable, Untrusted
 from fleet.identity import key_of
 from fleet.outbox import Outbox
 from fleet.rollout_service import Rollouts
@@ -52,6 +52,8 @@ class Inbox:
             return  # a retained message was cleared
         try:
             self._dispatch(topic, payload, retained=retained)
+        except Unavailable as e:  # our own disk: the device is not to blame, and sends it again
+            _log.error("a message on %s was not taken: %s", topic, e)
         except (WireError, FleetError) as e:
             self._refuse(topic, e)
 

@@ -131,6 +131,8 @@ class FleetSettings:
     def __post_init__(self) -> None:
         if self.snapshot_lifetime < self.timestamp_lifetime:
             raise Malformed("snapshot_lifetime: expected at least timestamp_lifetime")
+        if self.https_port == self.broker_port != 0:
+            raise Malformed(f"https_port and broker_port: both are {self.https_port}: set two different ports")
 
 
 _READERS: dict[str, Read] = {
@@ -147,10 +149,12 @@ def load(data: Path, *, environ: Mapping[str, str], overrides: Mapping[str, obje
 
 def _file_values(data: Path) -> Iterator[tuple[str, Any]]:
     path = data / FILE
-    if not path.exists():
-        return
     try:
         table = tomllib.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as e:
+        raise Malformed(f"{path}: cannot be read: {e.strerror}: make it readable for this user") from e
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise Malformed(f"{path}: not valid TOML: {e}") from e
     for key, value in table.items():

@@ -8,15 +8,23 @@ from datetime import datetime
 
 from sqlmodel import Session, col, select
 
+from fleet.errors import Malformed
 from fleet.tables import Device, DeviceStats, TelemetryRow
 from wire.document import dump_json
 from wire.messages import Ack, InferenceStats, TelemetryBatch, TelemetryRecord
 from wire.sketch import Sketch
 from wire.units import show_instant
 
+MOST = 1 << 40
+"""Largest number of anything in one record: a lie of one device must not overflow the sums of the database."""
+
 
 def store(session: Session, device: Device, batch: TelemetryBatch, now: datetime) -> Ack:
-    """Store what is new of a verified batch, count what is not. The acknowledgement is for after the commit."""
+    """Store what is new of a verified batch, count what is not. The acknowledgement is for after the commit.
+
+    Raises `Malformed` for a batch with a number that cannot be.
+    """
+    _check(batch)
     known = _known(session, device.id, batch)
     fresh = [r for r in batch.records if r.seq not in known]
     received = show_instant(now)
@@ -33,6 +41,18 @@ def store(session: Session, device: Device, batch: TelemetryBatch, now: datetime
         desired_epoch=device.desired_epoch,
         desired_seq=device.desired_seq,
     )
+
+
+def _check(batch: TelemetryBatch) -> None:
+    for record in batch.records:
+        counts = [n for i in record.inference for n in _counts(i)]
+        if max(record.seq, *counts, 0) > MOST:
+            raise Malformed(f"telemetry {record.seq} of {batch.device}: a count is over {MOST}")
+
+
+def _counts(stats: InferenceStats) -> tuple[int, ...]:
+    feedback = (stats.feedback_total, stats.feedback_correct)
+    return (stats.requests, stats.errors, *feedback, *stats.latency_ms.buckets.values())
 
 
 def _known(session: Session, device: str, batch: TelemetryBatch) -> set[int]:

@@ -141,6 +141,8 @@ class Transfer:
         if name is None:
             return self._blobs.read(digest)
         chunks = self._chunk_list(name)
+        if index >= len(chunks.chunks):  # another release, with another list, took the place of the one asked about
+            raise NotFound(f"blob {digest}: has no chunk {index} any more")
         chunk = chunks.chunks[index]
         return self._blobs.read(digest, chunks.offsets[index], chunk.size)
 

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,7 +31,7 @@ from fleet.ca import Authority, KeyPair
 from fleet.database import Database
 from fleet.desired import DesiredStates
 from fleet.enrolment import Addresses, Enrolment, open_secret
-from fleet.errors import FleetError, Unavailable
+from fleet.errors import FleetError, Malformed, Unavailable
 from fleet.folder import RunFile, hold
 from fleet.inbox import Inbox
 from fleet.keys import OnlineKeys
@@ -105,7 +105,7 @@ async def _until_signal(settings: FleetSettings, announce: Callable[[Running], N
 def _listener(settings: FleetSettings) -> Iterator[socket.socket]:
     """The HTTPS port, taken at once so that a taken one is told before anything starts."""
     last = RunFile.load(settings.data)
-    with _bind(settings.https_host, settings.https_port, last.https if last else 0, "https_port") as listener:
+    with _bind(settings.https_host, settings.https_port, last.https if last else 0, "https") as listener:
         yield listener
 
 
@@ -113,11 +113,11 @@ def _broker_address(settings: FleetSettings) -> BrokerAddress:
     """The broker's port. mosquitto binds it itself, so a free one is found, let go and named in its configuration."""
     end_left_behind(settings.data / "broker")
     last = RunFile.load(settings.data)
-    with _bind(settings.broker_host, settings.broker_port, last.broker if last else 0, "broker_port") as found:
+    with _bind(settings.broker_host, settings.broker_port, last.broker if last else 0, "broker") as found:
         return BrokerAddress(settings.broker_host, found.getsockname()[1])
 
 
-def _bind(host: str, port: int, last: int, setting: str) -> socket.socket:
+def _bind(host: str, port: int, last: int, option: str) -> socket.socket:
     """A socket on the port that was asked for; for 0 the one of last time, where devices look, or any free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for candidate in [port] if port else [last, 0] if last else [0]:
@@ -125,10 +125,14 @@ def _bind(host: str, port: int, last: int, setting: str) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             bound.bind((host, candidate))
+            bound.listen()  # a port that is only bound can be bound by another program too
         except OSError as e:
             bound.close()
             if candidate in (port, 0):
-                raise Unavailable(f"port {candidate} on {host}: {e.strerror}: free it, or set {setting}") from e
+                raise Unavailable(
+                    f"port {candidate} on {host}: {e.strerror}: free it, or choose another one with "
+                    f"--{option} ADDRESS:PORT or the setting {option}_port"
+                ) from e
         else:
             return bound
     raise AssertionError("unreachable: the last candidate returns or raises")
@@ -141,14 +145,17 @@ def _clock() -> datetime:
 @contextmanager
 def _open(settings: FleetSettings, https_port: int) -> Iterator[Services]:
     """Everything that stands in the data folder, opened or made, and put together."""
-    data, started = settings.data, _clock()
-    database = Database.in_folder(data)
-    serial = Serial()
-    try:
-        yield _assemble(settings, database, serial, started, https_port)
-    finally:
-        serial.close()
-        database.close()
+    with ExitStack() as stack:
+        try:
+            database = stack.enter_context(closing(Database.in_folder(settings.data)))
+            serial = stack.enter_context(closing(Serial()))
+            services = _assemble(settings, database, serial, _clock(), https_port)
+        except OSError as e:
+            what = f"{e.filename or settings.data}: {e.strerror or e}"
+            raise Unavailable(f"{what}: mend it, or put the fleet's own file back from a backup") from e
+        except WireError as e:
+            raise Malformed(f"{settings.data}: {e}: put the folder back from a backup") from e
+        yield services
 
 
 def _assemble(
@@ -210,7 +217,7 @@ def _enrolment(
 
 def _server_pair(authority: Authority, settings: FleetSettings, now: datetime) -> KeyPair:
     hosts = [h for h in (settings.https_host, settings.broker_host) if h not in ("", "0.0.0.0", "::")]  # noqa: S104
-    return authority.server([*settings.public_names, "localhost", "127.0.0.1", *hosts], now)
+    return authority.server([*settings.public_names, "localhost", "127.0.0.1", "::1", *hosts], now)
 
 
 @asynccontextmanager

@@ -34,7 +34,9 @@ class Upstream:
             self._session = aiohttp.ClientSession(timeout=limits, headers=self._headers)
         headers = {"Content-Type": "application/json"} if body is not None else {}
         try:
-            answer = await self._session.request(method, self._url + path, data=body, headers=headers)
+            answer = await self._session.request(
+                method, self._url + path, data=body, headers=headers, allow_redirects=False
+            )
         except TimeoutError as e:
             raise UpstreamSlow(
                 f"cloud tier: {self._url} gave no answer in time: retry, or raise upstream_timeout"
@@ -44,6 +46,12 @@ class Upstream:
         if answer.status in (401, 403):
             answer.release()
             raise UpstreamDown(f"cloud tier: {self._url} refuses the fleet's key: check upstream_key_file")
+        if answer.status >= 300 and answer.content_type != "application/json":
+            answer.release()
+            raise UpstreamDown(
+                f"cloud tier: {self._url}{path} answered {answer.status} {answer.reason}, and not in JSON: "
+                "retry later, or check that the setting upstream is the address of an OpenAI-compatible endpoint"
+            )
         return answer
 
     async def close(self) -> None:

@@ -132,6 +132,11 @@ def test_health_has_figures_and_the_warmest_zone(tmp_path) -> None:
     assert 0 <= sample.disk_free <= sample.disk_total
 
 
+def test_cpu_is_that_of_the_whole_machine_however_many_cores_it_has(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("psutil.cpu_percent", lambda _interval: 50.0)
+    assert HealthMeter(tmp_path).sample().cpu_percent == 50.0
+
+
 def test_an_agent_without_a_model_imports_nothing_heavy_and_nothing_of_the_fleet() -> None:
     heavy = (
         "torch onnx onnxruntime numpy ai_edge_litert kitoken pydantic fastapi starlette rich typer fleet compiler cli"

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
+from agent.fetch import to_the_end
+from agent.update import ModelState
 from wire.chunks import digest
 
 ON = "turn the light on"
@@ -269,5 +272,121 @@ def test_an_error_on_probation_brings_the_old_model_back(new_device, sim, bundle
         assert device.phases()["failed"] == "probation: the graph gave nothing"
         assert (await device.service.infer("kitchen", (ON,))).digest == bundles["one"].digest
         await device.stop()
+
+    asyncio.run(story())
+
+
+def test_a_file_that_the_disk_changed_is_not_loaded_and_comes_again_with_the_next_update(
+    new_device, sim, bundles
+) -> None:
+    """Accident: one bit of the active model flips on the memory card; the bytes would still load."""
+
+    async def story() -> None:
+        device = new_device()
+        sim.release(bundles["one"])
+        sim.desire(bundles["one"])
+        device.connect()
+        await device.until_phase("committed")
+        path = device.store.path(bundles["one"].manifest.file("model").digest)
+        await device.stop()
+        with path.open("r+b") as file:
+            file.seek(-1, 2)
+            last = file.read(1)
+            file.seek(-1, 2)
+            file.write(bytes([last[0] ^ 1]))
+        again = new_device()
+        await again.installer.restore()
+        assert (again.service.names(), again.active()) == ([], [])
+        sim.desire(bundles["one"], rollout="r2")
+        again.connect()
+        await again.until(lambda: again.active() == [bundles["one"].digest])
+        assert (await again.service.infer("kitchen", (ON,))).digest == bundles["one"].digest
+        await again.stop()
+
+    asyncio.run(story())
+
+
+def test_what_a_killed_update_left_behind_is_removed_at_the_next_start(new_device) -> None:
+    async def story() -> None:
+        device = new_device()
+        left = device.store.path("sha256:" + "3" * 64).with_suffix(".partial")
+        left.write_bytes(b"left behind")
+        await device.installer.restore()
+        await device.until(lambda: not left.exists())
+        await device.stop()
+
+    asyncio.run(story())
+
+
+def test_a_model_that_cannot_be_restored_for_any_reason_keeps_the_agent_alive(
+    new_device, sim, bundles, monkeypatch
+) -> None:
+    """Accident: the runtime's package broke in a system upgrade."""
+
+    async def story() -> None:
+        device = new_device()
+        sim.release(bundles["one"])
+        sim.desire(bundles["one"])
+        device.connect()
+        await device.until_phase("committed")
+        await device.stop()
+
+        def broken(_bundle: object) -> None:
+            raise ImportError("libstdc++ is gone")
+
+        monkeypatch.setattr("agent.service.Served.load", broken)
+        again = new_device()
+        await again.installer.restore()
+        assert again.service.names() == []
+        await again.stop()
+
+    asyncio.run(story())
+
+
+def test_no_superseded_update_takes_a_step_while_another_one_ends(new_device, sim) -> None:
+    """Accident: two models are superseded at once, and what one of them is doing is slow to end."""
+
+    async def story() -> None:
+        device = new_device()
+        steps, ended = 0, asyncio.Event()
+
+        async def update() -> None:
+            nonlocal steps
+            try:
+                while True:
+                    await asyncio.sleep(0.001)
+                    steps += ended.is_set()
+            finally:
+                ended.set()
+                await asyncio.sleep(0.05)
+
+        for name in ("a", "b"):
+            device.installer._models[name] = ModelState()
+            device.installer._tasks[name] = asyncio.create_task(update())
+        await asyncio.sleep(0.01)
+        sim.desire()
+        device.connect()
+        await device.until(lambda: device.state.last_desired() == (1, 1) and ended.is_set())
+        await device.until(lambda: device.installer.slots() == () and not device.installer._tasks)
+        assert steps == 0
+        await device.stop()
+
+    asyncio.run(story())
+
+
+def test_a_cancelled_step_waits_for_its_thread_and_undoes_what_it_made() -> None:
+    """Accident: a newer desired state comes while a thread opens a file that the next update opens too."""
+    undone: list[str] = []
+    finish = threading.Event()
+
+    async def story() -> None:
+        task = asyncio.create_task(to_the_end(lambda: finish.wait(10) and "file", undo=undone.append))
+        await asyncio.sleep(0.02)
+        task.cancel()
+        await asyncio.sleep(0.02)
+        assert not task.done()
+        finish.set()
+        await asyncio.gather(task, return_exceptions=True)
+        assert (task.cancelled(), undone) == (True, ["file"])
 
     asyncio.run(story())

@@ -11,6 +11,7 @@ import ssl
 import stat
 import threading
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import pytest
@@ -152,7 +153,8 @@ def test_the_routes_of_the_protocol_answer(serve, bundles, short_folder) -> None
         (b'{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [2], "data": ["a"]}]}', 400, r"expected \[1\]"),
         (b'{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [0], "data": []}]}', 400, "expected 1 to 256"),
         (b'{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["\\ud800"]}]}', 400, "surrogate"),
-        (TEXT[:-1] + b', "id": "\\ud800"}', 400, "id: not Unicode"),
+        (TEXT.replace(b"lamp on", b"a" * 8193), 400, "over 8192 bytes"),
+        (TEXT[:-1] + b', "id": "\\ud800"}', 400, "surrogate"),
         (TEXT[:-1] + b', "outputs": [{"name": "logits"}]}', 400, "of label, score, scores"),
         (b"x" * 65 * 1024, 413, "over the limit of 65536 bytes"),
     ],
@@ -305,13 +307,14 @@ def test_a_switch_under_load_drops_no_request(serve, sim, bundles) -> None:
 
 
 @contextmanager
-def gateway(authority, seen: list[bytes]):
+def gateway(authority, seen: list[bytes], before_answer: Callable[[], None] = lambda: None):
     """A TLS server that asks for a client certificate and streams two events."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             seen.append(self.rfile.read(int(self.headers["Content-Length"])))
             seen.append(dict(item[0] for item in self.connection.getpeercert()["subject"])["commonName"].encode())
+            before_answer()
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")
             self.end_headers()
@@ -348,6 +351,29 @@ def test_chat_is_forwarded_under_the_devices_certificate_and_streamed_back(serve
         assert seen == [request, b"kitchen-1"]
 
     with gateway(authority, seen) as url:
+        serve(story, model=False, fleet=url, online=True)
+
+
+def test_stalled_cloud_requests_are_bounded_and_hold_up_nothing_else(serve, authority, monkeypatch) -> None:
+    """One request more than there may be at a time is refused at once, while the others wait for the cloud."""
+    monkeypatch.setattr("agent.cloud.AT_ONCE", 1)
+    arrived, release = threading.Event(), threading.Event()
+
+    def stall() -> None:
+        arrived.set()
+        assert release.wait(20)
+
+    async def story(_device, client) -> None:
+        first = asyncio.ensure_future(asyncio.to_thread(client.ask, "POST", "/v1/chat/completions", b"{}"))
+        assert await asyncio.to_thread(arrived.wait, 20)
+        status, value = await asyncio.to_thread(client.ask, "POST", "/v1/chat/completions", b"{}")
+        assert (status, value["error"]["code"]) == (503, "unavailable")
+        assert "are under way" in value["error"]["message"]
+        release.set()
+        assert (await first)[0] == 200
+        assert (await asyncio.to_thread(client.ask, "POST", "/v1/chat/completions", b"{}"))[0] == 200
+
+    with gateway(authority, [], stall) as url:
         serve(story, model=False, fleet=url, online=True)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from trust_repository import new_signer
 
 from agent.bundles import Prediction
-from agent.errors import NotFound
+from agent.errors import NotFound, Unavailable
 from agent.state import Queued, StateFile
 from agent.telemetry import RECENT_ANSWERS, WindowMeter
 from wire import topics
@@ -100,6 +100,45 @@ def test_a_forged_acknowledgement_forgets_nothing(new_device, sim) -> None:
         assert device.state.telemetry()["waiting"] == 1
         sim.repo.keys["fleet"] = fleet
         await device.until(lambda: device.state.telemetry()["waiting"] == 0)
+        await device.stop()
+
+    asyncio.run(story())
+
+
+def test_many_models_with_many_labels_still_fit_in_batches_that_the_fleet_takes(new_device, sim) -> None:
+    """Accident: a window with twelve models of a thousand labels; one record of all would be refused for ever."""
+
+    async def story() -> None:
+        device = new_device()
+        for model in range(12):
+            labels = tuple(prediction(f"a-label-of-thirty-characters-{i}") for i in range(1000))
+            device.meter.answered(f"model-{model}", DIGEST, 2.0, labels)
+        device.recorder.close_window()
+        device.connect()
+        await device.until(lambda: device.state.telemetry()["waiting"] == 0)
+        assert len(sim.records) > 1
+        assert max(len(payload) for topic, payload in device.link.published if "telemetry" in topic) < 64 * 1024
+        await device.stop()
+
+    asyncio.run(story())
+
+
+def test_a_record_that_the_disk_did_not_take_is_stored_the_next_time(new_device, sim) -> None:
+    """Accident: the disk is full for one window."""
+
+    async def story() -> None:
+        device = new_device()
+        device.state._db.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON telemetry BEGIN SELECT RAISE(ABORT, 'disk full'); END"
+        )
+        device.meter.answered("kitchen", DIGEST, 2.0, (prediction(),))
+        with pytest.raises(Unavailable, match="disk full"):
+            device.recorder.close_window()
+        device.state._db.execute("DROP TRIGGER full")
+        device.recorder.close_window()
+        device.connect()
+        await device.until(lambda: device.state.telemetry()["waiting"] == 0)
+        assert sorted(seq for _, seq in sim.records) == [1, 2]
         await device.stop()
 
     asyncio.run(story())

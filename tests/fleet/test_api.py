@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 from fastapi.routing import APIRoute
-from fleet_process import ApiError, FleetProcess, Publisher, tiny_bundle
+from fleet_process import ApiError, FleetProcess, Publisher, initialise_trust, tiny_bundle, until
 
 from fleet import api, errors
 from fleet.auth import PUBLIC, device_or_operator, operator
@@ -52,6 +52,13 @@ def test_no_route_answers_without_a_credential(fleet: FleetProcess) -> None:
 def test_there_are_no_documentation_or_debug_routes(fleet: FleetProcess, path: str) -> None:
     with pytest.raises(ApiError, match="not-found"):
         fleet.api("GET", path)
+
+
+def test_a_path_cannot_forge_a_line_of_the_log(fleet: FleetProcess) -> None:
+    """Attack: a line break in the path of a request that nobody needs a credential for."""
+    assert fleet.request("GET", "/api/v1/devices/a%0aERROR%20forged")[0] == 401
+    assert "%0aERROR%20forged" in fleet.log
+    assert not any(line.startswith("ERROR forged") for line in fleet.log.splitlines())
 
 
 def test_every_error_has_a_status_of_its_own_kind() -> None:
@@ -114,6 +121,26 @@ def test_a_disk_without_room_is_told_and_leaves_nothing(tmp_path: Path) -> None:
         assert not [p for p in (fleet.data / "blobs").rglob("*") if p.is_file()]
         resource.prlimit(fleet.pid, resource.RLIMIT_FSIZE, (most, most))
         fleet.api("PUT", f"/api/v1/blobs/{digest(data)}", data)
+
+
+def test_a_database_that_cannot_grow_is_told_and_blames_no_device(tmp_path: Path, enrolling: Any) -> None:
+    """Accident: the disk fills up while a device delivers; what was not stored is not acknowledged."""
+    with FleetProcess(tmp_path / "fleet") as fleet, enrolling(fleet, tmp_path) as new_device:
+        initialise_trust(fleet)
+        device = new_device("a")
+        device.connect()
+        _, most = resource.prlimit(fleet.pid, resource.RLIMIT_FSIZE)
+        # No file may grow beyond what the database's log has now; the fleet's own log is far from that.
+        resource.prlimit(fleet.pid, resource.RLIMIT_FSIZE, ((fleet.data / "fleet.db-wal").stat().st_size, most))
+        with pytest.raises(ApiError, match="disk") as error:
+            fleet.api("POST", "/api/v1/devices", {"device": "b", "profile": "x86-64"})
+        assert error.value.status in (503, 507)
+        device.send(device.batch(1, nonce="lost"))
+        until(lambda: "was not taken" in fleet.log, what="a line in the log")
+        resource.prlimit(fleet.pid, resource.RLIMIT_FSIZE, (most, most))
+        device.send(device.batch(1, nonce="kept"))
+        assert device.next_ack().nonce == "kept"
+        assert (device.view()["security"], device.view()["stats"]["duplicates"]) == ([], 0)
 
 
 def test_evidence_is_shown_with_the_bundle_it_measures(fleet: FleetProcess, publisher: Publisher) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
 import ssl
 import subprocess
+import sys
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,10 @@ import psutil
 import pytest
 from fleet_process import FleetProcess, initialise_trust, until
 
-from fleet.broker import find_program
+from fleet.broker import Broker, BrokerAddress, end_left_behind, find_program
+from fleet.ca import Authority
 from fleet.errors import Unavailable
+from fleet.link import Link
 from wire import topics
 
 
@@ -145,6 +150,86 @@ def test_a_broker_that_was_left_behind_does_not_block_the_next_start(tmp_path: P
             fleet.start()
             reaper.join()
             assert (orphan.returncode, broker_of(fleet)["port"]) == (0, port)
+
+
+def test_an_editor_of_the_configuration_and_another_fleets_broker_are_left_alone(tmp_path: Path) -> None:
+    """What is ended is a broker on this very file: not who reads it, nor one on the same relative path elsewhere."""
+    config = tmp_path / "broker" / "mosquitto.conf"
+    config.parent.mkdir()
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with (
+        subprocess.Popen([*sleep, str(config)]) as editor,
+        subprocess.Popen([*sleep, "-c", "broker/mosquitto.conf"], cwd=tmp_path) as other,
+    ):
+        end_left_behind(config.parent)
+        assert (editor.poll(), other.poll()) == (None, None)
+        editor.kill()
+        other.kill()
+
+
+def test_a_memory_that_the_broker_cannot_read_is_put_aside(tmp_path: Path, enrolling: Any) -> None:
+    """Accident: mosquitto.db is damaged. Everything in it is published again by those who own it."""
+    with FleetProcess(tmp_path / "fleet") as fleet, enrolling(fleet, tmp_path) as new_device:
+        initialise_trust(fleet)
+        device = new_device("a")
+        fleet.stop()
+        (fleet.data / "broker" / "mosquitto.db").write_bytes(b"garbage")
+        fleet.start()
+        assert (fleet.data / "broker" / "mosquitto.unreadable").read_bytes() == b"garbage"
+        device.connect()
+        assert device.next_desired(seq=1).device == "a"
+
+
+def test_a_port_that_was_taken_from_a_killed_broker_is_waited_for(tmp_path: Path) -> None:
+    with FleetProcess(tmp_path / "fleet") as fleet:
+        before = broker_of(fleet)
+        with socket.socket() as thief:
+            thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            os.kill(before["pid"], signal.SIGKILL)
+            until(lambda: bound(thief, before["port"]), what="the theft")
+            until(lambda: "--broker ADDRESS:PORT" in fleet.log, within=30, what="a line that says so")
+            assert fleet.request("GET", "/healthz")[0] == 200
+        until(lambda: broker_of(fleet)["state"] == "running", within=30, what="a new broker")
+
+
+def bound(thief: socket.socket, port: int) -> bool:
+    try:
+        thief.bind(("0.0.0.0", port))
+        thief.listen()
+    except OSError:
+        return False
+    return True
+
+
+def test_what_many_devices_keep_retained_all_reaches_a_fleet_that_connects(tmp_path: Path) -> None:
+    """A thousand devices said something before the fleet came: the broker's queue for one reader holds it."""
+    many, now = 1000, datetime.now(UTC)
+    authority = Authority.open(tmp_path / "ca", now)
+    server, client = authority.server(["127.0.0.1"], now), authority.client(topics.FLEET_CLIENT, now)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = BrokerAddress("127.0.0.1", free.getsockname()[1])
+    broker = Broker("mosquitto", tmp_path / "broker", address, server, client, authority.certificate_path)
+
+    def publish_and_read() -> None:
+        for retained in (False, True):
+            seen: set[str] = set()
+            take = lambda topic, _, kept: seen.add(topic) if kept == retained else None  # noqa: E731, B023
+            link = Link(client, authority.certificate_path, session="s")
+            link.start(address.local, address.port, receive=take, connected=lambda: None)
+            link.wait_until_up(10)
+            for i in range(0 if retained else many):
+                link.publish(topics.State(f"d{i}").topic, b"birth", retain=True)
+            until(lambda: len(seen) == many, what="every birth")  # noqa: B023
+            link.stop()
+
+    async def story() -> None:
+        await broker.start()
+        try:
+            await asyncio.to_thread(publish_and_read)
+        finally:
+            await broker.stop()
+
+    asyncio.run(story())
 
 
 def answers(port: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import ssl
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fleet_process import ApiError, FleetProcess, Publisher, initialise_trust, until
 
 from wire.messages import EnrolmentKit
+from wire.units import instant
 
 
 def kit_for(fleet: FleetProcess, device: str, **headers: str) -> EnrolmentKit:
@@ -73,7 +75,7 @@ def test_a_request_without_basic_credentials_is_refused(fleet: FleetProcess) -> 
 
 @pytest.mark.parametrize(
     ("fault", "status"),
-    [("name", 422), ("curve", 400), ("rsa", 400), ("garbage", 400), ("signature", 422), ("huge", 400)],
+    [("name", 422), ("curve", 400), ("rsa", 400), ("garbage", 400), ("signature", 422), ("huge", 413)],
 )
 def test_a_bad_request_does_not_use_the_token_up(
     fleet: FleetProcess, publisher: Publisher, est: Any, fault: str, status: int
@@ -124,6 +126,16 @@ def test_a_kit_for_a_bad_name_or_unknown_profile_is_refused(
     with pytest.raises(ApiError) as error:
         fleet.api("POST", "/api/v1/devices", {"device": device, "profile": profile})
     assert error.value.status == status
+
+
+def test_a_device_that_did_not_enrol_in_time_gets_a_new_kit(tmp_path: Path, est: Any) -> None:
+    with FleetProcess(tmp_path / "fleet", kit_lifetime="1 s") as fleet:
+        initialise_trust(fleet)
+        old = kit_for(fleet, "late")
+        until(lambda: instant(old.expires) < datetime.now(UTC), what="the end of the first kit")
+        new = kit_for(fleet, "late")
+        assert est.enrol(fleet, "late", old.token, est.request("late", new_key()))[0] == 401
+        assert est.enrol(fleet, "late", new.token, est.request("late", new_key()))[0] == 200
 
 
 def test_no_kit_without_a_trust_root(tmp_path: Path) -> None:

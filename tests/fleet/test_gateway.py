@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet_process import FleetProcess, initialise_trust
+from fleet_process import FleetProcess, initialise_trust, until
 
 PATH = "/v1/chat/completions"
 SECRET = "what the user said"
@@ -25,6 +25,7 @@ class Stub(http.server.BaseHTTPRequestHandler):
     mode = "answer"
     seen: list[tuple[str, str | None, bytes]] = []  # noqa: RUF012
     release = threading.Event()
+    left = threading.Event()
 
     def do_GET(self) -> None:
         self._json(200, {"object": "list", "data": [{"id": "m"}]})
@@ -53,6 +54,22 @@ class Stub(http.server.BaseHTTPRequestHandler):
         assert Stub.release.wait(10)
         self._piece(b"data: [DONE]\n\n")
         self.wfile.write(b"0\r\n\r\n")
+
+    def _page(self) -> None:
+        self.send_response(503)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(b"<html>a load balancer</html>")
+
+    def _until_left(self) -> None:
+        """Answers nothing, and notes when the fleet hangs up."""
+        assert self.connection.recv(1) == b""
+        Stub.left.set()
+
+    def _stream_until_left(self) -> None:
+        self._begin_stream()
+        self._piece(b"data: one\n\n")
+        self._until_left()
 
     def _break(self) -> None:
         self._begin_stream()
@@ -173,6 +190,33 @@ def test_a_stream_that_breaks_off_is_not_taken_for_whole(fleet: FleetProcess) ->
     Stub.mode = "break"
     with pytest.raises((http.client.IncompleteRead, http.client.RemoteDisconnected, ConnectionError)):
         ask(fleet)
+    until(lambda: "the upstream broke off" in fleet.log, what="a line in the log")
+    assert "Traceback" not in fleet.log
+
+
+@pytest.mark.parametrize("mode", ["until_left", "stream_until_left"])
+def test_a_client_that_leaves_ends_the_upstreams_work(fleet: FleetProcess, mode: str) -> None:
+    Stub.mode = mode
+    Stub.left.clear()
+    host, port = fleet.url.removeprefix("https://").split(":")
+    connection = http.client.HTTPSConnection(host, int(port), context=fleet.tls(), timeout=10)
+    connection.request("POST", PATH, json.dumps(BODY), {"Authorization": f"Bearer {fleet.token}"})
+    if mode == "stream_until_left":
+        connection.getresponse().close()
+    else:
+        until(lambda: Stub.seen, what="the request at the upstream")
+    connection.close()
+    # Sooner than upstream_timeout, which would end it too.
+    assert Stub.left.wait(0.8)
+    assert "Traceback" not in fleet.log
+
+
+def test_an_upstream_error_that_is_no_json_is_told_in_json(fleet: FleetProcess) -> None:
+    Stub.mode = "page"
+    status, body = ask(fleet)
+    assert (status, body["error"]["code"]) == (502, "unavailable")
+    assert "answered 503" in body["error"]["message"]
+    assert "setting upstream" in body["error"]["message"]
 
 
 def test_an_upstream_that_stays_silent_is_a_gateway_timeout(fleet: FleetProcess) -> None:

@@ -74,6 +74,6 @@ def test_one_port_for_both_servers_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_settings_file_that_cannot_be_read_is_told_with_its_path(tmp_path: Path) -> None:
-    (tmp_path / FILE).mkdir()
+    (tmp_path / "fleet.toml").mkdir()
     with pytest.raises(Malformed, match=r"fleet\.toml: cannot be read"):
         load(tmp_path, environ={}, overrides={})

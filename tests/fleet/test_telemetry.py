@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from fleet_process import FleetProcess, Publisher, until
+from fleet_process import FleetProcess, Publisher, initialise_trust, until
 
 from wire import topics
+from wire.dsse import seal
 from wire.messages import Health, InferenceStats
 from wire.sketch import Sketch
 
@@ -67,6 +70,47 @@ def test_a_batch_that_names_another_device_is_refused(new_device: Any) -> None:
     other.say(topics.Telemetry(other.id), device.batch(1), signer=other.signer)
     until(lambda: other.view()["security"], what="a security event")
     assert device.view()["stats"]["records"] == other.view()["stats"]["records"] == 0
+
+
+def test_a_number_that_cannot_be_is_refused_and_the_next_batch_is_stored(new_device: Any) -> None:
+    """Attack: counts that would overflow the sums of the database."""
+    device = new_device("boaster")
+    device.connect()
+    for n in (1 << 70, 1 << 62):
+        device.send(device.batch(1, inference=(replace(WINDOW["inference"][0], requests=n),)))
+    device.send(device.batch(1 << 70))
+    device.send(device.batch(1, nonce="true", **WINDOW))
+    assert device.next_ack().nonce == "true"
+    assert (device.view()["stats"]["requests"], len(device.view()["security"])) == (4, 3)
+    assert "Traceback" not in device.fleet.log
+
+
+def test_records_stored_by_a_fleet_that_was_killed_before_it_could_acknowledge_stand_once(
+    tmp_path: Path, enrolling: Any
+) -> None:
+    """Accident: SIGKILL between commit and acknowledgement; every batch is then sent again, over and over."""
+    with FleetProcess(tmp_path / "fleet") as fleet, enrolling(fleet, tmp_path) as new_device:
+        initialise_trust(fleet)
+        device = new_device("persistent")
+        device.connect()
+        for _ in range(3):
+            for first in range(1, 40, 2):
+                device.client.publish(
+                    topics.Telemetry(device.id).topic,
+                    seal(device.batch(first, first + 1, **WINDOW), device.signer),
+                    qos=1,
+                )
+            until(lambda: device.view()["stats"]["records"], what="the first record")
+            fleet.kill()
+            fleet.start()
+            until(device.client.is_connected, what="the connection")
+        for first in range(1, 40, 2):
+            nonce = f"last-{first}"
+            device.send(device.batch(first, first + 1, nonce=nonce, **WINDOW))
+            while device.next_ack().nonce != nonce:
+                pass
+        stats = device.view()["stats"]
+        assert (stats["records"], stats["requests"]) == (40, 160)
 
 
 def test_a_flood_of_forgeries_keeps_the_newest_only(new_device: Any) -> None:

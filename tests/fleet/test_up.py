@@ -181,7 +181,7 @@ def test_a_signal_during_the_start_ends_it_in_order(tmp_path: Path) -> None:
         data = tmp_path / Path(moment).name
         command = [sys.executable, "-P", "-m", "fleet", "up", "--data", str(data), *ANY_PORTS]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as starting:
-            until(lambda: (data / moment).exists(), what=moment)
+            until((data / moment).exists, what=moment)
             starting.send_signal(signal.SIGINT)
             _, errors = starting.communicate(timeout=20)
         assert starting.returncode == 0, errors
