@@ -45,6 +45,8 @@ log = logging.getLogger("agent")
 STATE_FILE: Final = "agent.db"
 REPORT_AFTER: Final = 0.05
 """Seconds in which changes gather into one report."""
+REPORT_EVERY: Final = 300.0
+"""Seconds after which a report is sent again unchanged: a broker under load may have dropped the last one."""
 SECURITY_REPORTED: Final = 20
 
 
@@ -120,6 +122,8 @@ class Agent:
             await self._installer.restore()
             self._link.start()
             await asyncio.wait([stopping, answering], return_when=asyncio.FIRST_COMPLETED)
+            if not stop.is_set():
+                raise Unavailable("the local API ended by itself: the log says why; start the agent again")
         finally:
             for task in (windows, stopping):
                 task.cancel()
@@ -182,8 +186,15 @@ class Agent:
         self._report_soon()
 
     def _report_soon(self) -> None:
-        if self._report_due is None:
-            self._report_due = asyncio.get_running_loop().call_later(REPORT_AFTER, self._report)
+        self._report_within(REPORT_AFTER)
+
+    def _report_within(self, delay: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._report_due is not None:
+            if self._report_due.when() <= loop.time() + delay:
+                return
+            self._report_due.cancel()
+        self._report_due = loop.call_later(delay, self._report)
 
     def _forget_report(self) -> None:
         if self._report_due is not None:
@@ -191,6 +202,7 @@ class Agent:
 
     def _report(self) -> None:
         self._report_due = None
+        self._report_within(REPORT_EVERY)
         if not self._link.up:
             return
         self._reported += 1
