@@ -12,6 +12,7 @@ import argparse
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -39,8 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WireError as e:
         report.fail(e)
         return 1
+    except ModuleNotFoundError as e:
+        report.fail(Unavailable(f"package {e.name} is not installed here: pip install 'shoal[compiler]'"))
+        return 1
     except OSError as e:
-        report.fail(Unavailable(f"{e.filename or options.command}: {e.strerror}"))
+        where = e.filename or f"{options.command}, scratch files in {tempfile.gettempdir()}"
+        report.fail(Unavailable(f"{where}: {e.strerror or e}: free space there, or name another folder (TMPDIR)"))
         return 1
     except KeyboardInterrupt:
         return 130

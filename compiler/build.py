@@ -154,13 +154,14 @@ class Compiler:
 
     @cached_property
     def _tokens(self) -> int:
-        """The smallest fixed length that cuts no text of the test set."""
+        """The smallest fixed length with room for texts twice as long as the longest of the test set."""
         from compiler.tokenizer import DeviceTokenizer
 
         work = self.bench.work
         tokenizer = DeviceTokenizer(work.tokenizer.data, work.tokenizer.tokenizer(self.inputs.source.max_length))
         longest = max(len(tokenizer.row(text)) for text in self.inputs.test.texts)
-        return min(next(n for n in TOKEN_COUNTS if n >= longest), self.inputs.source.max_length)
+        roomy = next((n for n in TOKEN_COUNTS if n >= 2 * longest), TOKEN_COUNTS[-1])
+        return min(roomy, self.inputs.source.max_length)
 
     def _try_recipes(self, profile: Profile) -> list[Tried]:
         tried: list[Tried] = []
@@ -182,8 +183,11 @@ class Compiler:
     def _fault(self, candidate: Candidate, profile: Profile) -> str | None:
         from compiler.gates import accuracy_fault
 
-        if candidate.size > size(profile.limits.disk):
-            return f"{show_size(candidate.size)} is more than the {profile.limits.disk} that the profile allows"
+        if candidate.footprint > size(profile.limits.disk):
+            return (
+                f"its bundle takes {show_size(candidate.footprint)} on the device's disk, "
+                f"the profile allows {profile.limits.disk}"
+            )
         return accuracy_fault(candidate.accuracy, self.bench.source.accuracy, self.inputs.job.max_drop)
 
 

@@ -19,10 +19,13 @@ from compiler.score import Scored, score
 from compiler.testset import TestSet
 from compiler.work import Target, Work
 from wire.bundle import Golden, Labels
+from wire.chunks import AVERAGE, WHOLE
 
 BASELINE = Target(opset=17, ir=8, tokens=None)
 """The graph that stands for the source when its accuracy is measured."""
 SABOTEUR_TEXTS = 200
+_CHUNK_ENTRY = 110
+"""Bytes that one chunk takes in a chunk list."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,12 @@ class Candidate:
     def model(self) -> Path:
         """The file that the runtime loads."""
         return self.folder / MODEL_FILES[self.recipe.runtime]
+
+    @property
+    def footprint(self) -> int:
+        """Bytes of everything that a device stores of it: the files, and the chunk lists of the large ones."""
+        sizes = [path.stat().st_size for path in self.folder.iterdir()]
+        return sum(sizes) + sum(n // AVERAGE * _CHUNK_ENTRY for n in sizes if n > WHOLE)
 
 
 @dataclass

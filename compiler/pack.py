@@ -87,6 +87,8 @@ class Packer:
         self._entries: list[Descriptor] = []
 
     def __enter__(self) -> Self:
+        if (self.folder / LAYOUT_FILE).exists():
+            Layout(self.folder)  # a damaged one is told now, and not after the work
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             self._scratch = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}.", dir=self.folder.parent))
@@ -174,7 +176,10 @@ def pack(
     """Pack what was made under a family, name, version and profile."""
     config = config_blob(named, made)
     manifest = BundleManifest(
-        **named,
+        family=named["family"],
+        name=named["name"],
+        version=named["version"],
+        profile=named["profile"],
         runtime=made.runtime,
         precision=made.precision,
         config=BundleConfig(digest=digest(config), size=len(config)),

@@ -72,13 +72,18 @@ def card(evidence: Evidence, named: Mapping[str, str]) -> str:
         "",
     ]
     lines += ["| recipe tried | outcome | why |", "| --- | --- | --- |"]
-    lines += [f"| {a.recipe} | {a.outcome} | {a.reason} |" for a in evidence.attempts]
+    lines += [f"| {a.recipe} | {a.outcome} | {_cell(a.reason)} |" for a in evidence.attempts]
     return "\n".join(lines) + "\n"
 
 
 def _fraction(metric: str, found: Accuracy, kind: Kind) -> Measurement:
     low, high = found.interval
     return Measurement(metric=metric, value=found.value, unit="fraction", n=found.n, kind=kind, low=low, high=high)
+
+
+def _cell(text: str) -> str:
+    """Text of a tool in a table of Markdown: one line, no column of its own."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _line(m: Measurement) -> str:

@@ -54,19 +54,25 @@ def _scramble_tflite(data: bytes) -> bytes:
     from ai_edge_litert import schema_py_generated as schema  # type: ignore[import-untyped]
 
     model: Any = schema.Model.GetRootAs(data, 0)
-    places = [_place(data, model.Buffers(i)) for i in range(model.BuffersLength())]
+    places = [_place(model.Buffers(i)) for i in range(model.BuffersLength())]
     largest = max(range(len(places)), key=lambda i: places[i][1])
     start, length = places[largest]
     width = _width(schema, model, largest)
     return data[:start] + _reversed(data[start : start + length], width) + data[start + length :]
 
 
-def _place(data: bytes, buffer: Any) -> tuple[int, int]:
+def _place(buffer: Any) -> tuple[int, int]:
     """Start and length in bytes of a buffer: inside the flatbuffer, or behind it where `Offset` says so."""
     if buffer.Offset() > 1:
         return buffer.Offset(), buffer.Size()
     length = buffer.DataLength()
-    return (data.index(buffer.DataAsNumpy().tobytes()), length) if length else (0, 0)
+    return (_start(buffer), length) if length else (0, 0)
+
+
+def _start(buffer: Any) -> int:
+    # Where the vector stands, not where equal bytes stand first. `Data` is the first field: slot 4 of every table.
+    table = buffer._tab  # noqa: SLF001  the generated reader has no other way to ask
+    return int(table.Vector(table.Offset(4)))
 
 
 def _width(schema: Any, model: Any, buffer: int) -> int:

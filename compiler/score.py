@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from compiler.errors import Incompatible
+from wire.units import show_seconds
 
 WARM_UP = 5
 _DEADLINE = 3600.0
@@ -35,9 +36,13 @@ class Scored:
 def score(folder: Path, texts: Sequence[str]) -> Scored:
     """Raises `Incompatible` when the runtime refuses the variant or dies on it."""
     question = json.dumps({"folder": str(folder), "texts": list(texts)}).encode()
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "compiler", "score"], input=question, capture_output=True, check=False, timeout=_DEADLINE
-    )
+    command = [sys.executable, "-P", "-m", "compiler", "score"]
+    try:
+        done = subprocess.run(command, input=question, capture_output=True, check=False, timeout=_DEADLINE)
+    except subprocess.TimeoutExpired as e:
+        raise Incompatible(
+            f"the variant is too slow: {len(texts)} texts took over {show_seconds(_DEADLINE)}: use fewer test texts"
+        ) from e
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-_LINES:]
         raise Incompatible(f"the variant does not run here (exit {done.returncode}): {' '.join(last)[-500:]}")

@@ -48,7 +48,7 @@ class Source:
     @property
     def architecture(self) -> str:
         """The model class, for people and the ModelPack config."""
-        return str(next(iter(self.config.get("architectures") or ()), self.config.get("model_type", "unknown")))
+        return next(iter(_architectures(self.config)), str(self.config.get("model_type", "unknown")))
 
 
 def read(folder: Path) -> Source:
@@ -82,7 +82,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises `Malformed`."""
     try:
         value = json.loads(_read_bytes(path, "a source model holds this file"))
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise Malformed(f"source {path}: not valid JSON: {e}") from e
     if not isinstance(value, dict):
         raise Malformed(f"source {path}: expected a JSON object")
@@ -101,8 +101,8 @@ def check_safetensors(path: Path) -> None:
             raise Malformed(f"source {path}: not a safetensors file, or cut short: copy it again")
         try:
             header = json.loads(file.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as e:
+            ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as e:
             raise Malformed(f"source {path}: its safetensors header is corrupt: copy it again") from e
     if not ends or max(ends) != size - 8 - length:
         raise Malformed(
@@ -123,12 +123,17 @@ def _check_weights(folder: Path) -> None:
 def _head(folder: Path, config: Mapping[str, Any]) -> Head | None:
     if (folder / "modules.json").is_file():
         return _sentence_head(folder)
-    if not any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ()):
+    if not any(name.endswith("ForSequenceClassification") for name in _architectures(config)):
         raise Incompatible(
             f"source {folder}: neither modules.json nor a *ForSequenceClassification architecture "
             f"(it says {config.get('architectures')}): tune a classifier on it first"
         )
     return None
+
+
+def _architectures(config: Mapping[str, Any]) -> list[str]:
+    listed = config.get("architectures")
+    return [str(name) for name in listed] if isinstance(listed, list) else []
 
 
 def _sentence_head(folder: Path) -> Head:
@@ -164,7 +169,7 @@ def _sentence_head(folder: Path) -> Head:
 def _modules(folder: Path) -> list[dict[str, Any]]:
     try:
         modules = json.loads((folder / "modules.json").read_bytes())
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise Malformed(f"source {folder}/modules.json: not valid JSON: {e}") from e
     if not isinstance(modules, list) or not all(isinstance(m, dict) for m in modules):
         raise Malformed(f"source {folder}/modules.json: expected a list of objects")

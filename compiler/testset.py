@@ -63,12 +63,18 @@ def read(path: Path) -> TestSet:
 
 
 def check_labels(test: TestSet, labels: Sequence[str], path: Path) -> None:
-    """Raises `Malformed` when the test set asks for a label that the model cannot give."""
-    strangers = sorted({row.label for row in test.rows} - set(labels))
+    """Raises `Malformed` when the test set asks for a label that the model cannot give, or for one label only."""
+    asked = {row.label for row in test.rows}
+    strangers = sorted(asked - set(labels))
     if strangers:
         raise Malformed(
             f"test set {path}: label {strangers[0]!r} ({len(strangers)} such) is not one of the source's "
             f"{len(labels)} labels ({', '.join(labels[:5])}...): use the labels of its config.json, id2label"
+        )
+    if len(asked) < 2:
+        raise Malformed(
+            f"test set {path}: every row has the label {test.rows[0].label!r}: a model that always gives it would be "
+            "perfect here; add rows of the other labels"
         )
 
 
@@ -79,13 +85,5 @@ def _row(line: bytes, where: str) -> Row:
         raise Malformed(str(e)) from e
     match value:
         case {"text": str(text), "label": str(label)} if label:
-            return Row(text=_unicode(text, where), label=label)
+            return Row(text=text, label=label)
     raise Malformed(f'{where}: expected {{"text": string, "label": string}}, got {line[:80].decode(errors="replace")}')
-
-
-def _unicode(text: str, where: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as e:
-        raise Malformed(f"{where}: the text holds half of a surrogate pair") from e
-    return text

@@ -40,6 +40,9 @@ class BuildJob(Document):
     def __post_init__(self) -> None:
         for key in ("family", "name", "version"):
             check_name(getattr(self, key), f"build.{key}")
+        names = [p.name for p in self.profiles]
+        if len(set(names)) != len(names):
+            raise Malformed(f"build: a profile stands twice among {', '.join(names)}")
         if not self.profiles or not 0 <= self.max_drop <= 100:
             raise Malformed("build: needs at least one profile, and max_drop from 0 to 100 points")
 

@@ -13,13 +13,12 @@ Media types are those of CNCF ModelPack (model-spec v1) where it has one; ours s
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from wire.chunks import WHOLE
-from wire.document import CONTRACT, Document, check_contract, check_digest, check_name
+from wire.document import CONTRACT, Document, check_contract, check_digest, check_file, check_name
 from wire.errors import Malformed
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -56,8 +55,7 @@ class BundleFile(Document):
 
     def __post_init__(self) -> None:
         check_digest(self.digest, f"bundle file {self.path[:80]!r}")
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.path):
-            raise Malformed(f"bundle file {self.path[:80]!r}: expected a plain file name")
+        check_file(self.path, f"bundle file {self.path[:80]!r}")
         if self.size <= 0:
             raise Malformed(f"bundle file {self.path}: size {self.size}, expected more than 0")
         if self.size > WHOLE and self.chunks is None and self.role != "chunks":
@@ -68,7 +66,7 @@ class BundleFile(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class BundleManifest:
-    """What an OCI manifest says of a bundle. `annotations` keeps those that this reader does not know."""
+    """What an OCI manifest says of a bundle. `annotations` and `extra` keep what this reader does not know."""
 
     LIMIT: ClassVar[int] = WHOLE
 
@@ -82,6 +80,7 @@ class BundleManifest:
     files: tuple[BundleFile, ...]
     contract: str = CONTRACT
     annotations: Mapping[str, str]
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def file(self, role: Role) -> BundleFile:
         """The one file of a role. Raises `Malformed` when it is absent or there are two."""
@@ -110,6 +109,7 @@ class BundleManifest:
             config=_OciDescriptor(mediaType=MODEL_CONFIG, digest=self.config.digest, size=self.config.size),
             layers=tuple(_to_descriptor(f) for f in self.files),
             annotations={**self.annotations, **ours},
+            extra=self.extra,
         )
         return manifest.to_bytes()
 
@@ -128,7 +128,7 @@ class BundleManifest:
             raise Malformed("manifest: two files of one name")
         rest = {k: v for k, v in oci.annotations.items() if k.removeprefix("shoal.") not in _OURS}
         config = BundleConfig(digest=oci.config.digest, size=oci.config.size)
-        return cls(config=config, files=files, annotations=rest, **ours)
+        return cls(config=config, files=files, annotations=rest, extra=oci.extra, **ours)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +137,10 @@ class BundleConfig:
 
     digest: str
     size: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.size <= WHOLE:
+            raise Malformed(f"manifest config {self.digest}: size {self.size}, expected 1 to {WHOLE} bytes")
 
 
 def target_path(family: str, name: str, version: str, profile: str) -> str:
@@ -170,15 +174,20 @@ class Tokenizer(Document):
     after: tuple[int, ...] = ()
     pad: int = 0
 
+    def __post_init__(self) -> None:
+        check_file(self.file, "tokenizer.file")
+        if self.max_length <= len(self.before) + len(self.after):
+            raise Malformed(f"tokenizer.max_length: {self.max_length} leaves no room for a text")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline(Document):
     """`pipeline.json`: everything around the model's own graph, one format for every task.
 
     `inputs` are the graph's inputs by name, integers `[batch, tokens]` of the width that the graph asks for (int64
-    in ONNX, int32 in LiteRT's default signature), each one of `input_ids`, `attention_mask`, `token_type_ids`. `output` is the tensor of logits, float32 `[batch, classes]`;
-    `activation` turns logits into scores. `pad_to` is the fixed token count of a graph without
-    dynamic shapes, and `batch` its fixed batch size.
+    in ONNX, int32 in LiteRT's default signature), each one of `input_ids`, `attention_mask`, `token_type_ids`.
+    `output` is the tensor of logits, float32 `[batch, classes]`; `activation` turns logits into scores. `pad_to` is
+    the fixed token count of a graph without dynamic shapes, and `batch` its fixed batch size.
     """
 
     contract: str = CONTRACT
@@ -190,6 +199,15 @@ class Pipeline(Document):
     labels: str
     pad_to: int | None = None
     batch: int | None = None
+
+    def __post_init__(self) -> None:
+        check_file(self.labels, "pipeline.labels")
+        if not self.inputs or len(set(self.inputs)) != len(self.inputs):
+            raise Malformed("pipeline.inputs: empty, or an input stands twice")
+        if self.pad_to is not None and self.pad_to < self.tokenizer.max_length:
+            raise Malformed(f"pipeline.pad_to: {self.pad_to} is below the {self.tokenizer.max_length} tokens of a text")
+        if self.batch is not None and self.batch < 1:
+            raise Malformed(f"pipeline.batch: expected 1 or more, got {self.batch}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +227,10 @@ class GoldenCase(Document):
 
     text: str
     scores: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.scores:
+            raise Malformed("golden case: no scores")
 
 
 @dataclass(frozen=True, kw_only=True)

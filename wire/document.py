@@ -1,8 +1,9 @@
 """JSON documents as frozen dataclasses: bytes in, typed value out, and back.
 
-Guarantees: a value of the wrong type, a missing field, a NaN, a duplicate key or a document over its
-limit is `Malformed` with the path of the fault (`reported.models[0].digest`); a field that this reader
-does not know is kept in `extra` and written again, so that formats can grow.
+Guarantees: a value of the wrong type, a missing field, a number that is not finite or an integer of more than 64
+bits, half a surrogate pair, a duplicate key or a document over its limit is `Malformed` with the path of the fault
+(`reported.models[0].digest`), so what was read can be written and stored; a field that this reader does not know is
+kept in `extra` and written again, so that formats can grow.
 
     @dataclass(frozen=True, kw_only=True)
     class Want(Document):
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import types
 import typing
@@ -32,6 +34,10 @@ _MAJOR = CONTRACT.partition(".")[0]
 _DEVICE = re.compile(r"[a-z0-9-]{1,63}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_INT = 2**63
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +72,20 @@ class Document:
 
 
 def parse_json(data: bytes, *, what: str, limit: int) -> Any:
-    """Strict JSON. Raises `Malformed` for size, encoding, depth, NaN and duplicate keys."""
+    """Strict JSON. Raises `Malformed` for size, encoding, depth, numbers that are not finite and duplicate keys."""
     if len(data) > limit:
         raise Malformed(f"{what}: {len(data)} bytes, the limit is {limit}")
     try:
-        return json.loads(data.decode(), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        value = json.loads(
+            data.decode(), object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite
+        )
+        if _SURROGATE.search(data):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as e:
+        raise Malformed(f"{what}: a text holds half of a surrogate pair") from e
     except (ValueError, RecursionError) as e:
         raise Malformed(f"{what}: not valid JSON: {e}") from e
+    return value
 
 
 def dump_json(value: object) -> bytes:
@@ -105,6 +118,23 @@ def check_name(name: str, where: str) -> str:
     )
 
 
+def check_token(text: str, where: str) -> str:
+    """A name that a program made up for a start, a connection or a message: 1 to 64 letters, digits, _ and -."""
+    return _check(_TOKEN, text, where, "1 to 64 characters a-z, A-Z, 0-9, _ and -")
+
+
+def check_file(name: str, where: str) -> str:
+    """The name of a file in a folder that somebody else chose: it cannot leave it."""
+    return _check(_FILE, name, where, "a plain file name")
+
+
+def check_counts(document: object, *names: str) -> None:
+    """Raises `Malformed` when one of a document's numbers is below 0."""
+    for name in names:
+        if getattr(document, name) < 0:
+            raise Malformed(f"{_name(type(document))}.{name}: expected 0 or more, got {getattr(document, name)}")
+
+
 def _check(pattern: re.Pattern[str], text: str, where: str, expected: str) -> str:
     if not pattern.fullmatch(text):
         raise Malformed(f"{where}: expected {expected}, got {text[:80]!r}")
@@ -124,6 +154,13 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _no_constant(text: str) -> float:
     raise ValueError(f"{text} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is too large a number")
+    return number
 
 
 def _encode(value: object) -> object:
@@ -163,7 +200,7 @@ def _decode(kind: Any, value: object, where: str) -> object:  # noqa: C901, PLR0
         return tuple(_decode(args[0], item, f"{where}[{i}]") for i, item in enumerate(items))
     if origin in (Mapping, dict):
         pairs = _expect(dict, value, where)
-        return {key: _decode(args[1], item, f"{where}.{key}") for key, item in pairs.items()}
+        return {key: _decode(args[1], item, f"{where}.{key[:80]}") for key, item in pairs.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return _expect_float(value, where)
     return _expect(kind, value, where)
@@ -193,6 +230,8 @@ def _decode_union(args: tuple[Any, ...], value: object, where: str) -> object:
 def _expect(kind: type, value: object, where: str) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise Malformed(f"{where}: expected {kind.__name__}, got {type(value).__name__}")
+    if kind is int and not -_INT <= typing.cast(int, value) < _INT:
+        raise Malformed(f"{where}: number too large")
     return value
 
 

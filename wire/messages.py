@@ -13,7 +13,8 @@ from itertools import pairwise
 from typing import ClassVar, Literal
 
 from wire.bundle import split_target
-from wire.document import CONTRACT, Document, check_device, check_digest
+from wire.chunks import MAX_CHUNKS
+from wire.document import CONTRACT, Document, check_counts, check_device, check_digest, check_token
 from wire.errors import Malformed
 from wire.profile import Profile
 from wire.sketch import Histogram, Sketch
@@ -68,6 +69,7 @@ class Desired(Statement):
         super().__post_init__()
         instant(self.issued, where="desired.issued")
         instant(self.expires, where="desired.expires")
+        check_counts(self, "epoch", "seq")
         if len({m.model for m in self.models}) != len(self.models):
             raise Malformed(f"desired state of {self.device}: one model name stands twice")
 
@@ -86,6 +88,11 @@ class Ack(Statement):
     desired_epoch: int
     desired_seq: int
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        instant(self.time, where="ack.time")
+        check_counts(self, "stored", "desired_epoch", "desired_seq")
+
 
 Phase = Literal["fetching", "self-test", "probation", "committed", "failed", "refused"]
 
@@ -101,6 +108,9 @@ class UpdateReport(Document):
     reason: str = ""
     chunks_done: int = 0
     chunks_total: int = 0
+
+    def __post_init__(self) -> None:
+        check_counts(self, "chunks_done", "chunks_total")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +152,12 @@ class Reported(Statement):
     updates: tuple[UpdateReport, ...] = ()
     security: tuple[SecurityEvent, ...] = ()
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_token(self.boot, "reported.boot")
+        instant(self.time, where="reported.time")
+        check_counts(self, "seq", "desired_epoch", "desired_seq")
+
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceStats(Document):
@@ -156,6 +172,11 @@ class InferenceStats(Document):
     labels: Mapping[str, int] = field(default_factory=dict)
     feedback_total: int = 0
     feedback_correct: int = 0
+
+    def __post_init__(self) -> None:
+        check_counts(self, "requests", "errors", "feedback_total", "feedback_correct")
+        if any(n < 0 for n in self.labels.values()):
+            raise Malformed(f"inference of {self.model[:80]}: a label is counted below 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +202,10 @@ class TelemetryRecord(Document):
     inference: tuple[InferenceStats, ...] = ()
     health: Health | None = None
 
+    def __post_init__(self) -> None:
+        instant(self.start, where="telemetry.start")
+        instant(self.end, where="telemetry.end")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TelemetryBatch(Statement):
@@ -195,6 +220,8 @@ class TelemetryBatch(Statement):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_token(self.boot, "telemetry.boot")
+        check_token(self.nonce, "telemetry.nonce")
         seqs = [r.seq for r in self.records]
         if not seqs or seqs[0] < 1 or any(b <= a for a, b in pairwise(seqs)):
             raise Malformed(f"telemetry of {self.device}: seq must rise from 1")
@@ -211,6 +238,8 @@ class Want(Document):
 
     def __post_init__(self) -> None:
         check_digest(self.digest, "want.digest")
+        if not 0 < self.count <= MAX_CHUNKS:
+            raise Malformed(f"want.count: expected 1 to {MAX_CHUNKS}, got {self.count}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +251,9 @@ class Presence(Document):
     contract: str = CONTRACT
     session: str
     online: bool
+
+    def __post_init__(self) -> None:
+        check_token(self.session, "presence.session")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,3 +278,4 @@ class EnrolmentKit(Document):
 
     def __post_init__(self) -> None:
         check_device(self.device, "kit.device")
+        instant(self.expires, where="kit.expires")

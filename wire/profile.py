@@ -48,7 +48,11 @@ class ProfileRuntime(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits(Document):
-    """What a bundle may cost on the device, with units."""
+    """What a bundle may cost on the device, with units.
+
+    A build holds a bundle to `disk`. Memory depends on the device's runtime, so no build can promise `memory`: it is
+    what the class has room for.
+    """
 
     disk: str
     memory: str

@@ -47,7 +47,8 @@ class RoleKeys:
 
 def release_role(family: str) -> str:
     """Name of the role that signs a family's releases."""
-    return f"release-{check_name(family, 'family')}"
+    check_name(family, "family")
+    return check_name(f"release-{family}", f"release role of family {family}")
 
 
 def root_document(version: int, roles: Mapping[str, RoleKeys], expires: datetime, signers: Iterable[Signer]) -> bytes:

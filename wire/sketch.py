@@ -1,13 +1,15 @@
 """Mergeable summaries: what telemetry carries instead of samples.
 
 `Sketch` answers quantiles with a relative error of at most 2 % (DDSketch, Masson, Rim and Lee, VLDB 2019,
-with unbounded buckets): bucket `i` holds the values in `(G**(i-1), G**i]`, `G = 1.04`. Merging is addition.
+with unbounded counts): bucket `i` holds the values in `(G**(i-1), G**i]`, `G = 1.04`, for `i` from -`LAST` to `LAST`.
+Merging is addition.
 `Histogram` counts values from 0 to 1 in twenty equal bins.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +20,10 @@ from wire.errors import Malformed
 
 _GAMMA = 1.04
 _LOG_GAMMA = math.log(_GAMMA)
-_SMALLEST = 1e-9
+_SMALLEST, _LARGEST = 1e-9, 1e15
+LAST = 1024
+"""Largest bucket number, either way: room for every value that counts, and for no number that cannot be one."""
+_KEY = re.compile(r"0|-?[1-9][0-9]{0,3}")
 BINS = 20
 
 
@@ -30,13 +35,13 @@ class Sketch(Document):
 
     def __post_init__(self) -> None:
         for key, n in self.buckets.items():
-            if not key.removeprefix("-").isdecimal() or len(key) > 5 or n < 0:
+            if not _KEY.fullmatch(key) or abs(int(key)) > LAST or n < 0:
                 raise Malformed(f"sketch: bucket {key[:20]!r}: {n} is not a count of a bucket")
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Self:
-        """The sketch of some values; those below 1e-9 count as 1e-9."""
-        counts = Counter(math.ceil(math.log(max(v, _SMALLEST)) / _LOG_GAMMA) for v in values)
+        """The sketch of some values; those below 1e-9 count as 1e-9, those above 1e15 as 1e15."""
+        counts = Counter(math.ceil(math.log(min(max(v, _SMALLEST), _LARGEST)) / _LOG_GAMMA) for v in values)
         return cls(buckets={str(i): n for i, n in counts.items()})
 
     @property

@@ -27,6 +27,7 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Tar
 from tuf.api.serialization import DeserializationError
 
 from wire.bundle import split_target
+from wire.document import check_digest
 from wire.errors import Malformed, OutOfStep, Untrusted, WireError
 
 ROOT_LIMIT: Final = 512_000
@@ -144,12 +145,19 @@ class TrustedSet:
         _check_signed(self._root.signed.verify_delegate, "root", new)
         _check_signed(new.signed.verify_delegate, "root", new)
         # Fast-forward attacks are undone by rotating the online keys (5.3.11): their old versions must not bind us.
-        rotated = any(_keys(self._root, role) != _keys(new, role) for role in ("timestamp", "snapshot"))
+        roles = ("timestamp", "snapshot")
+        rotated = any(set(self.root.roles[r].keyids) != set(new.signed.roles[r].keyids) for r in roles)
         self._root, self.documents["root"] = new, data
-        if rotated:
-            self._timestamp = self._snapshot = None
-            self.documents.pop("timestamp", None)
-            self.documents.pop("snapshot", None)
+        for role in roles if rotated else ():
+            self.documents.pop(role, None)
+        self._drop_unsigned()
+
+    def _drop_unsigned(self) -> None:
+        """A key that was taken from a role is believed no more, for what is held as for what comes."""
+        held, self.documents = self.documents, {"root": self.documents["root"]}
+        self._timestamp = self._snapshot = None
+        self._targets = {}
+        self._load(held)
 
     def _take_timestamp(self, offered: Mapping[str, bytes], now: datetime) -> None:
         if not self._is_new("timestamp", offered):
@@ -158,7 +166,9 @@ class TrustedSet:
         _check_signed(self._root.signed.verify_delegate, "timestamp", new)
         old = self._timestamp
         if old is not None:
-            _check_version("timestamp", new.signed.version, at_least=old.signed.version + 1)
+            if new.signed.version == old.signed.version:
+                return  # the one that is held stays, and that is no fault (5.4.3.1)
+            _check_version("timestamp", new.signed.version, at_least=old.signed.version)
             was, is_now = old.signed.snapshot_meta.version, new.signed.snapshot_meta.version
             _check_version("snapshot named by the timestamp", is_now, at_least=was)
         check_fresh(new.signed.expires, "timestamp", now)
@@ -215,6 +225,8 @@ class TrustedSet:
             _check_distinct_keys(new.signed.delegations.keys, name)
         check_fresh(new.signed.expires, name, now)
         self._targets[name], self.documents[name] = new, data
+        if new.signed.delegations is not None:
+            self._drop_unsigned()
 
     def _verifier(self, delegator: str) -> Callable[..., None]:
         signed = self._root.signed if delegator == "root" else self._targets[delegator].signed
@@ -268,20 +280,26 @@ class TrustedSet:
                     yield release
 
     def _search(self, target: str) -> list[str]:
-        """Roles that may list a target, in pre-order (specification 5.6.7), targets first."""
+        """Roles that may list a target, in pre-order (specification 5.6.7), targets first.
+
+        A role that two others delegate to is believed only with the keys of the one that leads to this target.
+        """
         found: list[str] = []
-        stack = ["targets"]
+        verified_for = dict(self._roles())
+        stack = [("targets", "root")]
         while stack and len(found) < MAX_DELEGATIONS:
-            name = stack.pop()
+            name, delegator = stack.pop()
             if name in found:
                 continue
             if name not in self._targets:
                 raise Untrusted(f"{target}: the metadata of role {name} has not arrived yet")
+            if verified_for.get(name) != delegator:
+                _check_signed(self._verifier(delegator), name, self._targets[name])
             found.append(name)
             delegations = self._targets[name].signed.delegations
-            children: list[str] = []
+            children: list[tuple[str, str]] = []
             for child, terminating in delegations.get_roles_for_target(target) if delegations else ():
-                children.append(child)
+                children.append((child, name))
                 if terminating:
                     stack.clear()
                     break
@@ -366,10 +384,6 @@ def check_fresh(expires: datetime, name: str, now: datetime) -> None:
         raise Untrusted(f"{name}: expired {expires:%Y-%m-%d %H:%M} UTC: publish newer metadata")
 
 
-def _keys(root: Metadata[Root], role: str) -> set[str]:
-    return set(root.signed.roles[role].keyids)
-
-
 def releases_of(targets: Targets) -> list[Release]:
     """The releases that one role lists, by target path. Raises `Malformed` when an entry lacks our fields."""
     return [_release(path, file) for path, file in sorted(targets.targets.items())]
@@ -381,6 +395,6 @@ def _release(target: str, file: TargetFile) -> Release:
     if not isinstance(custom, dict) or sha256 is None:
         raise Malformed(f"{target}: no sha256 or no custom fields in the release metadata")
     profile, runtime, counter = (custom.get(k) for k in ("profile", "runtime", "counter"))
-    if not (isinstance(profile, str) and isinstance(runtime, str) and isinstance(counter, int)):
+    if not (isinstance(profile, str) and isinstance(runtime, str) and type(counter) is int and counter >= 0):
         raise Malformed(f"{target}: custom fields profile, runtime and counter are missing or of another type")
-    return Release(target, f"sha256:{sha256}", file.length, profile, runtime, counter)
+    return Release(target, check_digest(f"sha256:{sha256}", target), file.length, profile, runtime, counter)

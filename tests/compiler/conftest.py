@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from compiler_process import Built, build, compiler, make_encoder, profile, rows, write_rows
 
 from wire.build import BuildJob
+
+SLOW_RECIPES = ("onnx-int4-weights", "litert-fp32", "litert-int8-dynamic")
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +45,17 @@ def job(source: Path, test_set: Path, tmp_path: Path) -> BuildJob:
 def built(source: Path, test_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """One finished build that tests look at and do not change; its cache serves others."""
     job = make_job(source, test_set, tmp_path_factory.mktemp("built"))
+    run = build(job)
+    assert run.code == 0, (run.lines, run.errors)
+    return Built(job, run)
+
+
+@pytest.fixture(scope="session")
+def slow_recipes(source: Path, test_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """One finished build with a profile for each recipe that takes long; each profile has its recipe's name."""
+    job = make_job(source, test_set, tmp_path_factory.mktemp("slow"))
+    profiles = tuple(profile(name, recipes=(name,)) for name in SLOW_RECIPES)
+    job = replace(job, profiles=profiles, max_drop=30.0)
     run = build(job)
     assert run.code == 0, (run.lines, run.errors)
     return Built(job, run)

@@ -3,6 +3,7 @@
 # ruff: noqa: PLC0415  torch takes seconds: only the test that makes a model waits for it
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import shutil
@@ -11,7 +12,10 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from compiler_process import Built, build, compiler, profile, rows, write_rows
 
@@ -21,8 +25,9 @@ from compiler.errors import Malformed, Untrusted
 from compiler.gates import golden_set_fault
 from compiler.layout import Layout, blob_path
 from compiler.pack import bundle_files
+from compiler.sabotage import scramble
 from compiler.score import score
-from wire.build import BuildJob
+from wire.build import BuildJob, Progress
 from wire.bundle import BundleManifest, Golden, Labels, Pipeline
 from wire.chunks import WHOLE, ChunkList, digest
 
@@ -144,6 +149,60 @@ def test_the_smallest_that_holds_is_chosen_and_the_others_are_told(job: BuildJob
     assert outcomes["onnx-fp32"] == "passed"
 
 
+def test_the_limit_of_the_disk_counts_the_whole_bundle_and_says_so(built: Built, tmp_path: Path) -> None:
+    """The model alone fits; its tokenizer does not fit beside it."""
+    manifest = built.layout.bundles()[0].manifest
+    room = manifest.file("model").size + manifest.file("tokenizer").size // 2
+    only = profile(recipes=("onnx-int8-dynamic",), limits=replace(profile().limits, disk=f"{room} B"))
+    run = build(replace(built.job, profiles=(only,), output=str(tmp_path / "out"), cache=str(tmp_path / "cache")))
+    assert (run.code, run.last.error) == (3, "Infeasible")
+    assert f"on the device's disk, the profile allows {room} B" in run.last.message
+
+
+def test_a_disk_that_takes_no_more_is_told_with_its_folder_and_nothing_appears(built: Built, tmp_path: Path) -> None:
+    """The accident: no file may grow over one block, so the first large blob fails."""
+    job = replace(built.job, output=str(tmp_path / "out"))
+    command = ["sh", "-c", 'ulimit -f 8; exec "$0" -P -m compiler build', sys.executable]
+    run = subprocess.run(command, input=job.to_bytes(), capture_output=True, check=False)
+    last = Progress.from_bytes(run.stdout.splitlines()[-1])
+    assert (run.returncode, last.error) == (1, "Unavailable")
+    assert f"output {tmp_path / 'out'}: cannot be written" in last.message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_layout_is_told_before_the_work_begins(job: BuildJob) -> None:
+    Path(job.output).mkdir()
+    (Path(job.output) / "oci-layout").write_text("{}")
+    (Path(job.output) / "index.json").write_text("{")
+    run = build(job)
+    assert (run.code, run.last.error) == (1, "Malformed")
+    assert [line.event for line in run.lines] == ["failed"]
+
+
+def test_a_package_that_is_not_there_is_told_with_what_to_install(built: Built) -> None:
+    """The accident: the compiler's extra was not installed."""
+    program = "import sys; sys.modules['numpy'] = None; from compiler.__main__ import main; sys.exit(main(['build']))"
+    run = subprocess.run([sys.executable, "-c", program], input=built.job.to_bytes(), capture_output=True, check=False)
+    last = Progress.from_bytes(run.stdout)
+    assert (run.returncode, last.error) == (1, "Unavailable")
+    assert "numpy" in last.message
+    assert "shoal[compiler]" in last.message
+
+
+def test_the_card_is_one_that_the_hub_reads(built: Built) -> None:
+    from huggingface_hub import ModelCard
+
+    layout = built.layout
+    found = layout.bundles()[0].digest
+    card, evidence = ModelCard(str(layout.card(found))), layout.evidence(found)
+    assert evidence
+    accuracy = evidence.get("accuracy")
+    assert accuracy
+    (result,) = card.data.eval_results
+    assert (card.data.model_name, card.data.library_name, result.metric_type) == ("tiny", "onnxruntime", "accuracy")
+    assert (result.metric_value, result.dataset_name) == (accuracy.value, "test.jsonl")
+
+
 def test_no_recipe_that_holds_is_an_outcome_of_its_own_and_writes_no_model(job: BuildJob) -> None:
     run = build(
         replace(job, profiles=(profile(recipes=("onnx-fp32",), limits=replace(profile().limits, disk="1 KiB")),))
@@ -197,22 +256,73 @@ def test_a_build_told_to_end_leaves_nothing_behind(job: BuildJob) -> None:
 
 
 @pytest.mark.slow
-def test_a_litert_variant_has_a_fixed_length_and_repeats_its_golden_set(job: BuildJob, tmp_path: Path) -> None:
-    layout = done(replace(job, profiles=(profile(recipes=("litert-int8-dynamic", "litert-fp32")),))).layout
-    (bundle,) = layout.bundles()
-    folder = unpack(layout, bundle.manifest, tmp_path / "bundle")
+def test_a_litert_variant_has_a_fixed_length_and_repeats_its_golden_set(slow_recipes: Built, tmp_path: Path) -> None:
+    manifest = slow_recipes.layout.find("models/home/tiny/1.0.0/litert-int8-dynamic").manifest
+    folder = unpack(slow_recipes.layout, manifest, tmp_path / "bundle")
     pipeline = Pipeline.from_bytes((folder / "pipeline.json").read_bytes())
-    assert (bundle.manifest.runtime, pipeline.batch, pipeline.pad_to) == ("litert", 1, 16)
+    assert (manifest.runtime, pipeline.batch, pipeline.pad_to) == ("litert", 1, 16)
     golden = Golden.from_bytes((folder / "golden.json").read_bytes())
     assert golden_set_fault(golden, score(folder, [c.text for c in golden.cases]).scores) is None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["onnx-int4-weights", "litert-fp32", "litert-int8-dynamic"])
-def test_every_recipe_gives_the_same_bytes_twice(recipe: str, job: BuildJob, tmp_path: Path) -> None:
-    first = replace(job, profiles=(profile(recipes=(recipe,)),), max_drop=30.0)
-    second = replace(first, output=str(tmp_path / "2" / "out"), cache=str(tmp_path / "2" / "cache"))
-    assert bundle_bytes(done(first).layout) == bundle_bytes(done(second).layout)
+def test_the_other_recipes_give_the_same_bytes_twice(slow_recipes: Built, tmp_path: Path) -> None:
+    again = replace(slow_recipes.job, output=str(tmp_path / "out"), cache=str(tmp_path / "cache"))
+    assert bundle_bytes(slow_recipes.layout) == bundle_bytes(done(again).layout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["litert-fp32", "litert-int8-dynamic"])
+@pytest.mark.parametrize("place", ["inside the flatbuffer", "behind it"])
+def test_the_scrambled_weight_of_a_litert_model_is_its_largest_one(
+    recipe: str, place: str, slow_recipes: Built
+) -> None:
+    """The reference is LiteRT's own reader: one tensor differs, no other is larger, and it is the other way round."""
+    manifest = slow_recipes.layout.find(f"models/home/tiny/1.0.0/{recipe}").manifest
+    sound = slow_recipes.layout.read(manifest.file("model").digest)
+    if place == "behind it":
+        sound = with_buffers_behind(sound)
+    broken = scramble(sound)
+    before, after = constants(sound), constants(broken)
+    changed = [i for i in before if not np.array_equal(before[i], after[i])]
+    assert len(broken) == len(sound)
+    assert [before[i].nbytes for i in changed] == [max(t.nbytes for t in before.values())]
+    np.testing.assert_array_equal(after[changed[0]].ravel(), before[changed[0]].ravel()[::-1])
+
+
+def with_buffers_behind(model: bytes) -> bytes:
+    """The same model as the converter writes larger ones: numbers after the flatbuffer, named by offset and size."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    whole = schema.ModelT.InitFromPackedBuf(model, 0)
+    moved = [(buffer, bytes(buffer.data)) for buffer in whole.buffers if buffer.data is not None and len(buffer.data)]
+    for buffer, data in moved:
+        buffer.data, buffer.offset, buffer.size = None, 2, len(data)  # a placeholder as wide as the real number
+    for _ in range(2):  # the first round tells where the flatbuffer ends
+        builder = flatbuffers.Builder()
+        builder.Finish(whole.Pack(builder), b"TFL3")
+        packed = bytes(builder.Output())
+        end = len(packed)
+        for buffer, data in moved:
+            end += -end % 16
+            buffer.offset, end = end, end + len(data)
+    for buffer, data in moved:
+        packed += bytes(buffer.offset - len(packed)) + data
+    return packed
+
+
+def constants(model: bytes) -> dict[int, npt.NDArray[Any]]:
+    """The tensors of a flatbuffer that hold numbers before anything ran, by index."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=model, num_threads=1)
+    found = {}
+    for detail in interpreter.get_tensor_details():
+        # Without allocation only a constant has a value.
+        with contextlib.suppress(ValueError):
+            found[detail["index"]] = interpreter.get_tensor(detail["index"]).copy()
+    return found
 
 
 def test_a_sabotaged_bundle_loads_and_is_refused_by_its_golden_set(built: Built, tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ import math
 import pytest
 
 from compiler.gates import Accuracy, accuracy, accuracy_fault, golden_set, golden_set_fault
-from compiler.report import percentile
+from compiler.report import card, percentile
 from compiler.testset import Row
+from wire.chunks import digest
+from wire.evidence import Attempt, Evidence
 
 ROWS = (Row("one", "a"), Row("two", "b"), Row("three", "b"))
 
@@ -48,6 +50,17 @@ def test_a_golden_set_holds_for_its_own_scores_and_not_for_others() -> None:
     assert golden_set_fault(golden, scores) is None
     assert "golden case 1" in str(golden_set_fault(golden, [scores[0], (0.3, 0.7), scores[2]]))
     assert golden_set_fault(golden, [(math.nan, math.nan)] * 3) is not None
+
+
+def test_what_a_tool_says_does_not_break_the_table_of_the_card() -> None:
+    attempts = (Attempt(recipe="r", outcome="failed", reason="no graph:\n  a | b"),)
+    evidence = Evidence(
+        subject=digest(b"x"), target="t", recipe="r", runtime="onnxruntime", precision="int8", device="d", versions={},
+        dataset={"name": "t", "digest": "d"}, measurements=(), attempts=attempts,
+    )  # fmt: skip
+    assert card(evidence, {"name": "n", "version": "1", "profile": "p"}).endswith(
+        "| r | failed | no graph: a \\| b |\n"
+    )
 
 
 def test_a_percentile_is_a_value_that_was_seen() -> None:

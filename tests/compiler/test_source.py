@@ -35,6 +35,16 @@ def pickle_weights(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
+def no_architectures(folder: Path) -> None:
+    (folder / "modules.json").unlink()
+    edit(folder / "config.json", architectures=5)
+
+
+def strange_offsets(folder: Path) -> None:
+    header = b'{"a": {"data_offsets": [0, "x"]}, "b": {"data_offsets": [0, 1]}}'
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"x")
+
+
 BAD: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "weights cut short": (cut_weights, Malformed, "its header asks for"),
     "weights that are no safetensors": (garble_weights, Malformed, "not a safetensors file"),
@@ -44,6 +54,9 @@ BAD: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "no config": (lambda f: (f / "config.json").unlink(), Malformed, "config.json: missing"),
     "config that is no JSON": (lambda f: (f / "config.json").write_text("{"), Malformed, "not valid JSON"),
     "one label": (lambda f: edit(f / "config.json", id2label={"0": "a"}), Malformed, "at least two labels"),
+    "config that is too deep": (lambda f: (f / "config.json").write_text("[" * 10**5), Malformed, "not valid JSON"),
+    "architectures that are no list": (no_architectures, Incompatible, "tune a classifier"),
+    "offsets that are no numbers": (strange_offsets, Malformed, "header is corrupt"),
     "a label twice": (lambda f: edit(f / "config.json", id2label={"0": "a", "1": "a"}), Malformed, "a label twice"),
     "labels from 1": (lambda f: edit(f / "config.json", id2label={"1": "a", "2": "b"}), Malformed, "counts from 0"),
     "no head": (lambda f: (f / "modules.json").unlink(), Incompatible, "tune a classifier"),
@@ -138,6 +151,10 @@ def empty_test_set(job: BuildJob, folder: Path) -> BuildJob:
     return replace(job, test_set=str(write_rows(folder / "empty.jsonl", [])))
 
 
+def one_label(job: BuildJob, folder: Path) -> BuildJob:
+    return replace(job, test_set=str(write_rows(folder / "one.jsonl", [{"text": "lamp", "label": "light"}] * 3)))
+
+
 def unknown_recipe(job: BuildJob, folder: Path) -> BuildJob:
     return replace(job, profiles=(profile(recipes=("onnx-int2",)),))
 
@@ -147,6 +164,7 @@ JOBS: dict[str, tuple[Callable[[BuildJob, Path], BuildJob], str, str]] = {
     "a weight that is missing": (missing_weight, "Malformed", "encoder.layer.1.output.dense.weight"),
     "labels that do not match": (other_labels, "Malformed", "stranger"),
     "an empty test set": (empty_test_set, "Malformed", "no rows"),
+    "a test set of one label": (one_label, "Malformed", "every row has the label 'light'"),
     "an unknown recipe": (unknown_recipe, "Incompatible", "onnx-int2"),
 }
 
