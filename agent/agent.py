@@ -17,20 +17,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from agent import hardware, runtimes
-from agent.api import LocalApi
+from agent import hardware
 from agent.blobs import Blobs
-from agent.cloud import Cloud
 from agent.errors import AgentError, Unavailable
-from agent.fetch import Fetcher
 from agent.health import HealthMeter
 from agent.identity import Identity
 from agent.inbox import Inbox
-from agent.installer import Installer
+from agent.install.fetch import Fetcher
+from agent.install.installer import Installer
 from agent.keeper import TrustKeeper
 from agent.link import MqttLink
-from agent.server import LocalServer
-from agent.service import Service
+from agent.serving import runtimes
+from agent.serving.api import LocalApi
+from agent.serving.cloud import Cloud
+from agent.serving.server import LocalServer
+from agent.serving.service import Service
 from agent.settings import AgentSettings
 from agent.state import StateFile
 from agent.telemetry import Outbox, Recorder, WindowMeter

@@ -13,8 +13,8 @@ from datetime import datetime
 from typing import Final
 
 from agent.errors import AgentError
-from agent.fetch import Fetcher
-from agent.installer import Installer
+from agent.install.fetch import Fetcher
+from agent.install.installer import Installer
 from agent.keeper import TrustKeeper
 from agent.state import StateFile
 from agent.telemetry import Outbox

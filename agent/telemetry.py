@@ -19,9 +19,9 @@ from typing import Final
 
 from securesystemslib.signer import Signer
 
-from agent.bundles import Prediction
 from agent.errors import NotFound
 from agent.link import Link
+from agent.serving.bundles import Prediction
 from agent.state import Queued, StateFile
 from wire import topics
 from wire.dsse import open_by_role, seal

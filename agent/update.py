@@ -1,4 +1,4 @@
-"""The update machine: one table, (state, event) -> (next state, action). Pure; `agent.installer` does what it says.
+"""The update machine: one table, (state, event) -> (next state, action). Pure; `agent.install.installer` does the acts.
 
     state, action = step(state, Event.DONE)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import signal
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from compiler.cache import X86_ONLY
 from compiler.errors import CompilerError, Unavailable
 from compiler.progress import Reporter, take_stdout
 from wire.errors import WireError
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report.fail(e)
         return 1
     except ModuleNotFoundError as e:
-        report.fail(Unavailable(f"package {e.name} is not installed here: pip install 'shoal[compiler]'"))
+        report.fail(Unavailable(_missing(e.name or "")))
         return 1
     except OSError as e:
         where = e.filename or f"{options.command}, scratch files in {tempfile.gettempdir()}"
@@ -90,6 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     drill.add_argument("--output", type=Path, required=True, help="OCI image layout to write")
     commands.add_parser("score", help="internal: score texts with one variant")
     return parser
+
+
+def _missing(package: str) -> str:
+    if package.replace("_", "-") in X86_ONLY and platform.machine() != "x86_64":
+        return f"package {package} has no build for {platform.machine()}: compile LiteRT profiles on an x86-64 machine"
+    return f"package {package} is not installed here: pip install 'shoal[compiler]'"
 
 
 def _end(number: int, _: FrameType | None) -> None:

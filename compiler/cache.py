@@ -11,7 +11,7 @@ import os
 import platform
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from compiler.errors import CompilerError, Unavailable
@@ -26,12 +26,23 @@ TOOLS = (
     *("torch", "transformers", "tokenizers", "kitoken", "numpy", "onnx", "onnxruntime"),
     *("litert-torch", "ai-edge-litert", "ai-edge-quantizer"),
 )
+X86_ONLY = ("litert-torch", "ai-edge-quantizer")
+"""Not installed where their converter has no wheel: ONNX recipes need none of them."""
 
 
 @cache
 def tool_versions() -> Mapping[str, str]:
-    """Installed versions of everything that shapes a bundle's bytes or figures."""
-    return {tool: version(tool) for tool in TOOLS}
+    """Installed versions of everything that shapes a bundle's bytes or figures; "absent" for what may be."""
+    return {tool: _version(tool) for tool in TOOLS}
+
+
+def _version(tool: str) -> str:
+    try:
+        return version(tool)
+    except PackageNotFoundError:
+        if tool not in X86_ONLY:
+            raise
+        return "absent"
 
 
 @cache

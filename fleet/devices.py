@@ -10,7 +10,7 @@ from typing import Any
 from sqlmodel import Session, col, delete, func, select
 
 from fleet.errors import NotFound, Untrusted
-from fleet.tables import Device, DeviceStats, SecurityRow
+from fleet.store.tables import Device, DeviceStats, SecurityRow
 from wire.messages import Presence, Reported
 from wire.sketch import Sketch
 from wire.units import show_instant

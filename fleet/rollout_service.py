@@ -16,11 +16,11 @@ from typing import Any, cast
 from sqlmodel import Session, col, select
 
 from fleet import rollouts
-from fleet.desired import DesiredStates, models_of
 from fleet.errors import Conflict, NotFound
-from fleet.repository import Repository
 from fleet.rollouts import AbortAsked, Committed, Event, Failed, Member, MemberState, Rollout, Step, Tick, Verdict
-from fleet.tables import Device, RolloutDevice, RolloutRow
+from fleet.store.tables import Device, RolloutDevice, RolloutRow
+from fleet.trust.desired import DesiredStates, models_of
+from fleet.trust.repository import Repository
 from wire.messages import DesiredModel, Reported, UpdateReport
 from wire.units import instant, show_instant
 

@@ -9,20 +9,20 @@ from typing import cast
 
 from starlette.requests import HTTPConnection
 
-from fleet.blobs import BlobStore
-from fleet.broker import Broker
-from fleet.ca import Authority
-from fleet.database import Database
-from fleet.enrolment import Enrolment
-from fleet.inbox import Inbox
-from fleet.keys import OnlineKeys
-from fleet.link import Link
-from fleet.outbox import Outbox
-from fleet.repository import Repository
+from fleet.mqtt.broker import Broker
+from fleet.mqtt.inbox import Inbox
+from fleet.mqtt.link import Link
+from fleet.mqtt.outbox import Outbox
+from fleet.mqtt.transfer import Transfer
 from fleet.rollout_service import Rollouts
 from fleet.serial import Serial
 from fleet.settings import FleetSettings
-from fleet.transfer import Transfer
+from fleet.store.blobs import BlobStore
+from fleet.store.database import Database
+from fleet.trust.ca import Authority
+from fleet.trust.enrolment import Enrolment
+from fleet.trust.keys import OnlineKeys
+from fleet.trust.repository import Repository
 from fleet.upstream import Upstream
 
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlmodel import Session, col, select
 
 from fleet.errors import Malformed
-from fleet.tables import Device, DeviceStats, TelemetryRow
+from fleet.store.tables import Device, DeviceStats, TelemetryRow
 from wire.document import dump_json
 from wire.messages import Ack, InferenceStats, TelemetryBatch, TelemetryRecord
 from wire.sketch import Sketch

@@ -22,28 +22,28 @@ from pathlib import Path
 import uvicorn
 from sqlalchemy.exc import SQLAlchemyError
 
-from fleet.admission import Lifetimes
-from fleet.api import create_app
-from fleet.auth import open_operator_tokens
-from fleet.blobs import BlobStore
-from fleet.broker import Broker, BrokerAddress, end_left_behind
-from fleet.ca import Authority, KeyPair
-from fleet.database import Database
-from fleet.desired import DesiredStates
-from fleet.enrolment import Addresses, Enrolment, open_secret
+from fleet.api.app import create_app
+from fleet.api.auth import open_operator_tokens
+from fleet.api.tls import TlsProtocol, server_context
 from fleet.errors import FleetError, Malformed, Unavailable
-from fleet.folder import RunFile, hold
-from fleet.inbox import Inbox
-from fleet.keys import OnlineKeys
-from fleet.link import Link
-from fleet.outbox import Outbox
-from fleet.repository import Repository
+from fleet.mqtt.broker import Broker, BrokerAddress, end_left_behind
+from fleet.mqtt.inbox import Inbox
+from fleet.mqtt.link import Link
+from fleet.mqtt.outbox import Outbox
+from fleet.mqtt.transfer import Transfer
 from fleet.rollout_service import Rollouts
 from fleet.serial import Serial
 from fleet.services import Services
 from fleet.settings import FleetSettings
-from fleet.tls import TlsProtocol, server_context
-from fleet.transfer import Transfer
+from fleet.store.blobs import BlobStore
+from fleet.store.database import Database
+from fleet.store.folder import RunFile, hold
+from fleet.trust.admission import Lifetimes
+from fleet.trust.ca import Authority, KeyPair
+from fleet.trust.desired import DesiredStates
+from fleet.trust.enrolment import Addresses, Enrolment, open_secret
+from fleet.trust.keys import OnlineKeys
+from fleet.trust.repository import Repository
 from fleet.upstream import Upstream
 from wire.errors import WireError
 from wire.topics import FLEET_CLIENT

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.demo import sentences
-from cli.demo.steps import MODEL, NAME, PROFILES, build, chat, sign_and_publish
+from cli.demo.steps import MODEL, NAME, build, chat, sign_and_publish
 from cli.demo.world import Device, FleetProcess, World, wait_for
 from cli.errors import Refused
 from wire.bundle import split_target
@@ -114,8 +114,8 @@ def partly_fetched(device: Device) -> dict[str, Any] | None:
 def send_broken_release(world: World, devices: list[Device]) -> dict[str, Any]:
     """Signed by the right keys, listed by the fleet, and wrong: the device's own self-test is the last gate."""
     layout = world.folder / "1.2.0"
-    for profile in PROFILES:
-        sabotage(world, profile, "1.2.0")
+    for device in devices:
+        sabotage(world, device.profile, "1.2.0")
     sign_and_publish(world, layout)
     before = {d.name: d.ask(NAME, ["turn on the light"])["digest"] for d in devices}
     rollout = run_to_its_end(world, "1.2.0")

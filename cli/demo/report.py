@@ -14,28 +14,29 @@ def faults(results: dict[str, Any]) -> list[str]:
     """What did not hold, in words; empty when all did."""
     offline, killed = results["offline"], results["killed"]
     broken, tampered = results["broken_release"], results["tampered_release"]
+    answered_all = offline["answered"] == offline["requests"] > 0
+    delivered_all = offline["delivered"] >= offline["produced"] > 0 and offline["lost_requests"] == 0
+    kept_answering = broken["old_model_answers"] == broken["devices"]
     checks = {
-        "a variant loses more than one point of accuracy": all(
-            v["source_accuracy"] - v["accuracy"] <= MAX_DROP + 1e-9 for v in results["variants"]
-        ),
-        "not four variants": len(results["variants"]) == 4,
-        "a device is not online": len(results["devices"]) == 4
-        and all(d["status"] == "online" for d in results["devices"]),
-        "a device answered without the broker less often than it was asked": offline["answered"]
-        == offline["requests"]
-        > 0,
-        "telemetry was lost": offline["delivered"] >= offline["produced"] > 0 and offline["lost_requests"] == 0,
+        "a variant loses more than one point of accuracy": all(map(_holds_accuracy, results["variants"])),
+        "a profile has no variant": [v["profile"] for v in results["variants"]] == results["profiles"],
+        "a device is not online": [d["status"] for d in results["devices"]] == ["online"] * len(results["profiles"]),
+        "a device answered without the broker less often than it was asked": answered_all,
+        "telemetry was lost": delivered_all,
         "telemetry was stored twice": offline["duplicates"] == 0,
         "the kill did not hit an update": 0 < killed["chunks_at_kill"] < killed["chunks"],
         "the killed device did not come back right": killed["answered_after_restart"] and killed["active"] == "1.1.0",
-        "the broken release was not refused everywhere": broken["refused"]
-        == broken["devices"]
-        == broken["old_model_answers"],
+        "the broken release was not refused everywhere": broken["refused"] == broken["devices"] and kept_answering,
         "the broken rollout was not aborted": broken["rollout"] == "aborted",
         "the tampered release was not refused": tampered["refused"] and tampered["old_model_answers"],
         "tampered bytes were stored": not tampered["stored"],
     }
     return [fault for fault, held in checks.items() if not held]
+
+
+def _holds_accuracy(variant: dict[str, Any]) -> bool:
+    # The compiler's own gate is one point as well; the last digit is room for rounding of the two fractions.
+    return bool(variant["source_accuracy"] - variant["accuracy"] <= MAX_DROP + 1e-9)
 
 
 def show(results: dict[str, Any], found: list[str]) -> None:

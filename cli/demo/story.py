@@ -8,7 +8,15 @@ import time
 from typing import Any
 
 from cli.demo.accidents import go_offline, kill_in_an_update, send_broken_release, send_tampered_release
-from cli.demo.steps import MODEL, ask_everyone, join_devices, make_first_version, sign_and_publish, start_fleet
+from cli.demo.steps import (
+    MODEL,
+    ask_everyone,
+    join_devices,
+    make_first_version,
+    profiles,
+    sign_and_publish,
+    start_fleet,
+)
 from cli.demo.world import World
 from wire.bundle import split_target
 
@@ -34,11 +42,12 @@ def tell(world: World) -> dict[str, Any]:
     world.chapter("A broken bundle, correctly signed: a weight matrix is scrambled")
     broken = send_broken_release(world, devices)
     world.chapter("A tampered bundle: one byte changes on its way to the device")
-    tampered = send_tampered_release(world, devices[3])
+    tampered = send_tampered_release(world, devices[-1])
     world.chapter("What the fleet shows")
     seen = look_at_the_fleet(world)
     fleet.stop()
     return {
+        "profiles": list(profiles()),
         "variants": variants,
         "devices": [{**d, **answers[d["device"]]} for d in seen],
         "offline": offline,

@@ -1,11 +1,11 @@
-"""Alembic's entry: the connection comes from `fleet.database`, which also decides when to run."""
+"""Alembic's entry: the connection comes from `fleet.store.database`, which also decides when to run."""
 
 from __future__ import annotations
 
 from alembic import context
 from sqlmodel import SQLModel
 
-import fleet.tables  # noqa: F401  registers the tables
+import fleet.store.tables  # noqa: F401  registers the tables
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=SQLModel.metadata)
 with context.begin_transaction():

@@ -29,11 +29,11 @@ from tiny_bundle import TinyBundle, make_layout
 from trust_repository import Repository
 
 from agent.blobs import Blobs
-from agent.fetch import Fetcher
 from agent.inbox import Inbox
-from agent.installer import Installer
+from agent.install.fetch import Fetcher
+from agent.install.installer import Installer
 from agent.keeper import TrustKeeper
-from agent.service import Service
+from agent.serving.service import Service
 from agent.settings import AgentSettings
 from agent.state import StateFile
 from agent.telemetry import Outbox, Recorder, WindowMeter

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from tiny_bundle import make_layout
 
-from agent import hardware, runtimes, selftest
+from agent import hardware
 from agent.blobs import Blobs
-from agent.bundles import Bundle, Classifier, prepare
 from agent.errors import Incompatible, Unavailable
 from agent.health import HealthMeter, temperature
+from agent.serving import runtimes, selftest
+from agent.serving.bundles import Bundle, Classifier, prepare
 from agent.state import SECURITY_KEPT, StateFile
 from agent.update import ModelState
 from wire.bundle import golden_fault

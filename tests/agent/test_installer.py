@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 
-from agent.fetch import to_the_end
+from agent.install.fetch import to_the_end
 from agent.update import ModelState
 from wire.chunks import digest
 
@@ -334,7 +334,7 @@ def test_a_model_that_cannot_be_restored_for_any_reason_keeps_the_agent_alive(
         def broken(_bundle: object) -> None:
             raise ImportError("libstdc++ is gone")
 
-        monkeypatch.setattr("agent.service.Served.load", broken)
+        monkeypatch.setattr("agent.serving.service.Served.load", broken)
         again = new_device()
         await again.installer.restore()
         assert again.service.names() == []

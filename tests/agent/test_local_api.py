@@ -18,11 +18,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.api import LocalApi
-from agent.cloud import Cloud
 from agent.errors import Incompatible, Unavailable
 from agent.identity import Identity, Joined
-from agent.server import LocalServer
+from agent.serving.api import LocalApi
+from agent.serving.cloud import Cloud
+from agent.serving.server import LocalServer
 from wire.profile import Detect, Hardware, Limits, Profile, ProfileRuntime
 
 PROFILE = Profile(
@@ -356,7 +356,7 @@ def test_chat_is_forwarded_under_the_devices_certificate_and_streamed_back(serve
 
 def test_stalled_cloud_requests_are_bounded_and_hold_up_nothing_else(serve, authority, monkeypatch) -> None:
     """One request more than there may be at a time is refused at once, while the others wait for the cloud."""
-    monkeypatch.setattr("agent.cloud.AT_ONCE", 1)
+    monkeypatch.setattr("agent.serving.cloud.AT_ONCE", 1)
     arrived, release = threading.Event(), threading.Event()
 
     def stall() -> None:

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trust_repository import new_signer
 
-from agent.bundles import Prediction
 from agent.errors import NotFound, Unavailable
+from agent.serving.bundles import Prediction
 from agent.state import Queued, StateFile
 from agent.telemetry import RECENT_ANSWERS, WindowMeter
 from wire import topics

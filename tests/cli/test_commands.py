@@ -78,9 +78,10 @@ def test_no_template_stands_behind_both_training_and_test_sentences() -> None:
 
 def good_results() -> dict[str, object]:
     """What the demo gives when all of it held."""
-    variant = {"accuracy": 0.95, "source_accuracy": 0.955}
+    profiles = ["a", "b", "c", "d"]
     return {
-        "variants": [variant] * 4,
+        "profiles": profiles,
+        "variants": [{"profile": p, "accuracy": 0.95, "source_accuracy": 0.955} for p in profiles],
         "devices": [{"status": "online"}] * 4,
         "offline": {"requests": 8, "answered": 8, "produced": 9, "delivered": 9, "lost_requests": 0, "duplicates": 0},
         "killed": {"chunks_at_kill": 3, "chunks": 9, "answered_after_restart": True, "active": "1.1.0"},
@@ -116,7 +117,13 @@ def test_the_demo_does_not_hold_when_one_thing_did_not(chapter: str, key: str, v
     assert len(faults(results)) >= 1
 
 
+def test_a_profile_without_a_variant_is_a_fault() -> None:
+    results = good_results()
+    del results["variants"][2]  # type: ignore[attr-defined]
+    assert faults(results) == ["a profile has no variant"]
+
+
 def test_a_variant_that_lost_too_much_is_a_fault() -> None:
     results = good_results()
-    results["variants"] = [{"accuracy": 0.90, "source_accuracy": 0.955}] * 4
+    results["variants"][0]["accuracy"] = 0.90  # type: ignore[index]
     assert faults(results) == ["a variant loses more than one point of accuracy"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from compiler_process import Built, build, compiler, make_encoder, profile, rows
 
 from wire.build import BuildJob
 
-SLOW_RECIPES = ("onnx-int4-weights", "litert-fp32", "litert-int8-dynamic")
+HAS_LITERT = find_spec("litert_torch") is not None
+SLOW_RECIPES = ("onnx-int4-weights", *(("litert-fp32", "litert-int8-dynamic") if HAS_LITERT else ()))
 
 
 @pytest.fixture(scope="session")

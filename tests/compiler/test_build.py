@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ from compiler.score import score
 from wire.build import BuildJob, Progress
 from wire.bundle import BundleManifest, Golden, Labels, Pipeline
 from wire.chunks import WHOLE, ChunkList, digest
+
+needs_litert = pytest.mark.skipif(
+    find_spec("litert_torch") is None, reason="litert-torch has no build for this machine: its converter is x86-64 only"
+)
 
 
 def done(job: BuildJob) -> Built:
@@ -255,6 +260,7 @@ def test_a_build_told_to_end_leaves_nothing_behind(job: BuildJob) -> None:
     assert [p.name for p in Path(job.output).parent.iterdir() if p.name != "cache"] == []
 
 
+@needs_litert
 @pytest.mark.slow
 def test_a_litert_variant_has_a_fixed_length_and_repeats_its_golden_set(slow_recipes: Built, tmp_path: Path) -> None:
     manifest = slow_recipes.layout.find("models/home/tiny/1.0.0/litert-int8-dynamic").manifest
@@ -271,6 +277,7 @@ def test_the_other_recipes_give_the_same_bytes_twice(slow_recipes: Built, tmp_pa
     assert bundle_bytes(slow_recipes.layout) == bundle_bytes(done(again).layout)
 
 
+@needs_litert
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["litert-fp32", "litert-int8-dynamic"])
 @pytest.mark.parametrize("place", ["inside the flatbuffer", "behind it"])

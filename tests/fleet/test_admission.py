@@ -11,10 +11,10 @@ import pytest
 from fleet_process import tiny_bundle
 from trust_repository import Repository, new_signer
 
-from fleet.admission import Lifetimes, Published, admit, stamp
-from fleet.blobs import BlobStore
 from fleet.errors import FleetError, Malformed, Untrusted
-from fleet.keys import OnlineKeys
+from fleet.store.blobs import BlobStore
+from fleet.trust.admission import Lifetimes, Published, admit, stamp
+from fleet.trust.keys import OnlineKeys
 from wire.bundle import BundleManifest
 from wire.errors import WireError
 from wire.trust import Release

@@ -13,8 +13,9 @@ import pytest
 from fastapi.routing import APIRoute
 from fleet_process import ApiError, FleetProcess, Publisher, initialise_trust, tiny_bundle, until
 
-from fleet import api, errors
-from fleet.auth import PUBLIC, device_or_operator, operator
+from fleet import errors
+from fleet.api import app as api
+from fleet.api.auth import PUBLIC, device_or_operator, operator
 from fleet.services import Services
 from wire import errors as wire_errors
 from wire.chunks import digest

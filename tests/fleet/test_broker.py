@@ -18,10 +18,10 @@ import psutil
 import pytest
 from fleet_process import FleetProcess, initialise_trust, until
 
-from fleet.broker import Broker, BrokerAddress, end_left_behind, find_program
-from fleet.ca import Authority
 from fleet.errors import Unavailable
-from fleet.link import Link
+from fleet.mqtt.broker import Broker, BrokerAddress, end_left_behind, find_program
+from fleet.mqtt.link import Link
+from fleet.trust.ca import Authority
 from wire import topics
 
 

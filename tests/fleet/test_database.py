@@ -14,9 +14,9 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel
 
-from fleet.database import Database
 from fleet.errors import StorageFull, Unavailable
-from fleet.tables import Device, DeviceStats, TelemetryRow
+from fleet.store.database import Database
+from fleet.store.tables import Device, DeviceStats, TelemetryRow
 
 
 def device(id_: str = "a") -> Device:

@@ -6,7 +6,7 @@ from fleet_process import Publisher, tiny_bundle
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet.transfer import Wishes
+from fleet.mqtt.transfer import Wishes
 from wire import topics
 from wire.chunks import digest
 

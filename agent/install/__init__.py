@@ -1,0 +1,1 @@
+"""From a desired state to a bundle on disk, and into service."""

@@ -1,0 +1,318 @@
+"""The hands of the update machine: does what `agent.update` says, and tells it what came of it.
+
+    verify     the release is listed, for us, and its digest is the one desired; waits while metadata is on its way
+    fetch      manifest, chunk lists, then every blob that is missing; room on the disk is checked first
+    stage      the parts fit together
+    self-test  the golden set holds, in a child process
+    switch     load, warm up, let the candidate answer
+    watch      probation: a number of answers or a time without an error
+    commit     the candidate is the active model; what nobody needs is removed
+
+Every step is on disk before it is taken, so a killed agent knows where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Callable
+from datetime import datetime
+
+from agent import update
+from agent.blobs import Blobs
+from agent.errors import AgentError, Incompatible, Untrusted
+from agent.install.download import Download
+from agent.install.fetch import Fetcher, to_the_end
+from agent.serving.bundles import Bundle, prepare
+from agent.serving.selftest import self_test
+from agent.serving.service import Served, Service
+from agent.settings import AgentSettings
+from agent.state import StateFile
+from agent.update import Action, Event, ModelState
+from wire.admission import check_release
+from wire.errors import Untrusted as UntrustedByWire
+from wire.errors import WireError
+from wire.messages import Desired, SlotReport, UpdateReport
+from wire.trust import Release, TrustedSet
+
+log = logging.getLogger("agent.install.installer")
+
+NO_FLOOR = 0
+"""Release metadata names no floor yet: what may not come back is delisted."""
+
+
+class Installer:
+    """Every update of this device, one at a time from its download on. `on_change` is called after every step."""
+
+    def __init__(
+        self,
+        *,
+        settings: AgentSettings,
+        state: StateFile,
+        store: Blobs,
+        fetcher: Fetcher,
+        service: Service,
+        trusted: TrustedSet,
+        now: Callable[[], datetime],
+        profile: str,
+        runtimes: frozenset[str],
+        on_change: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._state = state
+        self._store = store
+        self._fetcher = fetcher
+        self._service = service
+        self._trusted = trusted
+        self._now = now
+        self._profile = profile
+        self._runtimes = runtimes
+        self._on_change = on_change
+        self._models = state.models()
+        self._downloads: dict[str, Download] = {}
+        self._releases: dict[str, Release] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._trust_changed = asyncio.Event()
+        self._one_at_a_time = asyncio.Lock()
+        self._sweep: asyncio.Task[None] | None = None
+
+    # --- what the agent asks of it ----------------------------------------------------------------------------
+
+    async def restore(self) -> None:
+        """At start, without any network: the active models answer, and interrupted updates go on or roll back."""
+        for name, model in list(self._models.items()):
+            await self._restore_active(name, model)
+        self._sweep_soon()  # before any update: what a killed one left must not take the room of the next
+        for name, model in list(self._models.items()):
+            if model.busy:
+                after, action = update.step(model, Event.KILLED)
+                self._save(name, after)
+                self._start(name, action)
+
+    async def desire(self, desired: Desired) -> None:
+        """A newer desired state, verified and addressed to this device: it supersedes every other."""
+        wanted = {model.model: model for model in desired.models}
+        steps = {name: update.desire(self._models.get(name, ModelState()), model) for name, model in wanted.items()}
+        touched = [name for name, (_, actions) in steps.items() if actions]
+        gone = self._models.keys() - wanted.keys()
+        models = {name: model for name, (model, _) in steps.items()}
+        self._state.accept_desired((desired.epoch, desired.seq), models)
+        self._models = models
+        await self._cancel(*touched, *gone)
+        for name in gone:
+            self._service.remove(name)
+        for name in touched:
+            self._begin(name, steps[name][1])
+        if gone:
+            self._sweep_soon()
+        self._on_change()
+
+    def trust_changed(self) -> None:
+        """New metadata was trusted: updates that wait for theirs look again."""
+        self._trust_changed.set()
+
+    async def stop(self) -> None:
+        """Leave every update where it is; its intent is on disk."""
+        await self._cancel(*self._tasks)
+        if self._sweep is not None:
+            await self._sweep
+
+    def slots(self) -> tuple[SlotReport, ...]:
+        """Who stands in which slot."""
+        return tuple(slot for name, model in sorted(self._models.items()) for slot in update.slots(name, model))
+
+    def updates(self) -> tuple[UpdateReport, ...]:
+        """The newest update of every model."""
+        reports = (update.report(model, *self._progress(name)) for name, model in sorted(self._models.items()))
+        return tuple(report for report in reports if report is not None)
+
+    def _progress(self, name: str) -> tuple[int, int]:
+        download = self._downloads.get(name)
+        return (download.done, download.total) if download else (0, 0)
+
+    # --- starting and ending ----------------------------------------------------------------------------------
+
+    async def _restore_active(self, name: str, model: ModelState) -> None:
+        """The active model, or the previous one when the active one's files are damaged."""
+        for placed in (model.active, model.previous):
+            if placed is None:
+                continue
+            try:
+                self._service.place(name, await self._load(placed.digest))
+            except (AgentError, WireError) as e:
+                log.error("%s: %s cannot answer: %s", name, placed.target, e)  # noqa: TRY400  a reason, not a bug
+                continue
+            except Exception:
+                # A bug met by one model must not keep the others, and the next update, from this device.
+                log.exception("%s: %s cannot answer", name, placed.target)
+                continue
+            if placed is not model.active:
+                self._models[name] = dataclasses.replace(model, active=placed, previous=None)
+                self._state.save_model(name, self._models[name])
+            return
+        # Said as it is: nothing of this name is loaded. The files stay until a newer desired state.
+        self._models[name] = dataclasses.replace(model, active=None, previous=None)
+
+    async def _load(self, digest: str) -> Served:
+        prepare()
+        return await asyncio.to_thread(lambda: Served.load(Bundle.open(self._store, digest)))
+
+    def _begin(self, name: str, actions: tuple[Action, ...]) -> None:
+        """First undo what is superseded, then start what is wanted."""
+        self._downloads.pop(name, None)
+        for action in actions:
+            if action is Action.ROLL_BACK:
+                self._service.roll_back(name)
+            if action in (Action.DROP, Action.ROLL_BACK):
+                self._sweep_soon()
+            else:
+                self._start(name, action)
+
+    def _start(self, name: str, action: Action) -> None:
+        self._tasks[name] = asyncio.create_task(self._drive(name, action), name=f"update {name}")
+
+    async def _cancel(self, *names: str) -> None:
+        """All at once: one that went on while another ends would take a step in an update that is not its own."""
+        tasks = [self._tasks.pop(name) for name in names if name in self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _save(self, name: str, model: ModelState) -> None:
+        self._state.save_model(name, model)
+        self._models[name] = model
+        assert model.update is not None
+        log.info("%s: %s is %s%s", name, model.update.target, model.update.state, _because(model.update.reason))
+        self._on_change()
+
+    # --- one update -------------------------------------------------------------------------------------------
+
+    async def _drive(self, name: str, action: Action) -> None:
+        """From one state to the next until the update ends. Waiting for metadata holds up no other model."""
+        if action is Action.VERIFY:
+            action = await self._advance(name, action)
+        async with self._one_at_a_time:
+            while action not in (Action.COMMIT, Action.DROP, Action.ROLL_BACK):
+                action = await self._advance(name, action)
+            await self._end(name, action)
+
+    async def _advance(self, name: str, action: Action) -> Action:
+        event, reason = await self._attempt(name, action)
+        model, following = update.step(self._models[name], event, reason)
+        self._save(name, model)
+        return following
+
+    async def _attempt(self, name: str, action: Action) -> tuple[Event, str]:
+        """Do it, and put what came of it in the words of the table."""
+        try:
+            await self._perform(name, action)
+        except (Untrusted, UntrustedByWire) as e:
+            return Event.UNTRUSTED, str(e)
+        except (AgentError, WireError) as e:
+            return Event.FAULT, str(e)
+        except Exception as e:
+            # A bug in one update must not wedge the next: it ends this one, with its trace in the log.
+            log.exception("%s: %s", name, action)
+            return Event.FAULT, f"{action}: {type(e).__name__}: {e}"
+        return Event.DONE, ""
+
+    async def _perform(self, name: str, action: Action) -> None:
+        wanted = self._models[name].update
+        assert wanted is not None
+        match action:
+            case Action.VERIFY:
+                self._releases[name] = await self._verify(name, wanted)
+            case Action.FETCH:
+                await self._fetch(name, self._releases[name])
+            case Action.STAGE:
+                await asyncio.to_thread(Bundle.open, self._store, wanted.digest)
+            case Action.SELF_TEST:
+                await self_test(self._store.folder, wanted.digest, self._settings.selftest_timeout)
+            case Action.SWITCH:
+                self._service.try_out(name, await self._load(wanted.digest))
+            case Action.WATCH:
+                await self._watch(name)
+            case _:
+                raise AssertionError(action)
+
+    async def _verify(self, name: str, wanted: update.Update) -> Release:
+        """The release of a target, as soon as every document on the way to it is here."""
+        while True:
+            self._trust_changed.clear()
+            try:
+                release = self._trusted.release(wanted.target, self._now())
+            except UntrustedByWire as e:
+                self._note_waiting(name, wanted, str(e))
+                await self._trust_changed.wait()
+                continue
+            check_release(
+                release, digest=wanted.digest, profile=self._profile, runtimes=self._runtimes, highest=NO_FLOOR
+            )
+            return release
+
+    def _note_waiting(self, name: str, wanted: update.Update, reason: str) -> None:
+        waiting = dataclasses.replace(wanted, reason=f"waiting: {reason}")
+        if waiting != self._models[name].update:
+            self._save(name, dataclasses.replace(self._models[name], update=waiting))
+
+    async def _fetch(self, name: str, release: Release) -> None:
+        self._downloads[name] = Download(self._store, self._fetcher, self._on_change)
+        await self._downloads[name].run(release)
+
+    async def _watch(self, name: str) -> None:
+        """Probation. Raises `Incompatible` at the first error."""
+        probation: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        candidate, answers = self._service.answering(name), 0
+
+        def outcome(fault: str | None) -> None:
+            nonlocal answers
+            answers += fault is None
+            if fault is not None and not probation.done():
+                probation.set_exception(Incompatible(f"probation: {fault}"))
+            elif answers >= self._settings.probation_requests and not probation.done():
+                probation.set_result(None)
+
+        candidate.on_outcome = outcome
+        try:
+            await asyncio.wait([probation], timeout=self._settings.probation_time)
+            if probation.done():
+                probation.result()
+        finally:
+            candidate.on_outcome = None
+            probation.cancel()
+
+    async def _end(self, name: str, action: Action) -> None:
+        if action is Action.COMMIT:
+            self._service.commit(name)
+        if action is Action.ROLL_BACK:
+            self._service.roll_back(name)
+        await self._collect()
+        self._on_change()
+
+    def _sweep_soon(self) -> None:
+        """Collect when no download is under way: its files may not be known from a manifest yet."""
+        if self._sweep is None or self._sweep.done():
+            self._sweep = asyncio.create_task(self._collect_alone())
+
+    async def _collect_alone(self) -> None:
+        async with self._one_at_a_time:
+            await self._collect()
+
+    async def _collect(self) -> None:
+        """Remove what no slot and no update under way needs. Nothing is removed while a manifest cannot be read."""
+        try:
+            await to_the_end(self._collect_now)
+        except (AgentError, WireError) as e:
+            log.warning("old files stay for now: %s", e)
+
+    def _collect_now(self) -> None:
+        self._store.collect(self._needed())
+
+    def _needed(self) -> set[str]:
+        manifests = {digest for model in self._models.values() for digest in model.digests}
+        return manifests | {blob for digest in manifests for blob in self._store.blobs_of(digest)}
+
+
+def _because(reason: str) -> str:
+    return f": {reason}" if reason else ""

@@ -1,0 +1,1 @@
+"""From a bundle on disk to an answer on the local API."""

@@ -1,0 +1,108 @@
+"""The self-test of a bundle, in a process of its own: an illegal instruction must not kill the agent.
+
+`python -m agent.serving.selftest STORE DIGEST` loads the bundle in the runtime that will serve it, runs every golden
+case and prints one line of JSON: `{"fault": null, "load_ms": 310.2, "p50_ms": 1.4, "p99_ms": 2.0}`; `fault` says in
+words what does not hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from agent.blobs import Blobs
+from agent.errors import AgentError, Incompatible
+from agent.serving.bundles import Bundle, Classifier
+from wire.bundle import golden_fault
+from wire.errors import WireError
+from wire.sketch import Sketch
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the self-test found; times in milliseconds, None where it did not come so far."""
+
+    fault: str | None
+    load_ms: float | None = None
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+
+
+def run_golden_set(bundle: Bundle) -> Outcome:
+    """Load the bundle and run its golden set in this process."""
+    started = time.perf_counter()
+    classifier = Classifier.load(bundle)
+    load_ms = (time.perf_counter() - started) * 1000
+    times, faults = [], []
+    for case in bundle.golden.cases:
+        started = time.perf_counter()
+        (prediction,) = classifier.classify((case.text,))
+        times.append((time.perf_counter() - started) * 1000)
+        fault = golden_fault(case, prediction.scores, bundle.golden.max_abs)
+        if fault is not None:
+            faults.append(fault)
+    sketch = Sketch.of(times)
+    words = f"{len(faults)} of {len(times)} golden cases do not hold: {faults[0]}" if faults else None
+    return Outcome(words, load_ms, sketch.quantile(0.5), sketch.quantile(0.99))
+
+
+async def self_test(store: Path, digest: str, timeout: float) -> Outcome:  # noqa: ASYNC109  the child is killed at it
+    """Run it in a child process. Raises `Incompatible` when the golden set does not hold or the child dies."""
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "agent.serving.selftest", str(store), digest),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for the agent: a child that died of it would speak against the bundle
+    )
+    try:
+        async with asyncio.timeout(timeout):
+            said, complained = await child.communicate()
+    except TimeoutError as e:
+        raise Incompatible(f"self-test: no result within {timeout:.0f} s") from e
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+    return _judge(child.returncode or 0, said, complained)
+
+
+def _judge(code: int, said: bytes, complained: bytes) -> Outcome:
+    if code < 0:
+        raise Incompatible(f"self-test: the runtime died of {signal.Signals(-code).name} on this hardware")
+    if code > 0:
+        last = complained.decode(errors="replace").strip().splitlines() or ["no message"]
+        raise Incompatible(f"self-test: its process ended with code {code}: {last[-1][:200]}")
+    outcome = Outcome(**json.loads(said.splitlines()[-1]))  # a runtime may print before it
+    if outcome.fault is not None:
+        raise Incompatible(f"self-test: {outcome.fault}")
+    return outcome
+
+
+def main() -> int:
+    """Entry point of the child."""
+    # systemd's SIGTERM goes to the whole control group: the agent decides what becomes of this process, and kills it.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _be_first_to_go()
+    folder, digest = sys.argv[1:]
+    try:
+        outcome = run_golden_set(Bundle.open(Blobs(Path(folder), min_free=0), digest))
+    except (AgentError, WireError) as e:
+        outcome = Outcome(str(e))
+    sys.stdout.write(f"\n{json.dumps(asdict(outcome))}\n")
+    return 0
+
+
+def _be_first_to_go() -> None:
+    """Out of memory, the kernel ends this process and not the agent."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

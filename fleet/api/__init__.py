@@ -1,0 +1,1 @@
+"""The HTTPS side: operators, enrolment, gateway. It alone knows status codes."""

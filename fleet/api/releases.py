@@ -1,0 +1,136 @@
+"""Routes for what is released: signed metadata, blobs, evidence, models."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
+
+from fleet import devices
+from fleet.api.auth import operator
+from fleet.errors import Malformed
+from fleet.services import Services, services_of
+from fleet.store.tables import EvidenceRow
+from fleet.trust.repository import ListedRelease
+from wire.document import parse_json
+from wire.evidence import Evidence
+
+BLOBS = "/api/v1/blobs/"
+router = APIRouter(prefix="/api/v1", dependencies=[Depends(operator)])
+
+
+class Documents(BaseModel):
+    """Signed metadata by name, each the text of a JSON document."""
+
+    documents: dict[str, str]
+
+
+class Uploaded(BaseModel):
+    """A blob that was uploaded before."""
+
+    digest: str
+
+
+@router.get("/trust")
+async def show_trust(request: Request) -> dict[str, Any]:
+    """The published documents, and the online keys that root and targets must name."""
+    services = services_of(request)
+    published = services.repository.published.documents
+    documents = {name: data.decode() for name, data in published.items()}
+    return {"documents": documents, "online": services.keys.public()}
+
+
+@router.post("/trust")
+async def admit_trust(request: Request, offered: Documents) -> dict[str, Any]:
+    """Publish documents signed offline, all of them or none."""
+    services = services_of(request)
+    await services.serial.run(_admit, services, {name: text.encode() for name, text in offered.documents.items()})
+    return await show_trust(request)
+
+
+@router.head("/blobs/{digest}")
+async def has_blob(request: Request, digest: str) -> Response:
+    """200 when the blob is here, 404 when not."""
+    blobs = services_of(request).blobs
+    if not blobs.has(digest):
+        return Response(status_code=404)
+    return Response(headers={"Content-Length": str(blobs.size(digest))})
+
+
+@router.put("/blobs/{digest}", status_code=201)
+async def put_blob(request: Request, digest: str) -> dict[str, Any]:
+    """Store a blob, unless its bytes have another digest."""
+    services = services_of(request)
+    try:
+        # Left by any error, the stack drops what came; syncing a large file must not hold up the loop.
+        with ExitStack() as stack:
+            receiver = stack.enter_context(services.blobs.receive(digest, limit=services.settings.max_blob))
+            async for piece in request.stream():
+                receiver.write(piece)
+            await asyncio.to_thread(stack.pop_all().close)
+    except ClientDisconnect as e:
+        raise Malformed(f"blob {digest}: the connection ended before its last byte: send it again") from e
+    return {"digest": digest, "size": services.blobs.size(digest)}
+
+
+@router.post("/evidence", status_code=201)
+async def add_evidence(request: Request, uploaded: Uploaded) -> dict[str, Any]:
+    """Take an uploaded `results.json` as the evidence of the bundle that it names."""
+    services = services_of(request)
+    return await services.serial.run(_add_evidence, services, uploaded.digest)
+
+
+@router.get("/models")
+async def list_models(request: Request) -> list[dict[str, Any]]:
+    """Every release, with its evidence and how many devices run it."""
+    services = services_of(request)
+    return await services.serial.run(_list_models, services)
+
+
+def _admit(services: Services, documents: dict[str, bytes]) -> None:
+    services.repository.admit(documents)
+    services.outbox.trust()
+
+
+def _add_evidence(services: Services, digest: str) -> dict[str, Any]:
+    evidence = Evidence.from_bytes(services.blobs.read(digest, size=Evidence.LIMIT + 1))
+    with services.database.transaction() as session:
+        document = evidence.to_bytes().decode()
+        session.merge(EvidenceRow(subject=evidence.subject, digest=digest, document=document))
+    return {"digest": digest, "subject": evidence.subject, "target": evidence.target}
+
+
+def _list_models(services: Services) -> list[dict[str, Any]]:
+    with services.database.transaction() as session:
+        active = devices.active_counts(session)
+        rows = {t: session.get(EvidenceRow, r.release.digest) for t, r in services.repository.releases.items()}
+    return [
+        _model(listed, rows[target], active.get(listed.release.digest, 0))
+        for target, listed in sorted(services.repository.releases.items())
+    ]
+
+
+def _model(listed: ListedRelease, evidence: EvidenceRow | None, count: int) -> dict[str, Any]:
+    release, manifest = listed.release, listed.manifest
+    return {
+        "target": release.target,
+        "digest": release.digest,
+        "family": manifest.family,
+        "name": manifest.name,
+        "version": manifest.version,
+        "profile": manifest.profile,
+        "runtime": manifest.runtime,
+        "precision": manifest.precision,
+        "bytes": manifest.size,
+        "counter": release.counter,
+        "evidence": _parsed(evidence),
+        "devices": count,
+    }
+
+
+def _parsed(row: EvidenceRow | None) -> Any:
+    return parse_json(row.document.encode(), what="evidence", limit=Evidence.LIMIT) if row else None

@@ -1,0 +1,59 @@
+"""Routes that tell how the fleet is: health, status, profiles."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+
+from fleet import devices, profiles
+from fleet.api.auth import operator
+from fleet.rollout_service import all_rollouts
+from fleet.services import Services, services_of
+from wire.document import CONTRACT
+from wire.units import show_instant
+
+router = APIRouter()
+
+
+@router.get("/healthz")
+async def health() -> dict[str, str]:
+    """That this process answers; public, so it says nothing else."""
+    return {"status": "ok"}
+
+
+@router.get("/api/v1/status", dependencies=[Depends(operator)])
+async def status(request: Request) -> dict[str, Any]:
+    """The fleet at a glance."""
+    services = services_of(request)
+    return await services.serial.run(_status, services)
+
+
+@router.get("/api/v1/profiles", dependencies=[Depends(operator)])
+async def list_profiles() -> list[dict[str, Any]]:
+    """Every profile that this installation knows."""
+    return [profile.to_value() for profile in profiles.all_profiles()]
+
+
+def _status(services: Services) -> dict[str, Any]:
+    broker, repository = services.broker, services.repository
+    rollouts = {"running": 0, "done": 0, "aborted": 0}
+    with services.database.transaction() as session:
+        for row in all_rollouts(session):
+            rollouts[row.state] += 1
+        counts, telemetry = devices.counts(session), devices.telemetry_counts(session)
+    return {
+        "version": version("shoal"),
+        "contract": CONTRACT,
+        "started": show_instant(services.started),
+        "broker": {"state": broker.state, "pid": broker.pid, "port": broker.address.port},
+        "trust": {
+            name: {"version": number, "expires": show_instant(expires)}
+            for name, (number, expires) in repository.versions().items()
+        },
+        "devices": counts,
+        "releases": len(repository.releases),
+        "rollouts": rollouts,
+        "telemetry": telemetry,
+    }

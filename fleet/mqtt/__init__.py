@@ -1,0 +1,1 @@
+"""The broker, and everything that goes over it."""

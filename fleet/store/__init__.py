@@ -1,0 +1,1 @@
+"""What the fleet keeps: database, blobs, and the data folder itself."""

@@ -1,0 +1,1 @@
+"""Who is believed: the certificate authority, enrolment, releases, and what the fleet signs."""
