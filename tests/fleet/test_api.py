@@ -130,6 +130,7 @@ def test_a_database_that_cannot_grow_is_told_and_blames_no_device(tmp_path: Path
         initialise_trust(fleet)
         device = new_device("a")
         device.connect()
+        until(lambda: device.view()["status"] == "online", what="its birth to be stored")
         _, most = resource.prlimit(fleet.pid, resource.RLIMIT_FSIZE)
         # No file may grow beyond what the database's log has now; the fleet's own log is far from that.
         resource.prlimit(fleet.pid, resource.RLIMIT_FSIZE, ((fleet.data / "fleet.db-wal").stat().st_size, most))
@@ -137,7 +138,7 @@ def test_a_database_that_cannot_grow_is_told_and_blames_no_device(tmp_path: Path
             fleet.api("POST", "/api/v1/devices", {"device": "b", "profile": "x86-64"})
         assert error.value.status in (503, 507)
         device.send(device.batch(1, nonce="lost"))
-        until(lambda: "was not taken" in fleet.log, what="a line in the log")
+        until(lambda: "/telemetry was not taken" in fleet.log, what="a line in the log")
         resource.prlimit(fleet.pid, resource.RLIMIT_FSIZE, (most, most))
         device.send(device.batch(1, nonce="kept"))
         assert device.next_ack().nonce == "kept"
