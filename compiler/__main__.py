@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
 def _missing(package: str) -> str:
     if package.replace("_", "-") in X86_ONLY and platform.machine() != "x86_64":
         return f"package {package} has no build for {platform.machine()}: compile LiteRT profiles on an x86-64 machine"
-    return f"package {package} is not installed here: pip install 'shoal[compiler]'"
+    return f"package {package} is not installed here: install shoal with its extra 'compiler'"
 
 
 def _end(number: int, _: FrameType | None) -> None:
