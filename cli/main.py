@@ -12,9 +12,7 @@ def main() -> None:
     try:
         from cli.commands import app  # noqa: PLC0415  the agent's extra comes without it
     except ModuleNotFoundError as e:
-        sys.exit(
-            f"shoal: {e.name} is not installed: the extras fleet and compiler of this package bring the operator's commands"
-        )
+        sys.exit(f"shoal: {e.name} is not installed: the extras fleet and compiler bring the operator's commands")
     from cli.errors import CliError  # noqa: PLC0415
 
     try:

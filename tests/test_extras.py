@@ -44,7 +44,7 @@ def test_the_agent_starts_with_nothing_but_its_own_extra(tmp_path: Path) -> None
     assert "enrol" in help_text.stdout
     operator = subprocess.run([venv / "bin" / "shoal", "status"], check=False, capture_output=True, text=True)
     assert operator.returncode == 1
-    assert "the extras fleet and compiler" in operator.stderr
+    assert "the extras fleet and compiler bring" in operator.stderr
 
 
 def starts_and_joins_a_fleet(agent: Path, folder: Path) -> None:
