@@ -348,22 +348,23 @@ def test_no_superseded_update_takes_a_step_while_another_one_ends(new_device, si
 
     async def story() -> None:
         device = new_device()
-        steps, ended = 0, asyncio.Event()
+        begun, steps, ended = 0, 0, asyncio.Event()
 
         async def update() -> None:
-            nonlocal steps
+            nonlocal begun, steps
+            begun += 1
             try:
                 while True:
                     await asyncio.sleep(0.001)
                     steps += ended.is_set()
             finally:
                 ended.set()
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05)  # slow to end: the other one would have its turn many times over
 
         for name in ("a", "b"):
             device.installer._models[name] = ModelState()
             device.installer._tasks[name] = asyncio.create_task(update())
-        await asyncio.sleep(0.01)
+        await device.until(lambda: begun == 2)
         sim.desire()
         device.connect()
         await device.until(lambda: device.state.last_desired() == (1, 1) and ended.is_set())
@@ -377,13 +378,19 @@ def test_no_superseded_update_takes_a_step_while_another_one_ends(new_device, si
 def test_a_cancelled_step_waits_for_its_thread_and_undoes_what_it_made() -> None:
     """Accident: a newer desired state comes while a thread opens a file that the next update opens too."""
     undone: list[str] = []
-    finish = threading.Event()
+    begun, finish = threading.Event(), threading.Event()
+
+    def open_file() -> str:
+        begun.set()
+        assert finish.wait(10)
+        return "file"
 
     async def story() -> None:
-        task = asyncio.create_task(to_the_end(lambda: finish.wait(10) and "file", undo=undone.append))
-        await asyncio.sleep(0.02)
+        task = asyncio.create_task(to_the_end(open_file, undo=undone.append))
+        assert await asyncio.to_thread(begun.wait, 10)
         task.cancel()
-        await asyncio.sleep(0.02)
+        for _ in range(10):  # the cancellation arrives at the loop's next turn
+            await asyncio.sleep(0)
         assert not task.done()
         finish.set()
         await asyncio.gather(task, return_exceptions=True)
