@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -96,25 +98,28 @@ def _run_compiler(words: list[str], job: bytes) -> Iterator[ProgressLine]:
     # The compiler gets no key, token or path of ours: only what the system needs to start a program.
     env = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH")}
     command = [sys.executable, "-P", "-m", "compiler", *words]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
-    ) as child:
+    last: ProgressLine | None = None
+    # A file, not a pipe: nobody reads the libraries' chatter meanwhile, and a full pipe would block the compiler.
+    with (
+        tempfile.TemporaryFile() as chatter,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=chatter, env=env) as child,
+    ):
         assert child.stdin is not None
         assert child.stdout is not None
-        assert child.stderr is not None
         try:
-            child.stdin.write(job)
-            child.stdin.close()
-            last: ProgressLine | None = None
+            with suppress(BrokenPipeError):  # it ended before it read its job: its exit code and last words say why
+                child.stdin.write(job)
+                child.stdin.close()
             for line in child.stdout:
                 last = ProgressLine.from_bytes(line)
                 yield last
-            chatter = child.stderr.read().decode(errors="replace")
         except BaseException:
             child.terminate()
             raise
-    if child.returncode != 0:
-        raise _failure(child.returncode, last, chatter)
+        child.wait()
+        if child.returncode != 0:
+            chatter.seek(0)
+            raise _failure(child.returncode, last, chatter.read().decode(errors="replace"))
 
 
 def _failure(code: int, last: ProgressLine | None, chatter: str) -> CliError:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from cli.compile import _run_compiler
 from cli.demo.report import faults
 from cli.demo.sentences import make_split
+from cli.errors import Refused
 
 
 def shoal(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -51,6 +53,27 @@ def test_bad_input_says_what_to_do_and_changes_nothing(
     assert "Traceback" not in done.stderr
     assert done.returncode == code
     assert [p.name for p in tmp_path.iterdir()] == ["keep"]
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("code", [0, 5])
+def test_a_compiler_that_says_a_lot_is_heard_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Accident: its libraries write more than a pipe holds while only its progress is read."""
+    program = tmp_path / "python"
+    line = '{"event": "done", "message": "all"}'
+    chatter = "head -c 1000000 /dev/zero >&2; echo >&2; echo last words >&2"
+    program.write_text(f"#!/bin/sh\n{chatter}; echo '{line}'; exit {code}\n")
+    program.chmod(0o700)
+    monkeypatch.setattr("cli.compile.sys.executable", str(program))
+    lines = _run_compiler(["build"], b"{}")
+    assert next(lines).message == "all"
+    if code:
+        with pytest.raises(Refused, match="ended with 5 before it was done: last words"):
+            next(lines)
+    else:
+        assert list(lines) == []
 
 
 def test_profiles_are_listed_as_json_and_as_a_table(tmp_path: Path) -> None:
