@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import CryptoSigner
 
 from wire.chunks import digest
+from wire.release import Release
 from wire.signing import (
     RoleKeys,
     release_document,
@@ -26,7 +27,6 @@ from wire.signing import (
     targets_document,
     timestamp_document,
 )
-from wire.trust import Release
 
 
 def new_signer() -> CryptoSigner:

@@ -1,8 +1,8 @@
 """The messages on the topics, as values. Each is one JSON document.
 
-`Statement`s travel inside a DSSE envelope (`wire.dsse`): what the fleet says is signed by the fleet role,
-what a device says of itself by the device's key. `boot` is new at every start of an agent; `(boot, seq)`
-names a record for ever.
+`Statement`s travel inside a DSSE envelope (`wire.dsse`): what the fleet says (`wire.orders`) is signed by the fleet
+role, what a device says of itself by the device's key. `boot` is new at every start of an agent, `starts` counts them;
+`(boot, seq)` names a record for ever.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar, Literal
 
-from wire.bundle import split_target
 from wire.chunks import MAX_CHUNKS
 from wire.document import CONTRACT, Document, check_counts, check_device, check_digest, check_token
 from wire.errors import Malformed
@@ -32,66 +31,6 @@ class Statement(Document):
 
     def __post_init__(self) -> None:
         check_device(self.device, f"{type(self).__name__.lower()}.device")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DesiredModel(Document):
-    """A release that a device should run: target path, digest of its manifest, and the rollout it belongs to."""
-
-    target: str
-    digest: str
-    rollout: str | None = None
-
-    def __post_init__(self) -> None:
-        split_target(self.target)
-        check_digest(self.digest, f"desired digest of {self.target}")
-
-    @property
-    def model(self) -> str:
-        """The name under which the local API serves it."""
-        return split_target(self.target)[1]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Desired(Statement):
-    """What a device should run. A newer `(epoch, seq)` supersedes; `expires` blocks only new installs."""
-
-    PAYLOAD_TYPE = "application/vnd.shoal.desired.v1+json"
-    LIMIT: ClassVar[int] = 16 * 1024
-
-    epoch: int
-    seq: int
-    issued: str
-    expires: str
-    models: tuple[DesiredModel, ...]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        instant(self.issued, where="desired.issued")
-        instant(self.expires, where="desired.expires")
-        check_counts(self, "epoch", "seq")
-        if len({m.model for m in self.models}) != len(self.models):
-            raise Malformed(f"desired state of {self.device}: one model name stands twice")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ack(Statement):
-    """The fleet has stored a device's records of `boot` up to and including `stored`; `nonce` is that of the batch."""
-
-    PAYLOAD_TYPE = "application/vnd.shoal.ack.v1+json"
-    LIMIT: ClassVar[int] = 4 * 1024
-
-    nonce: str
-    time: str
-    boot: str
-    stored: int
-    desired_epoch: int
-    desired_seq: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        instant(self.time, where="ack.time")
-        check_counts(self, "stored", "desired_epoch", "desired_seq")
 
 
 Phase = Literal["fetching", "self-test", "probation", "committed", "failed", "refused"]
@@ -134,14 +73,22 @@ class SecurityEvent(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class Reported(Statement):
-    """What a device does run. `emulated` is true when it does not stand on its profile's hardware."""
+    """What a device does run. `emulated` is true when it does not stand on its profile's hardware.
+
+    `starts` counts the starts of the agent since it was enrolled: `(starts, seq)` rises with every report, and an older
+    one is a replay or a clone. `nonce` is answered by an `Ack`. `sealing_key` is what keys are sealed to
+    (`wire.secrecy.public_text`). `security` is what was refused here, the attacks seen.
+    """
 
     PAYLOAD_TYPE = "application/vnd.shoal.reported.v1+json"
     LIMIT: ClassVar[int] = 64 * 1024
 
     boot: str
+    starts: int
     seq: int
+    nonce: str
     time: str
+    sealing_key: str
     agent: str
     profile: str
     hardware: str
@@ -155,8 +102,14 @@ class Reported(Statement):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_token(self.boot, "reported.boot")
+        check_token(self.nonce, "reported.nonce")
         instant(self.time, where="reported.time")
-        check_counts(self, "seq", "desired_epoch", "desired_seq")
+        check_counts(self, "starts", "seq", "desired_epoch", "desired_seq")
+
+    @property
+    def number(self) -> tuple[int, int]:
+        """What rises."""
+        return self.starts, self.seq
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,12 +162,18 @@ class TelemetryRecord(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class TelemetryBatch(Statement):
-    """Records of one boot by rising seq. Sent again until acknowledged: the fleet stores each `(boot, seq)` once."""
+    """Records of one boot by rising seq. Sent again until acknowledged: the fleet stores each `(boot, seq)` once.
+
+    `boot` is that of the records, which may be an earlier one. `(starts, sent)` are of the sender and rise with every
+    sending, so that a batch that somebody recorded and sends again is known as a replay.
+    """
 
     PAYLOAD_TYPE = "application/vnd.shoal.telemetry.v1+json"
     LIMIT: ClassVar[int] = 64 * 1024
 
     boot: str
+    starts: int
+    sent: int
     nonce: str
     records: tuple[TelemetryRecord, ...]
 
@@ -222,9 +181,46 @@ class TelemetryBatch(Statement):
         super().__post_init__()
         check_token(self.boot, "telemetry.boot")
         check_token(self.nonce, "telemetry.nonce")
+        check_counts(self, "starts", "sent")
         seqs = [r.seq for r in self.records]
         if not seqs or seqs[0] < 1 or any(b <= a for a, b in pairwise(seqs)):
             raise Malformed(f"telemetry of {self.device}: seq must rise from 1")
+
+    @property
+    def number(self) -> tuple[int, int]:
+        """What rises."""
+        return self.starts, self.sent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply(Statement):
+    """What came of the command with this `(epoch, seq)`."""
+
+    PAYLOAD_TYPE = "application/vnd.shoal.reply.v1+json"
+    LIMIT: ClassVar[int] = 4 * 1024
+
+    epoch: int
+    seq: int
+    outcome: Literal["done", "refused", "failed"]
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, "epoch", "seq")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renewal(Statement):
+    """A certificate asked for after the old one ran out: TLS would refuse that one, so its key signs this instead.
+
+    `certificate` is the newest one that the device holds (PEM), `request` a PKCS#10 request (DER, base64).
+    """
+
+    PAYLOAD_TYPE = "application/vnd.shoal.renewal.v1+json"
+    LIMIT: ClassVar[int] = 16 * 1024
+
+    certificate: str
+    request: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,18 +253,33 @@ class Presence(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnrolmentKit(Document):
-    """The small file that lets one device join.
+class Claim(Document):
+    """What one batch of devices shares to ask for admission: a claim certificate and its key, as PEM."""
 
-    `fleet` is the HTTPS address, `broker` host and port, `ca` the fleet's CA certificates as PEM, `token` works
-    once until `expires`, `trust` maps document names (`wire.trust`) to current signed metadata.
+    batch: str
+    certificate: str
+    key: str
+
+    def __post_init__(self) -> None:
+        check_device(self.batch, "claim.batch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnrolmentKit(Document):
+    """The small file that lets one device, or one batch, join.
+
+    `fleet` is the HTTPS address, `broker` host and port, `ca` the fleet's CA certificates as PEM, `trust` maps document
+    names (`wire.trust`) to current signed metadata. One device: `device`, and `token`, which works once. A batch:
+    `claim`; each device of it names itself and waits until an operator accepts it. Good from `issued` to `expires`.
     """
 
     LIMIT: ClassVar[int] = 1024 * 1024
 
     contract: str = CONTRACT
-    device: str
-    token: str
+    device: str | None = None
+    token: str | None = None
+    claim: Claim | None = None
+    issued: str
     expires: str
     fleet: str
     broker: str
@@ -277,5 +288,9 @@ class EnrolmentKit(Document):
     profile: Profile
 
     def __post_init__(self) -> None:
-        check_device(self.device, "kit.device")
+        if self.device is not None:
+            check_device(self.device, "kit.device")
+        if (self.device is None or self.token is None) == (self.claim is None):
+            raise Malformed("kit: expected either device and token, or a claim")
+        instant(self.issued, where="kit.issued")
         instant(self.expires, where="kit.expires")

@@ -34,7 +34,7 @@ from tuf.api.serialization.json import JSONSerializer
 
 from wire.document import check_name
 from wire.dsse import FLEET_ROLE
-from wire.trust import Release
+from wire.release import Mark, Release, marks_value
 
 
 @dataclass(frozen=True)
@@ -64,21 +64,44 @@ def root_document(version: int, roles: Mapping[str, RoleKeys], expires: datetime
 
 
 def targets_document(
-    version: int, fleet: RoleKeys, families: Mapping[str, RoleKeys], expires: datetime, signers: Iterable[Signer]
+    version: int,
+    fleet: RoleKeys,
+    families: Mapping[str, RoleKeys],
+    expires: datetime,
+    signers: Iterable[Signer],
+    authorities: Sequence[str] = (),
 ) -> bytes:
-    """Top-level targets: lists no target, only who may sign for each family and who speaks for the fleet."""
+    """Top-level targets: lists no target, only who may sign for each family and who speaks for the fleet.
+
+    `authorities` are the certificate authorities (PEM) that devices believe for broker and fleet; none leaves them
+    with those of their enrolment kit.
+    """
     roles = {FLEET_ROLE: _delegated(FLEET_ROLE, fleet, paths=[])}
     for family, role in families.items():
         name = release_role(family)
         roles[name] = _delegated(name, role, paths=[f"models/{family}/*/*/*"])
     keys = {key.keyid: key for each in (fleet, *families.values()) for key in each.keys}
-    return sign(Targets(version=version, expires=expires, delegations=Delegations(keys, roles)), signers)
+    custom = {"custom": {"authorities": list(authorities)}} if authorities else None
+    targets = Targets(
+        version=version, expires=expires, delegations=Delegations(keys, roles), unrecognized_fields=custom
+    )
+    return sign(targets, signers)
 
 
-def release_document(version: int, releases: Sequence[Release], expires: datetime, signers: Iterable[Signer]) -> bytes:
-    """The metadata of one release role: every release of the family that may be installed."""
+def release_document(
+    version: int,
+    releases: Sequence[Release],
+    expires: datetime,
+    signers: Iterable[Signer],
+    marks: Mapping[str, Mark] | None = None,
+) -> bytes:
+    """The metadata of one release role: every release of the family that may be installed.
+
+    `marks` are how far each model ever got, for whoever signs the next one (`wire.release.Mark`).
+    """
     targets = {r.target: _target_file(r) for r in releases}
-    return sign(Targets(version=version, expires=expires, targets=targets), signers)
+    custom = {"custom": marks_value(marks)} if marks else None
+    return sign(Targets(version=version, expires=expires, targets=targets, unrecognized_fields=custom), signers)
 
 
 def snapshot_document(version: int, roles: Mapping[str, bytes], expires: datetime, signer: Signer) -> bytes:
@@ -106,6 +129,7 @@ def _delegated(name: str, role: RoleKeys, paths: list[str]) -> DelegatedRole:
 
 def _target_file(release: Release) -> TargetFile:
     custom = {"profile": release.profile, "runtime": release.runtime, "counter": release.counter}
+    custom |= {"floor": release.floor} if release.floor else {}
     hashes = {"sha256": release.digest.removeprefix("sha256:")}
     return TargetFile(release.length, hashes, release.target, {"custom": custom})
 

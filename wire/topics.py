@@ -10,7 +10,8 @@
 | d/{device}/reported | device         | 1, yes        |
 | d/{device}/state    | device, its will | 1, yes      |
 | d/{device}/telemetry, d/{device}/want | device | 1, no |
-| d/{device}/ack      | fleet          | 1, no         |
+| d/{device}/ack, d/{device}/cmd | fleet | 1, no       |
+| d/{device}/reply    | device         | 1, no         |
 | blob/{digest}/{index} | fleet        | 0, no         |
 | fleet/state         | fleet, its will | 1, yes       |
 """
@@ -18,6 +19,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +81,18 @@ class Ack(_OfDevice):
     PATTERN = "d/{device}/ack"
 
 
+class Command(_OfDevice):
+    """Signed commands."""
+
+    PATTERN = "d/{device}/cmd"
+
+
+class Reply(_OfDevice):
+    """Signed answers to commands."""
+
+    PATTERN = "d/{device}/reply"
+
+
 class Want(_OfDevice):
     """Chunks that the device lacks."""
 
@@ -130,7 +144,7 @@ class FleetState(Topic):
 
 
 _ALL: tuple[type[Topic], ...] = (
-    *(Desired, Reported, State, Telemetry, Ack, Want),
+    *(Desired, Reported, State, Telemetry, Ack, Command, Reply, Want),
     *(TrustRoot, TrustRole, Chunk, FleetState),
 )
 
@@ -153,14 +167,19 @@ def every(cls: type[Topic], **fixed: Any) -> str:
     return f"{PREFIX}/{cls.PATTERN.format(**{n: _segment(fixed[n]) if n in fixed else '+' for n in names})}"
 
 
-def access_rules() -> str:
-    """The broker's access list: one static file of patterns, so the broker keeps no state per device."""
-    write = (Reported, State, Telemetry, Want)
-    read = (Desired, Ack)
+def access_rules(denied: Iterable[str] = ()) -> str:
+    """The broker's access list: one static file of patterns, so the broker keeps no state per device.
+
+    `denied` are the ids of revoked devices: a live connection of theirs loses every right when this is loaded.
+    """
+    write = (Reported, State, Telemetry, Reply, Want)
+    read = (Desired, Ack, Command)
     lines = [f"user {FLEET_CLIENT}", f"topic readwrite {PREFIX}/#", ""]
     lines += [f"pattern write {PREFIX}/{cls.PATTERN.format(device='%u')}" for cls in write]
     lines += [f"pattern read {PREFIX}/{cls.PATTERN.format(device='%u')}" for cls in read]
     lines += [f"pattern read {PREFIX}/{area}" for area in ("trust/#", "blob/#", "fleet/state")]
+    for device in sorted(denied):
+        lines += ["", f"user {check_device(device, 'denied device')}", "topic deny #"]
     return "\n".join(lines) + "\n"
 
 

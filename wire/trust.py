@@ -27,8 +27,8 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Tar
 from tuf.api.serialization import DeserializationError
 
 from wire.bundle import split_target
-from wire.document import check_digest
 from wire.errors import Malformed, OutOfStep, Untrusted, WireError
+from wire.release import Release, floors, release_of, releases_of
 
 ROOT_LIMIT: Final = 512_000
 TIMESTAMP_LIMIT: Final = 16_384
@@ -40,23 +40,19 @@ T = TypeVar("T", Root, Timestamp, Snapshot, Targets)
 
 
 @dataclass(frozen=True)
-class Release:
-    """What the release role says of a target: the manifest's digest and length in bytes, and the fields of `custom`."""
-
-    target: str
-    digest: str
-    length: int
-    profile: str
-    runtime: str
-    counter: int
-
-
-@dataclass(frozen=True)
 class Refusal:
     """An offered document that was not taken, and why."""
 
     document: str
     error: WireError
+
+
+class NotHeld(OutOfStep):
+    """The metadata of a role on the way to a target has not arrived: `role` names it, so that it can be fetched."""
+
+    def __init__(self, target: str, role: str) -> None:
+        super().__init__(f"{target}: the metadata of role {role} has not arrived yet")
+        self.role = role
 
 
 class TrustedSet:
@@ -263,28 +259,52 @@ class TrustedSet:
         or expired, and `Malformed` when the entry lacks our fields.
         """
         split_target(target)
-        self._check_current("timestamp", now)
-        self._check_current("snapshot", now)
-        for role in self._search(target):
-            self._check_current(role, now)
+        return release_of(target, self.target_file(target, now))
+
+    def target_file(self, target: str, now: datetime) -> TargetFile:
+        """The entry of the first role that lists a target path, whatever the path: plain TUF. Raises `Untrusted`."""
+        self.check_current("timestamp", now)
+        self.check_current("snapshot", now)
+        for role in self.search(target):
+            self.check_current(role, now)
             found = self._targets[role].signed.targets.get(target)
             if found is not None:
-                return _release(target, found)
+                return found
         raise Untrusted(f"{target}: no release role lists it: sign and publish it first")
 
     def releases(self) -> Iterator[Release]:
         """Every target that is listed by the role that may list it, fresh or not."""
         for role in sorted(self._targets):
             for release in releases_of(self._targets[role].signed):
-                if role in self._search(release.target):
+                if role in self.search(release.target):
                     yield release
 
-    def _search(self, target: str) -> list[str]:
+    def floors(self) -> dict[str, int]:
+        """The floor of each model (`wire.release`), over every release that is listed. Keep the highest ever seen."""
+        return floors(self.releases())
+
+    def authorities(self) -> tuple[str, ...]:
+        """The certificate authorities (PEM) that targets metadata names for broker and fleet; empty when it names none.
+
+        Signed offline, so that a fleet in hostile hands cannot move devices to another authority.
+        """
+        custom = self._targets["targets"].signed.unrecognized_fields.get("custom") if "targets" in self._targets else {}
+        named = custom.get("authorities", []) if isinstance(custom, dict) else []
+        if not isinstance(named, list) or not all(isinstance(pem, str) for pem in named):
+            raise Malformed("targets: custom field authorities is not a list of texts")
+        return tuple(named)
+
+    def online_keys(self) -> frozenset[str]:
+        """Ids of the timestamp and snapshot keys. When they change, what the old ones could fast-forward is void."""
+        return frozenset(k for role in ("timestamp", "snapshot") for k in self.root.roles[role].keyids)
+
+    def search(self, target: str) -> Iterator[str]:
         """Roles that may list a target, in pre-order (specification 5.6.7), targets first.
 
         A role that two others delegate to is believed only with the keys of the one that leads to this target.
+        Raises `NotHeld` where the way leads to a role that is not here, `Untrusted` where it is not signed for it.
         """
-        found: list[str] = []
+        found: set[str] = set()
         verified_for = dict(self._roles())
         stack = [("targets", "root")]
         while stack and len(found) < MAX_DELEGATIONS:
@@ -292,10 +312,11 @@ class TrustedSet:
             if name in found:
                 continue
             if name not in self._targets:
-                raise Untrusted(f"{target}: the metadata of role {name} has not arrived yet")
+                raise NotHeld(target, name)
             if verified_for.get(name) != delegator:
                 _check_signed(self._verifier(delegator), name, self._targets[name])
-            found.append(name)
+            found.add(name)
+            yield name
             delegations = self._targets[name].signed.delegations
             children: list[tuple[str, str]] = []
             for child, terminating in delegations.get_roles_for_target(target) if delegations else ():
@@ -304,15 +325,14 @@ class TrustedSet:
                     stack.clear()
                     break
             stack += reversed(children)
-        return found
 
     def _delegated(self, name: str) -> list[str]:
         delegations = self._targets[name].signed.delegations if name in self._targets else None
         roles = (delegations.roles or {}) if delegations else {}
         return [role.name for role in roles.values() if role.paths or role.path_hash_prefixes]
 
-    def _check_current(self, name: str, now: datetime) -> None:
-        """The held document is the one that its delegator names today, and has not expired."""
+    def check_current(self, name: str, now: datetime) -> None:
+        """The held document is the one that its delegator names today, and has not expired. Raises `Untrusted`."""
         named: MetaFile | None = None
         md: Metadata[Any] | None
         if name == "timestamp":
@@ -382,19 +402,3 @@ def check_fresh(expires: datetime, name: str, now: datetime) -> None:
     """Raises `Untrusted` from `expires` on; both times carry a zone."""
     if now >= expires:
         raise Untrusted(f"{name}: expired {expires:%Y-%m-%d %H:%M} UTC: publish newer metadata")
-
-
-def releases_of(targets: Targets) -> list[Release]:
-    """The releases that one role lists, by target path. Raises `Malformed` when an entry lacks our fields."""
-    return [_release(path, file) for path, file in sorted(targets.targets.items())]
-
-
-def _release(target: str, file: TargetFile) -> Release:
-    custom = file.unrecognized_fields.get("custom")
-    sha256 = file.hashes.get("sha256")
-    if not isinstance(custom, dict) or sha256 is None:
-        raise Malformed(f"{target}: no sha256 or no custom fields in the release metadata")
-    profile, runtime, counter = (custom.get(k) for k in ("profile", "runtime", "counter"))
-    if not (isinstance(profile, str) and isinstance(runtime, str) and type(counter) is int and counter >= 0):
-        raise Malformed(f"{target}: custom fields profile, runtime and counter are missing or of another type")
-    return Release(target, check_digest(f"sha256:{sha256}", target), file.length, profile, runtime, counter)

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire import messages, topics
+from wire import messages, orders, topics
 from wire.bundle import BundleConfig, BundleFile, BundleManifest, Golden, GoldenCase, golden_fault, split_target
 from wire.chunks import ChunkList, ChunkRef, digest, from_bitmap, to_bitmap
 from wire.document import CONTRACT, Document
 from wire.errors import Incompatible, Malformed, WireError
+from wire.secrecy import KeyRing
 from wire.sketch import Histogram, Sketch
 from wire.units import instant, seconds, show_instant, size
 
@@ -61,9 +62,15 @@ def test_another_major_of_the_contract_is_incompatible_and_says_to_update() -> N
         _Tree.from_bytes(b'{"contract":"2.0","anything":1}')
 
 
+KINDS: tuple[type[Document] | type[BundleManifest], ...] = (
+    *(orders.Desired, orders.Ack, orders.Command, messages.Reply, messages.Renewal, messages.Claim, KeyRing),
+    *(messages.TelemetryBatch, messages.Want, messages.Reported, messages.EnrolmentKit, BundleManifest),
+)
+
+
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_document_or_a_wire_error(data: bytes) -> None:
-    for kind in (messages.Desired, messages.TelemetryBatch, messages.Want, messages.Reported, BundleManifest):
+    for kind in KINDS:
         try:
             kind.from_bytes(data)
         except WireError:
@@ -79,7 +86,7 @@ json_values = st.recursive(
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(("contract", "device", "models", "seq", "epoch"), json_values)))
 def test_any_json_value_is_a_desired_state_or_a_wire_error(value: dict[str, object]) -> None:
     try:
-        messages.Desired.from_value(value)
+        orders.Desired.from_value(value)
     except WireError:
         return
 
@@ -90,7 +97,13 @@ devices = st.from_regex(r"[a-z0-9-]{1,63}", fullmatch=True)
 every_topic = st.one_of(
     devices.flatmap(
         lambda d: st.sampled_from(
-            [c(d) for c in (topics.Desired, topics.Reported, topics.State, topics.Telemetry, topics.Ack, topics.Want)]
+            [
+                kind(d)
+                for kind in (
+                    *(topics.Desired, topics.Reported, topics.State, topics.Telemetry, topics.Ack, topics.Want),
+                    *(topics.Command, topics.Reply),
+                )
+            ]
         )
     ),
     st.builds(topics.TrustRoot, st.integers(1, 10**9 - 1)),
@@ -126,7 +139,20 @@ def test_a_device_id_that_could_leave_its_topics_is_malformed(device: str) -> No
 def test_the_access_rules_let_a_device_write_only_below_its_own_name() -> None:
     writes = [line for line in topics.access_rules().splitlines() if "write" in line and "_fleet" not in line]
     assert all(line.startswith(("pattern write shoal/1/d/%u/", "topic readwrite shoal/1/#")) for line in writes)
-    assert "pattern write shoal/1/d/%u/desired" not in writes
+    assert not {f"pattern write shoal/1/d/%u/{order}" for order in ("desired", "ack", "cmd")} & set(writes)
+
+
+def test_a_denied_device_has_a_rule_that_takes_everything_from_it() -> None:
+    lines = topics.access_rules(["b-2", "a-1"]).splitlines()
+    for device in ("a-1", "b-2"):
+        assert lines[lines.index(f"user {device}") + 1] == "topic deny #"
+
+
+@pytest.mark.parametrize("device", ["", "a\nuser _fleet", "+", "_fleet"])
+def test_a_denied_name_that_could_write_rules_of_its_own_is_malformed(device: str) -> None:
+    """Attack: a line break in a name becomes a line of the access list."""
+    with pytest.raises(Malformed, match="denied device"):
+        topics.access_rules([device])
 
 
 # --- chunks, bundle, units, sketches

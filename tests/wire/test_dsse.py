@@ -16,11 +16,15 @@ from wire.chunks import digest
 from wire.document import dump_json
 from wire.dsse import open_by_key, open_by_role, seal
 from wire.errors import Incompatible, Malformed, Untrusted, WireError
-from wire.messages import Ack, Desired, DesiredModel, Presence, Reported
+from wire.messages import Presence, Reported
+from wire.orders import Ack, Desired, DesiredModel
 from wire.trust import TrustedSet
 
 TIME = "2026-11-22T08:00:00.000Z"
-ACK = Ack(device="a", nonce="n", time=TIME, boot="b", stored=1, desired_epoch=1, desired_seq=1)
+ACK = Ack(
+    device="a", epoch=1, seq=1, issued=TIME, expires=TIME, nonce="n", boot="b", stored=1,
+    desired_epoch=1, desired_seq=1,
+)  # fmt: skip
 DESIRED = Desired(
     device="a", epoch=1, seq=1, issued=TIME, expires=TIME,
     models=(DesiredModel(target="models/f/n/1/p", digest=digest(b"x")),),

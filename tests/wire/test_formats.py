@@ -12,7 +12,7 @@ from compiler_process import profile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire import messages
+from wire import messages, orders
 from wire.build import BuildJob, Progress
 from wire.bundle import (
     BundleConfig,
@@ -30,6 +30,7 @@ from wire.document import Document
 from wire.errors import Malformed, WireError
 from wire.evidence import Attempt, Evidence, Measurement
 from wire.profile import Profile
+from wire.secrecy import KeyRing
 from wire.signing import release_role
 from wire.sketch import LAST, Histogram, Sketch
 
@@ -58,25 +59,36 @@ SAMPLES: dict[str, Document] = {
     ),
     "chunk list": ChunkList(blob=DIGEST, size=3, chunks=(ChunkRef(digest=DIGEST, size=3),)),
     "kit": messages.EnrolmentKit(
-        device="a", token="t", expires=TIME, fleet="https://f", broker="b:1", ca="c", trust={"root/1": "{}"},
-        profile=profile(),
+        device="a", token="t", issued=TIME, expires=TIME, fleet="https://f", broker="b:1", ca="c",
+        trust={"root/1": "{}"}, profile=profile(),
+    ),
+    "batch kit": messages.EnrolmentKit(
+        claim=messages.Claim(batch="b", certificate="c", key="k"), issued=TIME, expires=TIME, fleet="https://f",
+        broker="b:1", ca="c", trust={"root/1": "{}"}, profile=profile(),
     ),
     "telemetry": messages.TelemetryBatch(
-        device="a", boot="b", nonce="n",
+        device="a", boot="b", starts=1, sent=2, nonce="n",
         records=(messages.TelemetryRecord(seq=1, start=TIME, end=TIME, inference=(STATS,), health=HEALTH),),
     ),
-    "desired": messages.Desired(
+    "desired": orders.Desired(
         device="a", epoch=1, seq=2, issued=TIME, expires=TIME,
-        models=(messages.DesiredModel(target=TARGET, digest=DIGEST, rollout="r"),),
+        models=(orders.DesiredModel(target=TARGET, digest=DIGEST, rollout="r"),), keys="AA==",
     ),
     "reported": messages.Reported(
-        device="a", boot="b", seq=1, time=TIME, agent="1", profile="board", hardware="h", emulated=True,
-        desired_epoch=1, desired_seq=2,
+        device="a", boot="b", starts=1, seq=1, nonce="n", time=TIME, sealing_key="k", agent="1", profile="board",
+        hardware="h", emulated=True, desired_epoch=1, desired_seq=2,
         slots=(messages.SlotReport(model="tiny", slot="active", target=TARGET, digest=DIGEST),),
         updates=(messages.UpdateReport(target=TARGET, digest=DIGEST, phase="failed", reason="r"),),
         security=(messages.SecurityEvent(at=TIME, subject="s", reason="r"),),
     ),
-    "ack": messages.Ack(device="a", nonce="n", time=TIME, boot="b", stored=1, desired_epoch=1, desired_seq=2),
+    "ack": orders.Ack(
+        device="a", epoch=1, seq=1, issued=TIME, expires=TIME, nonce="n", boot="b", stored=1,
+        desired_epoch=1, desired_seq=2,
+    ),
+    "command": orders.Command(device="a", epoch=1, seq=1, issued=TIME, expires=TIME, action="report"),
+    "reply": messages.Reply(device="a", epoch=1, seq=1, outcome="refused", reason="r"),
+    "renewal": messages.Renewal(device="a", certificate="c", request="r"),
+    "key ring": KeyRing(keys={DIGEST: "AA=="}),
     "want": messages.Want(digest=DIGEST, count=1, missing="AQ=="),
     "presence": messages.Presence(session="s", online=True),
     "job": BuildJob(
@@ -89,7 +101,7 @@ MANIFEST = BundleManifest(
     config=BundleConfig(digest=DIGEST, size=2),
     files=(BundleFile(role="model", path="model.onnx", digest=DIGEST, size=WHOLE + 1, chunks=DIGEST),),
 )  # fmt: skip
-TABLES = ("buckets", "labels", "versions", "dataset", "trust")
+TABLES = ("buckets", "labels", "versions", "dataset", "trust", "keys")
 """Fields that are tables of one type, not documents: a new key there is an entry, not an unknown field."""
 
 json_values = st.recursive(
@@ -239,7 +251,18 @@ def test_every_bucket_that_is_read_has_a_value_and_every_value_has_a_bucket() ->
     [
         ("want", {"count": 0}),
         ("ack", {"stored": -1}),
-        ("ack", {"time": "soon"}),
+        ("ack", {"issued": "soon"}),
+        ("ack", {"nonce": ""}),
+        ("ack", {"seq": -1}),
+        ("command", {"action": "rm -rf"}),
+        ("command", {"expires": "never"}),
+        ("reply", {"outcome": "perhaps"}),
+        ("reported", {"starts": -1}),
+        ("reported", {"nonce": "a b"}),
+        ("telemetry", {"sent": -1}),
+        ("kit", {"issued": "now"}),
+        ("kit", {"claim": {"batch": "b", "certificate": "c", "key": "k"}}),
+        ("batch kit", {"claim": {"batch": "../b", "certificate": "c", "key": "k"}}),
         ("presence", {"session": "a b"}),
         ("kit", {"expires": "never"}),
         ("desired", {"seq": -1}),

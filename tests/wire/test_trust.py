@@ -9,8 +9,9 @@ from tuf.api.metadata import DelegatedRole, Delegations, Targets
 
 from wire.chunks import digest
 from wire.errors import Malformed, OutOfStep, Untrusted
-from wire.signing import release_document, sign
-from wire.trust import Release, TrustedSet
+from wire.release import Release
+from wire.signing import release_document, sign, targets_document
+from wire.trust import TrustedSet
 
 TARGET = "models/intents/kitchen/1.0.0/x86-64"
 
@@ -265,3 +266,48 @@ def test_a_listed_release_with_a_bad_digest_or_counter_is_malformed(
     trust.offer(repo.offered(), repo.now)
     with pytest.raises(Malformed, match=TARGET):
         trust.release(TARGET, repo.now)
+
+
+def test_floors_are_those_of_roles_that_may_speak_for_the_model(repo: Repository, trust: TrustedSet) -> None:
+    """Attack: the release role of one family raises the floor of another one's model."""
+    foreign = "models/locks/front/1.0.0/x86-64"
+    for target, floor in ((TARGET, 1), (foreign, 99)):
+        repo.releases[target] = Release(target, digest(b"manifest"), 8, "x86-64", "onnxruntime", 99, floor)
+    repo.sign_release()
+    assert trust.offer(repo.offered(), repo.now) == ()
+    assert trust.floors() == {"intents/kitchen": 1}
+
+
+def test_authorities_are_those_that_targets_names(repo: Repository, trust: TrustedSet) -> None:
+    assert trust.authorities() == ()
+    name_authorities(repo, ["one", "two"])
+    assert trust.offer(repo.offered(), repo.now) == ()
+    assert trust.authorities() == ("one", "two")
+    assert TrustedSet.from_documents(trust.documents).authorities() == ("one", "two")
+
+
+def test_authorities_that_are_no_texts_are_malformed(repo: Repository, trust: TrustedSet) -> None:
+    name_authorities(repo, [1])  # type: ignore[list-item]
+    assert trust.offer(repo.offered(), repo.now) == ()
+    with pytest.raises(Malformed, match="authorities"):
+        trust.authorities()
+
+
+def name_authorities(repo: Repository, authorities: list[str]) -> None:
+    families = {repo.family: repo.role("release")}
+    repo.versions["targets"] += 1
+    version, fleet, signers = repo.versions["targets"], repo.role("fleet"), repo.keys["targets"]
+    repo.documents["targets"] = targets_document(version, fleet, families, repo.expires, signers, authorities)
+    repo.publish()
+
+
+@pytest.mark.parametrize(("role", "changes"), [("timestamp", True), ("snapshot", True), ("targets", False)])
+def test_the_ids_of_the_online_keys_change_with_timestamp_and_snapshot_only(
+    repo: Repository, trust: TrustedSet, role: str, changes: bool
+) -> None:
+    before = trust.online_keys()
+    repo.keys[role] = [new_signer() for _ in repo.keys[role]]
+    repo.sign_root()
+    trust.offer({"root/2": repo.roots[2]}, repo.now)
+    assert trust.root_version == 2
+    assert (trust.online_keys() != before) == changes

@@ -1,0 +1,124 @@
+"""What the fleet says to one device. Each is believed only when the fleet role signed it (`wire.dsse.open_by_role`).
+
+An `Order` names its device, carries a sequence that rises within its kind, and an expiry: `wire.admission.check_order`
+refuses another device's, an old one and a late one. `epoch` rises when a fleet comes back from a backup.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import ClassVar
+
+from wire.bundle import split_target
+from wire.document import Document, check_counts, check_digest, check_token
+from wire.errors import Malformed
+from wire.messages import Statement
+from wire.units import instant
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order(Statement):
+    """Something that makes a device act or forget."""
+
+    epoch: int
+    seq: int
+    issued: str
+    expires: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        where = type(self).__name__.lower()
+        instant(self.issued, where=f"{where}.issued")
+        instant(self.expires, where=f"{where}.expires")
+        check_counts(self, "epoch", "seq")
+
+    @property
+    def number(self) -> tuple[int, int]:
+        """What rises."""
+        return self.epoch, self.seq
+
+    @property
+    def time(self) -> datetime:
+        """When the fleet signed it."""
+        return instant(self.issued)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DesiredModel(Document):
+    """A release that a device should run: target path, digest of its manifest, and the rollout it belongs to."""
+
+    target: str
+    digest: str
+    rollout: str | None = None
+
+    def __post_init__(self) -> None:
+        split_target(self.target)
+        check_digest(self.digest, f"desired digest of {self.target}")
+
+    @property
+    def model(self) -> str:
+        """The name under which the local API serves it."""
+        return split_target(self.target)[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Desired(Order):
+    """What a device should run. A newer `(epoch, seq)` supersedes; `expires` blocks only new installs.
+
+    `keys` is the key ring of every blob that it needs, sealed to the device's sealing key (`wire.secrecy`), base64;
+    empty as long as the fleet does not know that key: a newer desired state brings it.
+    """
+
+    PAYLOAD_TYPE = "application/vnd.shoal.desired.v1+json"
+    LIMIT: ClassVar[int] = 16 * 1024
+
+    models: tuple[DesiredModel, ...]
+    keys: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len({m.model for m in self.models}) != len(self.models):
+            raise Malformed(f"desired state of {self.device}: one model name stands twice")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ack(Order):
+    """The answer to the nonce of a report or a telemetry batch: the fleet's time, and its latest desired state.
+
+    `stored`: the records of `boot` up to and including this seq are on the fleet's disk; 0 says nothing of records.
+    Whether it comes late is judged by the time since the nonce was sent, never by a clock that it may have to correct.
+    """
+
+    PAYLOAD_TYPE = "application/vnd.shoal.ack.v1+json"
+    LIMIT: ClassVar[int] = 4 * 1024
+
+    nonce: str
+    boot: str
+    stored: int
+    desired_epoch: int
+    desired_seq: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_token(self.nonce, "ack.nonce")
+        check_token(self.boot, "ack.boot")
+        check_counts(self, "stored", "desired_epoch", "desired_seq")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(Order):
+    """Something to do once, now: `report` sends a report, `wipe` forgets identity, keys, data and models.
+
+    Not retained, and not run when it comes late. A device answers with `wire.messages.Reply`, `refused` for an action
+    that it does not know.
+    """
+
+    PAYLOAD_TYPE = "application/vnd.shoal.command.v1+json"
+    LIMIT: ClassVar[int] = 4 * 1024
+
+    action: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_token(self.action, "command.action")
