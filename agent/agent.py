@@ -1,6 +1,6 @@
 """The agent: one asyncio loop that serves models, keeps the line, and does what the fleet may ask.
 
-await Agent(identity, settings).run(stop)
+await Agent(credentials, settings, state).run(stop)
 """
 
 from __future__ import annotations
@@ -10,230 +10,130 @@ import fcntl
 import importlib.metadata
 import logging
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from agent import hardware
-from agent.blobs import Blobs
+from agent.clock import Clock
+from agent.core import About, Core
+from agent.credentials import Credentials
 from agent.errors import AgentError, Unavailable
-from agent.health import HealthMeter
-from agent.identity import Identity
-from agent.inbox import Inbox
-from agent.install.fetch import Fetcher
-from agent.install.installer import Installer
-from agent.keeper import TrustKeeper
 from agent.link import MqttLink
+from agent.renewal import Renewal
 from agent.serving import runtimes
 from agent.serving.api import LocalApi
 from agent.serving.cloud import Cloud
 from agent.serving.server import LocalServer
-from agent.serving.service import Service
 from agent.settings import AgentSettings
 from agent.state import StateFile
-from agent.telemetry import Outbox, Recorder, WindowMeter
-from wire import topics
-from wire.dsse import seal
+from agent.wipe import begin_wipe
 from wire.errors import WireError
-from wire.messages import Reported, SecurityEvent
-from wire.units import show_instant
+from wire.trust import TrustedSet
 
 log = logging.getLogger("agent")
 
 STATE_FILE: Final = "agent.db"
-REPORT_AFTER: Final = 0.05
-"""Seconds in which changes gather into one report."""
-REPORT_EVERY: Final = 300.0
-"""Seconds after which a report is sent again unchanged: a broker under load may have dropped the last one."""
-SECURITY_REPORTED: Final = 20
 
 
 class Agent:
-    """Everything of one device, wired together. Make it on the loop that runs it."""
+    """A device with its sockets: the line to the broker, and the local API. Make it on the loop that runs it."""
 
-    def __init__(self, identity: Identity, settings: AgentSettings, state: StateFile) -> None:
-        self._identity = identity
+    def __init__(self, credentials: Credentials, settings: AgentSettings, state: StateFile) -> None:
+        self._credentials = credentials
         self._settings = settings
-        self._state = state
-        self._boot = uuid.uuid4().hex
-        self._reported = 0
-        self._report_due: asyncio.TimerHandle | None = None
-        self._machine = hardware.detect()
-        self._signer = identity.signer()
-        self._keeper = TrustKeeper(state, self.now)
+        self._wiped = asyncio.Event()
+        self._clock = Clock(state)
+        self._renewal = Renewal(
+            credentials, self._clock, on_renewed=lambda: self._link.hang_up("the certificate was renewed")
+        )
         self._link = MqttLink(
-            identity, now=self.now, on_up=self._line_up, on_down=self._line_down, on_message=self._message
+            credentials,
+            now=self._clock.signed,
+            on_up=self._line_up,
+            on_down=self._line_down,
+            on_message=self._message,
+            on_expired=self._renewal.expired,
         )
-        store = Blobs(settings.state / "blobs", settings.min_free)
-        self._fetcher = Fetcher(
-            *(identity.device, self._link, store),
-            timeout=settings.fetch_timeout,
-            bad_chunks=settings.bad_chunks,
-            on_bad=self.note_security,
-        )
-        self._meter = WindowMeter()
-        self._service = Service(self._meter)
-        self._installer = Installer(
+        self._core = Core(
+            about=_about(credentials),
             settings=settings,
             state=state,
-            store=store,
-            fetcher=self._fetcher,
-            service=self._service,
-            trusted=self._keeper.trusted,
-            now=self.now,
-            profile=identity.profile.name,
-            runtimes=runtimes.installed(),
-            on_change=self._report_soon,
-        )
-        self._recorder = Recorder(
-            *(state, self._meter),
-            boot=self._boot,
-            limit=settings.queue,
-            now=self.now,
-            health=HealthMeter(settings.state).sample,
-        )
-        self._outbox = Outbox(
-            *(identity.device, state, self._link, self._signer, self._keeper.trusted), timeout=settings.ack_timeout
-        )
-        self._inbox = Inbox(
-            device=identity.device,
-            state=state,
-            keeper=self._keeper,
-            installer=self._installer,
-            fetcher=self._fetcher,
-            outbox=self._outbox,
-            now=self.now,
-            note_security=self.note_security,
+            clock=self._clock,
+            link=self._link,
+            signer=credentials.signer,
+            sealing_key=credentials.sealing_key(),
+            wipe=self._wipe,
+            on_trust=self._believe,
+            on_time=self._link.check_again,
         )
 
     # --- the story --------------------------------------------------------------------------------------------
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop`: first the local API and the models that are here, then the line to the fleet."""
+        """Serve until `stop`, or the fleet's command to wipe: first the local API and the models, then the line."""
         server = LocalServer(self._api(), self._settings.socket, self._settings.tcp)
-        self._inbox.start()
         answering = await server.start()
         log.info("answering on %s%s", self._settings.socket, f" and {server.tcp_address}" if server.tcp_address else "")
-        windows = asyncio.create_task(self._close_windows(), name="telemetry windows")
-        stopping = asyncio.create_task(stop.wait(), name="stop")
+        beside = [asyncio.create_task(self._close_windows(), name="telemetry windows")]
+        ending = [asyncio.create_task(event.wait()) for event in (stop, self._wiped)]
         try:
-            await self._installer.restore()
+            await self._core.start()
             self._link.start()
-            await asyncio.wait([stopping, answering], return_when=asyncio.FIRST_COMPLETED)
-            if not stop.is_set():
+            beside.append(asyncio.create_task(self._renewal.run(), name="renewal"))
+            await asyncio.wait([*ending, answering], return_when=asyncio.FIRST_COMPLETED)
+            if not stop.is_set() and not self._wiped.is_set():
                 raise Unavailable("the local API ended by itself: the log says why; start the agent again")
         finally:
-            for task in (windows, stopping):
+            for task in (*beside, *ending):
                 task.cancel()
-            await asyncio.gather(windows, stopping, return_exceptions=True)
-            await self._installer.stop()
-            await self._inbox.stop()
+            await asyncio.gather(*beside, *ending, return_exceptions=True)
             await server.stop(answering)
-            self._close_window()  # after the last answer, which it counts
-            self._outbox.forget()
+            await self._core.stop()  # after the last answer, which its last window counts
             await self._link.stop()
-            self._service.close()
-            self._forget_report()
 
     async def _close_windows(self) -> None:
         while True:
             await asyncio.sleep(self._settings.window)
-            self._close_window()
-            self._outbox.kick()
+            self._core.close_window()
 
-    def _close_window(self) -> None:
+    def _believe(self, trusted: TrustedSet) -> None:
+        """Other metadata is trusted: it may name other authorities for broker and fleet."""
         try:
-            self._recorder.close_window()
-        except Unavailable as e:
-            log.error("no telemetry record now: %s", e)  # noqa: TRY400  a full disk, not a bug: models go on
+            gone = self._credentials.believe(trusted.authorities())
+        except (WireError, AgentError) as e:
+            log.error("the authorities believed stay as they were: %s", e)  # noqa: TRY400  the metadata's fault
+        else:
+            if gone:
+                self._link.hang_up("an authority is not believed any more")
 
-    def now(self) -> datetime:
-        """Trusted time: the clock, and never below the newest time that the fleet signed."""
-        return max(datetime.now(UTC), self._state.newest_time())
+    def _wipe(self) -> None:
+        begin_wipe(self._settings.state)
+        log.warning("the fleet wipes this device")
+        self._wiped.set()
 
-    # --- the line ---------------------------------------------------------------------------------------------
+    # --- the line, which is made before the core ------------------------------------------------------------------
 
     def _line_up(self) -> None:
-        self._inbox.line_is_up()
-        for pattern in self._inbox.subscriptions():
-            self._link.subscribe(pattern)
-        self._fetcher.line_is_up()
-        self._outbox.again()
-        self._report_soon()
+        self._core.line_is_up()
 
     def _line_down(self) -> None:
-        self._inbox.line_is_down()
-        self._outbox.forget()
+        self._core.line_is_down()
 
     def _message(self, topic: str, payload: bytes) -> None:
-        try:
-            self._inbox.take(topic, payload)
-        except (WireError, AgentError) as e:
-            log.warning("%s: %s", topic[:120], e)
+        self._core.take(topic, payload)
 
-    # --- saying what is -----------------------------------------------------------------------------------------
-
-    def note_security(self, subject: str, reason: str) -> None:
-        """Something was refused because it could not be trusted: kept, and reported to the fleet."""
-        log.warning("refused %s: %s", subject, reason)
-        event = SecurityEvent(at=show_instant(self.now()), subject=subject, reason=reason)
-        try:
-            self._state.note_security(event)
-        except Unavailable as e:
-            log.error("a security event is not kept: %s", e)  # noqa: TRY400  a full disk, not a bug
-        self._report_soon()
-
-    def _report_soon(self) -> None:
-        self._report_within(REPORT_AFTER)
-
-    def _report_within(self, delay: float) -> None:
-        loop = asyncio.get_running_loop()
-        if self._report_due is not None:
-            if self._report_due.when() <= loop.time() + delay:
-                return
-            self._report_due.cancel()
-        self._report_due = loop.call_later(delay, self._report)
-
-    def _forget_report(self) -> None:
-        if self._report_due is not None:
-            self._report_due.cancel()
-
-    def _report(self) -> None:
-        self._report_due = None
-        self._report_within(REPORT_EVERY)
-        if not self._link.up:
-            return
-        self._reported += 1
-        epoch, seq = self._state.last_desired()
-        reported = Reported(
-            device=self._identity.device,
-            boot=self._boot,
-            seq=self._reported,
-            time=show_instant(self.now()),
-            agent=version(),
-            profile=self._identity.profile.name,
-            hardware=str(self._machine),
-            emulated=self._emulated,
-            desired_epoch=epoch,
-            desired_seq=seq,
-            slots=self._installer.slots(),
-            updates=self._installer.updates(),
-            security=self._state.security()[-SECURITY_REPORTED:],
-        )
-        self._link.publish(topics.Reported(self._identity.device), seal(reported, self._signer), retain=True)
-
-    @property
-    def _emulated(self) -> bool:
-        return not self._identity.profile.matches(machine=self._machine.machine, board=self._machine.board)
+    # --- the local API ------------------------------------------------------------------------------------------
 
     def _api(self) -> LocalApi:
+        cloud = Cloud(
+            self._credentials.joined.fleet, self._credentials.tls, self._settings.cloud_timeout, self._clock.now
+        )
         return LocalApi(
-            service=self._service,
-            meter=self._meter,
-            cloud=Cloud(self._identity, self._settings.cloud_timeout, self.now),
+            service=self._core.service,
+            meter=self._core.meter,
+            cloud=cloud,
             status=self.status,
             online=lambda: self._link.up,
             body_limit=self._settings.body_limit,
@@ -242,23 +142,19 @@ class Agent:
 
     def status(self) -> dict[str, Any]:
         """What `GET /shoal/status` answers."""
-        epoch, seq = self._state.last_desired()
-        return {
-            "device": self._identity.device,
-            "profile": self._identity.profile.name,
-            "emulated": self._emulated,
-            "hardware": str(self._machine),
-            "agent": version(),
-            "boot": self._boot,
-            "pid": os.getpid(),
-            "link": {"up": self._link.up, "fleet": self._outbox.open},
-            "desired": {"epoch": epoch, "seq": seq},
-            "slots": [slot.to_value() for slot in self._installer.slots()],
-            "updates": [report.to_value() for report in self._installer.updates()],
-            "telemetry": self._state.telemetry(),
-            "requests": self._service.requests,
-            "security": [event.to_value() for event in self._state.security()],
-        }
+        return {**self._core.status(), "pid": os.getpid(), "certificate": self._renewal.status()}
+
+
+def _about(credentials: Credentials) -> About:
+    machine, profile = hardware.detect(), credentials.profile
+    return About(
+        device=credentials.device,
+        profile=profile.name,
+        hardware=str(machine),
+        emulated=not profile.matches(machine=machine.machine, board=machine.board),
+        agent=version(),
+        runtimes=runtimes.installed(),
+    )
 
 
 @contextmanager

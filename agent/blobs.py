@@ -130,6 +130,10 @@ class Partial:
         """Indexes of the chunks that are not here yet."""
         return frozenset(range(len(self._chunks.chunks))) - self._held
 
+    def holds(self, index: int) -> bool:
+        """Whether this chunk is here."""
+        return index in self._held
+
     def put(self, index: int, data: bytes) -> bool:
         """Write a chunk if it is missing; whether it was. Raises `Untrusted` when the bytes have another digest."""
         if index >= len(self._chunks.chunks):

@@ -1,73 +1,92 @@
-"""Enrolment: a kit and a one-time token in, an identity in the state folder out (EST, RFC 7030).
+"""Enrolment: a kit in, an identity in the state folder out (EST, RFC 7030).
 
-The key is made here and never leaves. Everything that can fail without the network is done before the token is spent,
-and the identity appears in one rename: an enrolment that was killed can be run again with the same key.
+Two ways in: the one-time token of one device, or the claim certificate of a batch, with which a device names itself and
+waits until an operator accepts it. The keys are made here and never leave. Everything that can fail without the network
+is done first, and what was begun stays on the disk (`enrolling/`): an enrolment that was killed is run again with the
+same keys and the same name. The identity appears in one rename. Neither token nor claim is kept.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import http.client
-import os
+import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-    pkcs7,
-)
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives.serialization import Encoding
 
+from agent import slots
 from agent.blobs import sync_folder
-from agent.errors import AgentError, Malformed, Unavailable, Untrusted
-from agent.identity import FOLDER, Joined, check_certificate, fleet_context, host_and_port
+from agent.claim import claim_context, device_id
+from agent.errors import Malformed, Unavailable, Untrusted
+from agent.est import TIMEOUT, Est, Wait, certificate_request, check_answer, token_of
+from agent.identity import FOLDER, Joined
+from agent.keys import key_pem, load_key, new_key, write_private, writing
 from agent.state import StateFile
-from wire.document import parse_json
+from agent.tls import Https, fleet_context, host_and_port
+from agent.wipe import BEGUN, finish_wipe
+from wire.document import check_device
 from wire.errors import WireError
 from wire.messages import EnrolmentKit
 from wire.trust import TrustedSet
+from wire.units import instant
 
-TIMEOUT: Final = 20.0
-ANSWER_LIMIT: Final = 256 * 1024
+log = logging.getLogger("agent.enrol")
+
 STATE_FILE: Final = "agent.db"
 
 
-def enrol(kit_file: Path, state: Path) -> Joined:
-    """Make this machine the device of the kit. Raises `AgentError`, or `WireError` for a bad kit."""
+@dataclass(frozen=True)
+class Begun:
+    """An enrolment under way: a folder that becomes the identity when the certificate is in it."""
+
+    folder: Path
+    joined: Joined
+    key: ec.EllipticCurvePrivateKey
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for an operator: `seconds` (None: for ever), and who is told what an operator has to do."""
+
+    seconds: float | None = None
+    tell: Callable[[str], None] = log.info
+    sleep: Callable[[float], None] = time.sleep
+
+
+def enrol(kit_file: Path, state: Path, device: str | None = None, patience: Patience | None = None) -> Joined:
+    """Make this machine a device of the kit's fleet; `device` is its name in a batch, made of the machine if None.
+
+    Raises `AgentError`, or `WireError` for a bad kit.
+    """
     kit = read_kit(kit_file)
-    if (state / FOLDER).exists():
+    wanted = device_of(kit, device)
+    finish_wipe(state)
+    if any((state / name).exists() for name in (FOLDER, slots.NEXT, slots.OLD)):
         raise Malformed(f"{state}: a device is enrolled here already: choose another --state, or remove this folder")
     trust = trust_of(kit)
-    with _disk(state):
+    est, headers = est_of(kit, wanted)
+    with writing(state):
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        save_trust(state, trust)
-        key = device_key(state / "key.pem")
-    certificate = ask_certificate(kit, key)
-    check_answer(certificate, kit, key)
-    with _disk(state):
-        store_identity(state, kit, certificate)
-    return joined(kit)
+        begun = begin(state, joined(kit, wanted), kit.ca)
+    remember(state, trust, instant(kit.issued))
+    certificate = ask(est, headers, begun, patience or Patience())
+    check_answer(certificate, wanted, begun.key, kit.fleet)
+    remember(state, trust, certificate.not_valid_before_utc)
+    with writing(state):
+        finish(state, begun, certificate)
+    return begun.joined
 
 
-@contextmanager
-def _disk(state: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as e:
-        raise Unavailable(f"{e.filename or state}: not written: {e.strerror}: choose another --state") from e
+# --- the kit ----------------------------------------------------------------------------------------------------
 
 
 def read_kit(path: Path) -> EnrolmentKit:
@@ -84,9 +103,25 @@ def read_kit(path: Path) -> EnrolmentKit:
     return kit
 
 
-def joined(kit: EnrolmentKit) -> Joined:
+def device_of(kit: EnrolmentKit, wanted: str | None) -> str:
+    """The name that this device will have. Raises `Malformed`."""
+    if kit.claim is not None:
+        return check_device(wanted, "--device") if wanted else device_id(kit.claim.batch)
+    assert kit.device is not None
+    if wanted not in (None, kit.device):
+        raise Malformed(f"--device {wanted}: the kit is for {kit.device}: leave it out, or ask for another kit")
+    return kit.device
+
+
+def joined(kit: EnrolmentKit, device: str) -> Joined:
     """What is kept of a kit."""
-    return Joined(device=kit.device, fleet=kit.fleet, broker=kit.broker, profile=kit.profile)
+    return Joined(device=device, fleet=kit.fleet, broker=kit.broker, profile=kit.profile)
+
+
+def time_of(kit: EnrolmentKit) -> datetime:
+    """The clock, if the kit says that it can be right; else when the kit was made: a clock at 1970 or 2100 gets in."""
+    issued, clock = instant(kit.issued), datetime.now(UTC)
+    return clock if issued <= clock < instant(kit.expires) else issued
 
 
 def trust_of(kit: EnrolmentKit) -> TrustedSet:
@@ -96,123 +131,107 @@ def trust_of(kit: EnrolmentKit) -> TrustedSet:
     if not versions:
         raise Malformed("enrolment kit: no root metadata in it: make a new kit after shoal release init")
     trust = TrustedSet.from_root(documents[f"root/{min(versions)}"])
-    for refusal in trust.offer(documents, datetime.now(UTC)):
+    for refusal in trust.offer(documents, time_of(kit)):
         raise Untrusted(f"enrolment kit: {refusal.document}: {refusal.error}: make a new kit")
     return trust
 
 
-def save_trust(state: Path, trust: TrustedSet) -> None:
-    """The first content of the agent's state file."""
+def est_of(kit: EnrolmentKit, device: str) -> tuple[Est, Mapping[str, str]]:
+    """The fleet's EST port with what opens it: the claim certificate in TLS, or the token in a header."""
+    context: ssl.SSLContext
+    if kit.claim is not None:
+        context, headers = claim_context(kit.claim, kit.ca), {}
+    else:
+        context, headers = fleet_context(kit.ca), token_of(device, kit.token or "")
+    return Est(Https(kit.fleet, lambda: context, lambda: time_of(kit), TIMEOUT)), headers
+
+
+# --- the certificate --------------------------------------------------------------------------------------------
+
+
+def ask(est: Est, headers: Mapping[str, str], begun: Begun, patience: Patience) -> x509.Certificate:
+    """The certificate, as soon as the fleet gives it. Raises `Unavailable` when patience ends."""
+    device, fleet = begun.joined.device, begun.joined.fleet
+    request = certificate_request(device, begun.key)
+    try:
+        answer = est.enrol(request, headers)
+    except Unavailable as e:
+        raise Unavailable(f"{e}: is the fleet up, and the kit its own?") from e
+    except Untrusted as e:
+        raise Untrusted(f"{e}: make a new kit if {device} is to join") from e
+    began = time.monotonic()
+    if isinstance(answer, Wait):
+        patience.tell(f"{device} waits at {fleet}: an operator must accept it: shoal device accept {device}")
+    while isinstance(answer, Wait):
+        pause, left = answer.seconds, _left(patience, began)
+        if left <= 0:
+            raise Unavailable(f"{device} is not accepted yet: the same command goes on with the same key later")
+        patience.sleep(min(pause, left))
+        answer = _again(est, request, headers, pause)
+    return answer
+
+
+def _left(patience: Patience, began: float) -> float:
+    return float("inf") if patience.seconds is None else patience.seconds - (time.monotonic() - began)
+
+
+def _again(est: Est, request: bytes, headers: Mapping[str, str], pause: float) -> x509.Certificate | Wait:
+    """A fleet that was there a moment ago and is restarted does not end the waiting."""
+    try:
+        return est.enrol(request, headers)
+    except Unavailable as e:
+        log.warning("%s: trying again", e)
+        return Wait(pause)
+
+
+# --- the disk ---------------------------------------------------------------------------------------------------
+
+
+def begin(state: Path, wanted: Joined, ca: str) -> Begun:
+    """The enrolment that was begun here for the same device and fleet, or a new one with new keys."""
+    folder = state / BEGUN
+    try:
+        found = Joined.from_bytes((folder / "device.json").read_bytes())
+        if (found.device, found.fleet) == (wanted.device, wanted.fleet):
+            key = load_key((folder / "key.pem").read_bytes())
+            write_private(folder / "ca.pem", ca.encode())
+            write_private(folder / "device.json.new", wanted.to_bytes())
+            (folder / "device.json.new").rename(folder / "device.json")
+            return Begun(folder, wanted, key)
+    except (FileNotFoundError, ValueError, WireError) as e:
+        log.debug("no enrolment was begun in %s: %s", folder, e)
+    return Begun(folder, wanted, _begin_anew(folder, wanted, ca))
+
+
+def _begin_anew(folder: Path, wanted: Joined, ca: str) -> ec.EllipticCurvePrivateKey:
+    key, new = new_key(), folder.with_name(f"{BEGUN}.new")
+    for leftover in (folder, new):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    new.mkdir(mode=0o700)
+    write_private(new / "key.pem", key_pem(key))
+    write_private(new / "sealing.pem", key_pem(new_key()))
+    write_private(new / "ca.pem", ca.encode())
+    write_private(new / "device.json", wanted.to_bytes())
+    sync_folder(new)
+    new.rename(folder)
+    sync_folder(folder.parent)  # the fleet admits this key alone: it must be there after a power cut
+    return key
+
+
+def remember(state: Path, trust: TrustedSet, signed: datetime) -> None:
+    """The first content of the agent's state file: trusted metadata, and the newest time that the fleet signed."""
     file = StateFile.open(state / STATE_FILE)
     try:
-        file.save_trust(trust.documents)
+        file.save_trust(trust.documents, trust.floors())
+        file.note_enrolment(signed)
     finally:
         file.close()
 
 
-def device_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """The key of an enrolment that was begun here, or a new one (P-256, mode 0600)."""
-    if path.exists():
-        try:
-            key = load_pem_private_key(path.read_bytes(), None)
-        except ValueError:
-            path.unlink()  # torn by a crash before anything was signed with it
-            return device_key(path)
-        assert isinstance(key, ec.EllipticCurvePrivateKey)
-        return key
-    key = ec.generate_private_key(ec.SECP256R1())
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    _write(path, pem)
-    sync_folder(path.parent)  # the token admits this key alone: it must be there after a power cut
-    return key
-
-
-def ask_certificate(kit: EnrolmentKit, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
-    """EST simpleenroll: spends the token."""
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, kit.device)])
-    request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
-    secret = base64.b64encode(f"{kit.device}:{kit.token}".encode()).decode()
-    headers = {
-        "Authorization": f"Basic {secret}",
-        "Content-Type": "application/pkcs10",
-        "Content-Transfer-Encoding": "base64",
-    }
-    body = base64.b64encode(request.public_bytes(Encoding.DER))
-    answer = post(kit, "/.well-known/est/simpleenroll", body, headers)
-    try:
-        (certificate, *_) = pkcs7.load_der_pkcs7_certificates(base64.b64decode(answer))
-    except (ValueError, binascii.Error) as e:
-        raise Unavailable(f"{kit.fleet}: its answer to the enrolment is not a PKCS#7 certificate: {e}") from e
-    return certificate
-
-
-def post(kit: EnrolmentKit, path: str, body: bytes, headers: dict[str, str]) -> bytes:
-    """One request to the fleet, believed by the kit's CA only. Raises `Untrusted`, `Unavailable`."""
-    parts = urlsplit(kit.fleet)
-    connection = http.client.HTTPSConnection(
-        parts.hostname or "", parts.port or 443, timeout=TIMEOUT, context=fleet_context(kit.ca)
-    )
-    try:
-        connection.connect()
-        check_certificate(connection.sock, datetime.now(UTC))
-        connection.request("POST", path, body, headers)
-        response = connection.getresponse()
-        data = response.read(ANSWER_LIMIT)
-    except (OSError, http.client.HTTPException) as e:
-        raise Unavailable(f"{kit.fleet}: enrolment not answered ({e}): is the fleet up, and the kit its own?") from e
-    finally:
-        connection.close()
-    if response.status != http.client.OK:
-        raise _refused(kit, response.status, data)
-    return data
-
-
-def _refused(kit: EnrolmentKit, status: int, data: bytes) -> AgentError:
-    try:
-        said = parse_json(data, what="answer", limit=ANSWER_LIMIT)["error"]["message"]
-    except (WireError, KeyError, TypeError):
-        said = f"status {status}"
-    if status in (401, 403):
-        return Untrusted(f"{kit.fleet} refused the token of {kit.device}: {said}: make a new kit")
-    return Unavailable(f"{kit.fleet} did not enrol {kit.device}: {said}")
-
-
-def check_answer(certificate: x509.Certificate, kit: EnrolmentKit, key: ec.EllipticCurvePrivateKey) -> None:
-    """The certificate is for our key and name, and by the kit's CA. Raises `Untrusted`."""
-    names = [str(a.value) for a in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    if certificate.public_key() != key.public_key() or names != [kit.device]:
-        raise Untrusted(f"{kit.fleet} sent a certificate for another key or device ({', '.join(names)})")
-    if not any(_issued(certificate, ca) for ca in x509.load_pem_x509_certificates(kit.ca.encode())):
-        raise Untrusted(f"{kit.fleet} sent a certificate that the kit's CA did not sign")
-
-
-def _issued(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(ca)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
-
-
-def store_identity(state: Path, kit: EnrolmentKit, certificate: x509.Certificate) -> None:
+def finish(state: Path, begun: Begun, certificate: x509.Certificate) -> None:
     """The whole identity in one rename."""
-    new = state / f"{FOLDER}.new"
-    if new.exists():
-        shutil.rmtree(new)
-    new.mkdir(mode=0o700)
-    _write(new / "cert.pem", certificate.public_bytes(Encoding.PEM))
-    _write(new / "ca.pem", kit.ca.encode())
-    _write(new / "device.json", joined(kit).to_bytes())
-    _write(new / "key.pem", (state / "key.pem").read_bytes())
-    sync_folder(new)
-    new.rename(state / FOLDER)
-    (state / "key.pem").unlink()
+    write_private(begun.folder / "cert.pem", certificate.public_bytes(Encoding.PEM))
+    sync_folder(begun.folder)
+    begun.folder.rename(state / FOLDER)
     sync_folder(state)
-
-
-def _write(path: Path, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(fd)

@@ -6,6 +6,7 @@
     ├── Untrusted      a certificate, token, chunk or statement does not hold
     ├── Incompatible   sound, and this device cannot run it
     └── Unavailable    the network, the disk or a process did not do its part: try again, or make room
+        └── Expired    this device's own certificate ran out: it is renewed by a signed request
 
 What `wire` raises keeps its own tree (`wire.errors`); the update machine turns both into a reason in words.
 """
@@ -35,3 +36,7 @@ class Incompatible(AgentError):
 
 class Unavailable(AgentError):
     """Something that the agent needs is not there now."""
+
+
+class Expired(Unavailable):
+    """The fleet or its broker says that the certificate of this device ran out."""

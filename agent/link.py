@@ -1,8 +1,11 @@
 """The line to the broker: MQTT 5 over mutual TLS 1.3. paho runs in its thread and posts to the asyncio loop.
 
-Nothing is queued here while the line is down: what a device says is state (said again on every connect) or telemetry
-(kept on disk until acknowledged). The way in is bounded: when the loop falls behind, paho's thread stops reading and
-the broker feels it.
+Nothing is queued here while the line is down, and nothing that a lost connection held is sent by the next: what a
+device says is state (said again on every connect) or telemetry (kept on disk until acknowledged), each time under a
+new number, and the fleet takes an older number for a replay. The way in is bounded: when the loop falls behind, paho's
+thread stops reading and the broker feels it.
+
+Every connection shows the certificate and believes the authorities that `Credentials` hold at that moment.
 """
 
 from __future__ import annotations
@@ -22,8 +25,9 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from agent.errors import Untrusted
-from agent.identity import Identity, check_certificate
+from agent.credentials import Credentials, Slot
+from agent.errors import AgentError, Unavailable, Untrusted
+from agent.tls import check_expiry, expiry, says_expired
 from wire import topics
 from wire.messages import Presence
 
@@ -60,30 +64,36 @@ class MqttLink:
 
     def __init__(
         self,
-        identity: Identity,
+        credentials: Credentials,
         *,
         now: Callable[[], datetime],
         on_up: Callable[[], None],
         on_down: Callable[[], None],
         on_message: Callable[[str, bytes], None],
+        on_expired: Callable[[], None] = lambda: None,
     ) -> None:
-        self._identity = identity
+        """`now` is signed time: the broker's certificate is held against it. `on_expired`: ours ran out, it says."""
+        self._credentials = credentials
         self._now = now
-        self._on_up, self._on_down, self._on_message = on_up, on_down, on_message
+        self._on_up, self._on_down, self._on_message, self._on_expired = on_up, on_down, on_message, on_expired
         self._loop = asyncio.get_running_loop()
         self._room = threading.BoundedSemaphore(IN_FLIGHT)
-        self._state = topics.State(identity.device)
+        self._state = topics.State(credentials.device)
+        self._host, self._port = credentials.identity.broker_host, credentials.identity.broker_port
         self._session = ""
+        self._shown, self._terms = credentials.offer(), credentials.terms()
+        self._peer_expires: datetime | None = None
         self._up = False
         self._stopping = False
         self._client = self._new_client()
 
     def _new_client(self) -> _Client:
         client = _Client(
-            CallbackAPIVersion.VERSION2, client_id=self._identity.device, protocol=MQTTProtocolVersion.MQTTv5
+            CallbackAPIVersion.VERSION2, client_id=self._credentials.device, protocol=MQTTProtocolVersion.MQTTv5
         )
-        client.check_peer = lambda connection: check_certificate(connection, self._now())
-        client.tls_set_context(self._identity.tls())
+        client.check_peer = self._check_peer
+        client.new_context = self._new_context
+        client.tls_set_context(self._new_context())
         client.reconnect_delay_set(*BACK_OFF)
         client.on_pre_connect = self._before_connect
         client.on_connect = self._connected
@@ -100,7 +110,7 @@ class MqttLink:
 
     def start(self) -> None:
         """Connect in the background, and again for ever."""
-        self._client.connect_async(self._identity.broker_host, self._identity.broker_port, keepalive=KEEPALIVE)
+        self._client.connect_async(self._host, self._port, keepalive=KEEPALIVE)
         self._client.loop_start()
 
     async def stop(self) -> None:
@@ -110,6 +120,20 @@ class MqttLink:
             self._say(online=False)
         self._client.disconnect()
         await asyncio.to_thread(self._client.loop_stop)
+
+    def hang_up(self, reason: str) -> None:
+        """End this connection and make another, with the certificate and the authorities that count now."""
+        if self._up:
+            log.info("connecting again: %s", reason)
+            self._client.cut()
+
+    def check_again(self) -> None:
+        """The time was learnt: hang up if it shows that the broker's certificate had expired when it was taken."""
+        try:
+            if self._up and self._peer_expires is not None:
+                check_expiry(self._peer_expires, self._now())
+        except Untrusted as e:
+            self.hang_up(str(e))
 
     def publish(self, topic: topics.Topic, payload: bytes, *, retain: bool = False) -> None:
         """Send at QoS 1 if the line is up; otherwise nothing happens."""
@@ -129,9 +153,14 @@ class MqttLink:
     def _say(self, *, online: bool) -> None:
         self.publish(self._state, Presence(session=self._session, online=online).to_bytes(), retain=True)
 
-    def _went_up(self) -> None:
+    def _went_up(self, shown: Slot, terms: tuple[object, ...]) -> None:
+        self._with_disk(self._credentials.accepted, shown)
+        if self._credentials.terms() != terms:
+            log.info("connecting again: certificate or authorities changed while the connection was made")
+            self._client.cut()
+            return
         self._up = True
-        log.info("connected to %s:%s", self._identity.broker_host, self._identity.broker_port)
+        log.info("connected to %s:%s", self._host, self._port)
         self._say(online=True)
         self._on_up()
 
@@ -141,6 +170,17 @@ class MqttLink:
             if not self._stopping:
                 log.warning("lost the broker (%s): trying again for ever", reason)
             self._on_down()
+
+    def _was_refused(self, shown: Slot, fault: str) -> None:
+        self._with_disk(self._credentials.refused, shown)
+        if says_expired(fault):
+            self._on_expired()
+
+    def _with_disk(self, note: Callable[[Slot], None], shown: Slot) -> None:
+        try:
+            note(shown)
+        except Unavailable as e:
+            log.error("the renewed certificate is not kept: %s", e)  # noqa: TRY400  a full disk, not a bug
 
     def _deliver(self, topic: str, payload: bytes) -> None:
         self._room.release(_pieces(payload))
@@ -154,17 +194,33 @@ class MqttLink:
         death = Presence(session=self._session, online=False).to_bytes()
         client.will_set(self._state.topic, death, qos=1, retain=True)
 
+    def _new_context(self) -> ssl.SSLContext:
+        self._terms = self._credentials.terms()
+        self._shown = self._credentials.offer()
+        return self._credentials.tls_of(self._shown)
+
+    def _check_peer(self, connection: ssl.SSLSocket) -> None:
+        self._peer_expires = expiry(connection)
+        check_expiry(self._peer_expires, self._now())
+
     def _connected(
-        self, _client: mqtt.Client, _userdata: Any, _flags: Any, reason: ReasonCode, _properties: Properties | None
+        self, client: mqtt.Client, _userdata: Any, _flags: Any, reason: ReasonCode, _properties: Properties | None
     ) -> None:
         if reason.is_failure:
-            log.warning("the broker refused this device (%s): is it enrolled, and not revoked?", reason)
+            self._client.last_error = str(reason)
             return
-        self._post(self._went_up)
+        client.drop_out_messages()  # said between the loss of the last connection and now
+        self._client.is_accepted()
+        self._post(self._went_up, self._shown, self._terms)
 
     def _disconnected(
         self, _client: mqtt.Client, _userdata: Any, _flags: Any, reason: ReasonCode, _properties: Properties | None
     ) -> None:
+        if self._client.knocking and not self._stopping:
+            self._client.knocking = False  # this is called twice for some connections
+            fault = self._client.last_error or str(reason)
+            self._client.note_fault(f"the broker refused this device: {fault}: is it enrolled, and not revoked?")
+            self._post(self._was_refused, self._shown, fault)
         self._post(self._went_down, str(reason))
 
     def _received(self, _client: mqtt.Client, _userdata: Any, message: mqtt.MQTTMessage) -> None:
@@ -187,42 +243,88 @@ def _pieces(payload: bytes | bytearray) -> int:
 
 
 class _Client(mqtt.Client):
-    """paho with three of its gaps closed.
+    """paho with six of its gaps closed.
 
     * A packet above the limit is cut off before it is buffered: `MaximumPacketSize` is only a request.
     * The peer is checked (`check_peer`, raises `Untrusted`) before anything is said to it. Hanging up later, in
       `on_connect`, would end paho's thread: a broker whose certificate was renewed would never be tried again.
+    * Every connection has a new TLS context (`new_context`, raises `AgentError`): paho keeps its first one for ever.
+    * A handshake that failed closes its socket.
+    * What a lost connection still held is dropped, not sent again.
     * An attempt that failed is logged with its reason, once for as long as it stays the same.
     """
 
     check_peer: Callable[[ssl.SSLSocket], None] | None = None
+    new_context: Callable[[], ssl.SSLContext] | None = None
+    knocking = False
+    """Whether this connection waits for the broker's CONNACK."""
+    last_error = ""
+    """What broke this connection, as TLS or the socket said it: paho forgets it."""
     _last_fault = ""
 
     def reconnect(self) -> MQTTErrorCode:
+        self.knocking, self.last_error = True, ""
         try:
-            found = super().reconnect()
+            if self.new_context is not None:
+                self._ssl_context = self._made_context(self.new_context)
+            return super().reconnect()
         except OSError as e:
-            self._note_fault(str(e) or type(e).__name__)
+            self.note_fault(str(e) or type(e).__name__)
             raise
-        self._last_fault = ""
-        return found
 
-    def _note_fault(self, fault: str) -> None:
+    def _made_context(self, make: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+        try:
+            return make()
+        except AgentError as e:
+            raise ConnectionAbortedError(str(e)) from e  # an OSError is what paho takes for "try again"
+
+    def is_accepted(self) -> None:
+        """The broker took this connection."""
+        self.knocking, self._last_fault = False, ""
+
+    def note_fault(self, fault: str) -> None:
+        """Say once why there is no line."""
         if fault != self._last_fault:
             log.warning("no line to the broker at %s:%s (%s): trying again for ever", self.host, self.port, fault)
         self._last_fault = fault
 
-    def _ssl_wrap_socket(self, tcp_sock: socket.socket) -> ssl.SSLSocket:
-        connection = super()._ssl_wrap_socket(tcp_sock)
-        if self.check_peer is not None:
+    def cut(self) -> None:
+        """End the connection from another thread; paho's makes the next one."""
+        sock = self.socket()
+        if isinstance(sock, socket.socket):
             try:
+                # Not that of SSLSocket, which takes the TLS state away from under the thread that reads.
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+            except OSError as e:
+                log.debug("the connection was gone already: %s", e)
+
+    def _messages_reconnect_reset_out(self) -> None:
+        self.drop_out_messages()
+        self._inflight_messages = 0
+
+    def _ssl_wrap_socket(self, tcp_sock: socket.socket) -> ssl.SSLSocket:
+        assert self._ssl_context is not None
+        connection = self._ssl_context.wrap_socket(tcp_sock, server_hostname=self.host, do_handshake_on_connect=False)
+        try:
+            connection.settimeout(self.connect_timeout)
+            connection.do_handshake()
+            if self.check_peer is not None:
                 self.check_peer(connection)
-            except Untrusted as e:
-                connection.close()
-                raise ConnectionAbortedError(str(e)) from e  # an OSError is what paho takes for "try again"
+        except OSError:
+            connection.close()  # paho leaves it open
+            raise
+        except Untrusted as e:
+            connection.close()
+            raise ConnectionAbortedError(str(e)) from e
         return connection
 
     def _sock_recv(self, bufsize: int) -> bytes:
         if bufsize > PACKET_LIMIT:
             raise ConnectionAbortedError(f"a packet of {bufsize} bytes, the limit is {PACKET_LIMIT}")
-        return super()._sock_recv(bufsize)
+        try:
+            return super()._sock_recv(bufsize)
+        except BlockingIOError:
+            raise
+        except OSError as e:
+            self.last_error = str(e) or type(e).__name__
+            raise

@@ -1,6 +1,6 @@
 """`shoal-agent`: enrol this machine, run the agent, ask how it is.
 
-Exit codes: 0 done, 1 it did not work (one line on stderr says what to do), 2 wrong usage.
+Exit codes: 0 done, 1 it did not work (one line on stderr says what to do), 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -19,12 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from agent.agent import STATE_FILE, Agent, locked
-from agent.enrol import enrol
-from agent.errors import AgentError, Unavailable
+from agent.credentials import Credentials
+from agent.enrol import Patience, enrol, read_kit
+from agent.errors import AgentError, Malformed, Unavailable
 from agent.identity import Identity
 from agent.settings import AgentSettings, load
 from agent.state import StateFile
+from agent.wipe import finish_wipe
 from wire.errors import WireError
+from wire.units import seconds
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (AgentError, WireError) as e:
         sys.stderr.write(f"shoal-agent {options.command}: {e}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(f"shoal-agent {options.command}: interrupted: the same command goes on where it was\n")
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,6 +51,15 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     enrolling = commands.add_parser("enrol", help="join a fleet with an enrolment kit")
     enrolling.add_argument("--kit", type=Path, required=True, help="the kit that the fleet made for this device")
+    enrolling.add_argument(
+        "--device", metavar="ID", help="name in a batch; default: made of the batch and this machine"
+    )
+    enrolling.add_argument(
+        "--wait", metavar="TIME", help="how long to wait to be accepted, e.g. 10min; default: for ever"
+    )
+    enrolling.add_argument(
+        "--keep-kit", action="store_true", help="do not remove a batch's kit from this machine after"
+    )
     running = commands.add_parser("run", help="serve models until stopped")
     running.add_argument("--tcp", metavar="HOST:PORT", help="also answer on a loopback address, e.g. 127.0.0.1:8470")
     asking = commands.add_parser("status", help="how the agent of a state folder is")
@@ -55,40 +73,62 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _enrol(options: argparse.Namespace, _environment: Mapping[str, str]) -> int:
-    joined = enrol(options.kit, options.state.absolute())
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    patience = Patience(seconds(options.wait, where="--wait") if options.wait else None, _tell)
+    joined = enrol(options.kit, options.state.absolute(), options.device, patience)
     _print(
         options.json,
         {"device": joined.device, "profile": joined.profile.name, "fleet": joined.fleet},
         f"{joined.device} is enrolled at {joined.fleet} as {joined.profile.name}.\n"
         f"Start it: shoal-agent run --state {options.state}",
     )
+    if not options.keep_kit:
+        _remove_claim(options.kit)
     return 0
+
+
+def _tell(words: str) -> None:
+    sys.stderr.write(f"{words}\n")
+
+
+def _remove_claim(kit: Path) -> None:
+    """The key of a whole batch must not lie about on every device of it."""
+    try:
+        if read_kit(kit).claim is not None:
+            kit.unlink()
+            _tell(f"{kit} was removed: the key of its batch must not stay on a device")
+    except (OSError, Malformed) as e:
+        _tell(f"{kit}: remove it from this device: it holds the key of its batch ({e})")
 
 
 def _run(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = _settings(options, environment)
-    identity = Identity.load(settings.state)
+    if not settings.state.is_dir():
+        Identity.load(settings.state)
     with locked(settings.state):
-        asyncio.run(_serve(identity, settings))
+        finish_wipe(settings.state)
+        credentials = Credentials.open(settings.state)
+        asyncio.run(_serve(credentials, settings))
+        if finish_wipe(settings.state):
+            _tell(f"{settings.state}: wiped by the fleet: this device is not enrolled any more")
     return 0
 
 
-async def _serve(identity: Identity, settings: AgentSettings) -> None:
+async def _serve(credentials: Credentials, settings: AgentSettings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     state = StateFile.open(settings.state / STATE_FILE)
     try:
-        await Agent(identity, settings, state).run(stop)
+        await Agent(credentials, settings, state).run(stop)
     finally:
         state.close()
 
 
 def _status(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
     settings = _settings(options, environment)
-    Identity.load(settings.state)
-    status = _ask(settings.socket)
+    status = _ask(settings)
     _print(options.json, status, _in_words(status))
     return 0
 
@@ -98,7 +138,8 @@ def _settings(options: argparse.Namespace, environment: Mapping[str, str]) -> Ag
     return load(options.state.absolute(), environment, flags)
 
 
-def _ask(path: Path) -> dict[str, Any]:
+def _ask(settings: AgentSettings) -> dict[str, Any]:
+    path = settings.socket
     connection = http.client.HTTPConnection("localhost")
     connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -110,6 +151,7 @@ def _ask(path: Path) -> dict[str, Any]:
         if response.status != http.client.OK:
             raise Unavailable(f"{path}: the agent cannot say how it is: {value.get('error', response.status)}")
     except (OSError, http.client.HTTPException, ValueError) as e:
+        Identity.load(settings.state)  # says so when this device is not enrolled at all
         raise Unavailable(f"{path}: no agent answers ({e}): start it with shoal-agent run") from e
     finally:
         connection.close()
@@ -122,10 +164,21 @@ def _in_words(status: Mapping[str, Any]) -> str:
         f"{status['device']}: {status['profile']}{emulated} on {status['hardware']}",
         f"line to the fleet: {'up' if status['link']['up'] else 'down: models go on answering'}",
     ]
+    if certificate := status.get("certificate"):
+        lines.append(f"certificate until {certificate['expires'][:10]}, renewal {certificate['renewal']}")
+    if trust := status.get("trust"):
+        lines.append(_trust_in_words(trust))
     lines += [f"{slot['slot']:<10} {slot['target']} {slot['digest'][:19]}" for slot in status["slots"]]
     lines += [f"update     {u['target']}: {u['phase']} {u['reason']}".rstrip() for u in status["updates"]]
     lines.append("telemetry  " + ", ".join(f"{n} {what}" for what, n in status["telemetry"].items()))
     return "\n".join(lines)
+
+
+def _trust_in_words(trust: Mapping[str, Any]) -> str:
+    if trust["frozen_since"]:
+        return f"trust: FROZEN since {trust['frozen_since']}: {trust['why']}"
+    heard = f"heard the fleet {trust['heard']}" if trust["heard"] else "the fleet was not heard since the start"
+    return f"trust: {heard}, time by {'the fleet' if trust['time'] == 'signed' else 'the clock of this machine'}"
 
 
 def _print(as_json: bool, value: Mapping[str, Any], words: str) -> None:

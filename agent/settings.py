@@ -85,6 +85,8 @@ class AgentSettings:
     """Telemetry kept on disk while the fleet is out of reach; beyond it the oldest goes."""
     ack_timeout: float = _duration("10 s", "100 ms", "1 h")
     """How long to wait for the fleet's acknowledgement before a batch is sent again."""
+    freeze_after: float = _duration("30 s", "100 ms", "1 d")
+    """How long the fleet may be silent, or its newest desired state on the way, before this device counts as frozen."""
     fetch_timeout: float = _duration("2 s", "50 ms", "10 min")
     """Silence after which missing chunks are asked for again; doubles up to a minute while nothing comes."""
     bad_chunks: int = _count("5", "1", "1000")

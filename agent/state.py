@@ -20,8 +20,10 @@ from agent.update import ModelState
 from wire.messages import SecurityEvent
 from wire.units import instant, show_instant
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 SECURITY_KEPT: Final = 50
+LONGEST_SUBJECT: Final = 200
+LONGEST_REASON: Final = 400
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE trust (name TEXT PRIMARY KEY, document BLOB NOT NULL) STRICT;
@@ -30,6 +32,9 @@ CREATE TABLE telemetry (id INTEGER PRIMARY KEY, boot TEXT NOT NULL, seq INTEGER 
                         UNIQUE (boot, seq)) STRICT;
 CREATE TABLE security (id INTEGER PRIMARY KEY, at TEXT NOT NULL, subject TEXT NOT NULL, reason TEXT NOT NULL) STRICT;
 """
+_FLOORS: Final = "CREATE TABLE floors (model TEXT PRIMARY KEY, floor INTEGER NOT NULL) STRICT;"
+_STEPS: Final = ((0, _SCHEMA), (1, _FLOORS))
+"""What makes the next schema version of each earlier one; 0 is an empty file."""
 
 
 @dataclass(frozen=True)
@@ -101,25 +106,49 @@ class StateFile:
         """The signed metadata that was trusted, by name."""
         return dict(self._rows("SELECT name, document FROM trust"))
 
-    def save_trust(self, documents: Mapping[str, bytes]) -> None:
-        """Replace the trusted metadata as a whole."""
+    def save_trust(
+        self, documents: Mapping[str, bytes], floors: Mapping[str, int] | None = None, *, forget_time: bool = False
+    ) -> None:
+        """Replace the trusted metadata as a whole, and raise the floors that it names, by model (`intents/kitchen`).
+
+        `forget_time`: a new root rotated the keys that said what time it is; what they said goes with the old root.
+        """
         with self._transaction() as db:
             db.execute("DELETE FROM trust")
             db.executemany("INSERT INTO trust VALUES (?, ?)", documents.items())
+            db.executemany(
+                "INSERT INTO floors VALUES (?, ?) ON CONFLICT (model) DO UPDATE SET floor = MAX(floor, excluded.floor)",
+                (floors or {}).items(),
+            )
+            if forget_time:
+                db.execute("DELETE FROM meta WHERE key = 'time'")
+
+    def floor(self, model: str) -> int:
+        """The highest floor ever seen of a model (`intents/kitchen`): nothing below it is installed again."""
+        rows = self._rows("SELECT floor FROM floors WHERE model = ?", model)
+        return int(rows[0][0]) if rows else 0
 
     def last_desired(self) -> tuple[int, int]:
         """Epoch and seq of the newest desired state acted on; (0, 0) before the first."""
-        epoch, seq = self._meta("desired", "0.0").split(".")
-        return int(epoch), int(seq)
+        return _number(self._meta("desired", "0.0"))
+
+    def sealed_keys(self) -> str:
+        """The key ring of the newest desired state that brought one, sealed as it came; "" before the first."""
+        return self._meta("keys", "")
 
     def models(self) -> dict[str, ModelState]:
         """Every model by name."""
         return {name: ModelState.from_bytes(data) for name, data in self._rows("SELECT name, document FROM models")}
 
-    def accept_desired(self, last: tuple[int, int], models: Mapping[str, ModelState]) -> None:
-        """A desired state is acted on from here: its number and what it makes of every model, at once."""
+    def accept_desired(self, last: tuple[int, int], models: Mapping[str, ModelState], keys: str = "") -> None:
+        """A desired state is acted on from here: its number, its keys and what it makes of every model, at once.
+
+        Without keys those that are here stay: the fleet seals none for what it no longer lists.
+        """
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO meta VALUES ('desired', ?)", (f"{last[0]}.{last[1]}",))
+            if keys:
+                db.execute("INSERT OR REPLACE INTO meta VALUES ('keys', ?)", (keys,))
             db.execute("DELETE FROM models")
             db.executemany("INSERT INTO models VALUES (?, ?)", [(n, m.to_bytes()) for n, m in models.items()])
 
@@ -127,6 +156,24 @@ class StateFile:
         """One step of an update: slots and intent together."""
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO models VALUES (?, ?)", (name, model.to_bytes()))
+
+    # --- starts and commands ----------------------------------------------------------------------------------
+
+    def begin_start(self) -> int:
+        """Count one more start of the agent since enrolment: everything it says carries this number."""
+        with self._transaction() as db:
+            _count(db, "starts", 1)
+        return int(self._meta("starts", "0"))
+
+    def last_command(self) -> tuple[tuple[int, int], str]:
+        """Epoch and seq of the newest command acted on, and the outcome that was answered; (0, 0) before the first."""
+        number, _, outcome = self._meta("command", "0.0 done").partition(" ")
+        return _number(number), outcome
+
+    def accept_command(self, number: tuple[int, int], outcome: str) -> None:
+        """A command is acted on from here, once: also when the agent is killed while it acts."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('command', ?)", (f"{number[0]}.{number[1]} {outcome}",))
 
     # --- time and security ------------------------------------------------------------------------------------
 
@@ -140,14 +187,39 @@ class StateFile:
             with self._transaction() as db:
                 db.execute("INSERT OR REPLACE INTO meta VALUES ('time', ?)", (show_instant(when),))
 
-    def note_security(self, event: SecurityEvent) -> None:
-        """Remember what was refused; the newest `SECURITY_KEPT` stay."""
+    def note_enrolment(self, when: datetime) -> None:
+        """This device was not enrolled before this signed time: the newest until the fleet tells another."""
+        rows = [("time", max(when, self.newest_time())), ("enrolled", max(when, self.enrolled()))]
         with self._transaction() as db:
-            db.execute(
-                "INSERT INTO security (at, subject, reason) VALUES (?, ?, ?)",
-                (event.at, event.subject[:200], event.reason[:400]),
+            db.executemany(
+                "INSERT OR REPLACE INTO meta VALUES (?, ?)", [(key, show_instant(latest)) for key, latest in rows]
             )
+
+    def enrolled(self) -> datetime:
+        """When this device was enrolled, by signed time: a command from before it is of an earlier life.
+
+        1970 for one that an older agent enrolled.
+        """
+        return instant(self._meta("enrolled", "1970-01-01T00:00:00Z"))
+
+    def note_security(self, event: SecurityEvent) -> int:
+        """Remember what was refused; the newest `SECURITY_KEPT` stay. The number of its row."""
+        with self._transaction() as db:
+            row = db.execute(
+                "INSERT INTO security (at, subject, reason) VALUES (?, ?, ?)",
+                (event.at, event.subject[:LONGEST_SUBJECT], event.reason[:LONGEST_REASON]),
+            ).lastrowid
             db.execute("DELETE FROM security WHERE id <= (SELECT MAX(id) FROM security) - ?", (SECURITY_KEPT,))
+        assert row is not None
+        return row
+
+    def fold_security(self, suffixes: Mapping[int, str]) -> None:
+        """Add to the reasons of events, by row, how often each came again."""
+        with self._transaction() as db:
+            db.executemany(
+                "UPDATE security SET reason = substr(reason, 1, ?) || ? WHERE id = ?",
+                [(LONGEST_REASON - len(suffix), suffix, row) for row, suffix in suffixes.items()],
+            )
 
     def security(self) -> tuple[SecurityEvent, ...]:
         """What was refused, oldest first."""
@@ -205,13 +277,18 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000"):
         db.execute(f"PRAGMA {pragma}").fetchall()
     (found,) = db.execute("PRAGMA user_version").fetchone()
-    if found == 0:
-        db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
-    elif found != SCHEMA_VERSION:
+    if not 0 <= found <= SCHEMA_VERSION:
         raise Unavailable(f"{path}: written by a newer agent (schema {found}): install that agent again")
+    for version, step in _STEPS[found:]:
+        db.executescript(f"BEGIN IMMEDIATE;{step}PRAGMA user_version={version + 1};COMMIT;")
     (fault,) = db.execute("PRAGMA quick_check(1)").fetchone()
     if fault != "ok":
         raise Unavailable(f"{path}: the agent's state is damaged ({fault}): {_WAY_OUT}")
+
+
+def _number(text: str) -> tuple[int, int]:
+    epoch, seq = text.split(".")
+    return int(epoch), int(seq)
 
 
 def _count(db: sqlite3.Connection, key: str, more: int) -> None:

@@ -2,34 +2,30 @@
 
     record -> StateFile (boot, seq) -> signed batch -> broker -> fleet -> signed Ack -> forgotten here
 
-One batch is unacknowledged at a time. A lost batch or a lost Ack means the same records again under a new nonce; the
-fleet stores each `(boot, seq)` once.
+One batch is unacknowledged at a time. A lost batch or a lost Ack means the same records again under a new number and
+nonce; the fleet stores each `(boot, seq)` once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
-from securesystemslib.signer import Signer
-
-from agent.errors import NotFound
-from agent.link import Link
+from agent.acks import Acks
+from agent.errors import NotFound, Unavailable
 from agent.serving.bundles import Prediction
 from agent.state import Queued, StateFile
+from agent.voice import Voice
 from wire import topics
-from wire.dsse import open_by_role, seal
-from wire.errors import Untrusted
-from wire.messages import Ack, Health, InferenceStats, TelemetryBatch, TelemetryRecord
+from wire.messages import Health, InferenceStats, TelemetryBatch, TelemetryRecord
+from wire.orders import Ack
 from wire.sketch import Histogram, Sketch
-from wire.trust import TrustedSet
-from wire.units import instant, show_instant
+from wire.units import show_instant
 
 log = logging.getLogger("agent.telemetry")
 
@@ -195,16 +191,12 @@ class _Sent:
 class Outbox:
     """Sends what waits, one batch at a time."""
 
-    def __init__(
-        self, device: str, state: StateFile, link: Link, signer: Signer, trusted: TrustedSet, *, timeout: float
-    ) -> None:
-        self._device = device
-        self._topic = topics.Telemetry(device)
+    def __init__(self, state: StateFile, voice: Voice, acks: Acks, *, timeout: float) -> None:
         self._state = state
-        self._link = link
-        self._signer = signer
-        self._trusted = trusted
+        self._voice = voice
+        self._acks = acks
         self._timeout = timeout
+        self._count = 0
         self._sent: _Sent | None = None
         self._resend: asyncio.TimerHandle | None = None
         self.open = False
@@ -212,8 +204,12 @@ class Outbox:
 
     def kick(self) -> None:
         """Send the oldest batch if none is under way and the fleet is there."""
-        if self._sent is None and self.open and self._link.up:
+        if self._sent is not None or not self.open or not self._voice.up:
+            return
+        try:
             self._send()
+        except Unavailable as e:
+            log.error("no telemetry is sent now: %s", e)  # noqa: TRY400  a full disk, not a bug
 
     def again(self) -> None:
         """What was under way may be lost (a new connection, a timeout): send it again under a new nonce."""
@@ -231,17 +227,22 @@ class Outbox:
         if not queued:
             return
         records = tuple(TelemetryRecord.from_bytes(q.record) for q in queued)
-        batch = TelemetryBatch(device=self._device, boot=queued[0].boot, nonce=uuid.uuid4().hex, records=records)
+        starts = self._voice.starts()
+        self._count += 1
+        batch = TelemetryBatch(
+            device=self._voice.device,
+            boot=queued[0].boot,
+            starts=starts,
+            sent=self._count,
+            nonce=self._acks.ask(),
+            records=records,
+        )
         self._sent = _Sent(batch.nonce, batch.boot, records[-1].seq)
         self._resend = asyncio.get_running_loop().call_later(self._timeout, self.again)
-        self._link.publish(self._topic, seal(batch, self._signer))
+        self._voice.say(topics.Telemetry(self._voice.device), batch)
 
-    def take_ack(self, data: bytes) -> None:
-        """Forget what the fleet says it stored. Raises `WireError`: `Untrusted` when not signed for this device."""
-        ack = open_by_role(data, Ack, self._trusted.targets())
-        if ack.device != self._device:
-            raise Untrusted(f"acknowledgement for {ack.device}: sent to {self._device}")
-        self._state.note_time(instant(ack.time))
+    def answered(self, ack: Ack) -> None:
+        """Forget what the fleet says it stored, if it answers the batch under way. Raises `Unavailable`."""
         if self._sent is None or (ack.nonce, ack.boot) != (self._sent.nonce, self._sent.boot):
             return  # of an earlier sending; the one under way gets its own
         self._state.acknowledged(ack.boot, min(ack.stored, self._sent.last))

@@ -20,7 +20,8 @@ from itertools import pairwise
 from typing import Final, Literal, get_args
 
 from wire.document import Document
-from wire.messages import DesiredModel, Phase, SlotReport, UpdateReport
+from wire.messages import Phase, SlotReport, UpdateReport
+from wire.orders import DesiredModel
 
 MAX_STARTS: Final = 4
 """Starts of the agent that one update may see from its self-test on: the update itself may be what kills the agent."""

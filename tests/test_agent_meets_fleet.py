@@ -76,6 +76,11 @@ class AgentProcess:
     def kill(self) -> None:
         self._end(signal.SIGKILL)
 
+    def ended(self) -> int:
+        """Wait until it ends by itself, and give back its exit code."""
+        assert self._process is not None
+        return self._process.wait(20)
+
     def _end(self, how: signal.Signals) -> int:
         process, self._process = self._process, None
         if process is None:

@@ -12,7 +12,7 @@ from agent.errors import Untrusted
 from agent.install.fetch import Fetcher
 from wire.bundle import BundleFile, BundleManifest
 from wire.chunks import WHOLE, ChunkList, single
-from wire.trust import Release
+from wire.release import Release
 
 REPORT_EVERY: Final = 1.0
 """Seconds between two reports of progress."""

@@ -1,7 +1,8 @@
 """Fetching a blob over the line: ask by bitmap, take chunks in any order, ask again for what did not come.
 
-Chunks are shared by every device that wants them and may be lost; the bitmap repairs. A chunk whose digest differs is
-never stored: it is counted, asked for again, and refused for good after `bad_chunks` times.
+Chunks are shared by every device that wants them and may be lost; the bitmap repairs. They are encrypted with the key
+of their blob: nothing is asked for before that is here. A chunk that does not open, or whose digest differs, is never
+stored: it is counted, asked for again, and refused for good after `bad_chunks` times.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from typing import TypeVar
 
 from agent.blobs import Blobs, Partial
 from agent.errors import AgentError, Unavailable, Untrusted
+from agent.install.keys import ChunkKeys
 from agent.link import Link
 from wire import topics
 from wire.chunks import ChunkList, to_bitmap
+from wire.errors import Untrusted as UntrustedByWire
 from wire.messages import Want
+from wire.secrecy import decrypt_chunk
 
 LONGEST_WAIT = 60.0
 """Seconds between two requests while nothing comes."""
@@ -48,6 +52,7 @@ class Fetcher:
         device: str,
         link: Link,
         store: Blobs,
+        keys: ChunkKeys,
         *,
         timeout: float,
         bad_chunks: int,
@@ -56,19 +61,21 @@ class Fetcher:
         self._want = topics.Want(device)
         self._link = link
         self._store = store
+        self._keys = keys
         self._timeout = timeout
         self._bad_chunks = bad_chunks
         self._on_bad = on_bad
         self._transfers: dict[str, _Transfer] = {}
 
     async def fetch(self, chunks: ChunkList, on_chunk: Callable[[int], None]) -> None:
-        """Get a blob into the store; `on_chunk(n)` hears how many more chunks are here. Waits for ever for the line.
+        """Get a blob into the store; `on_chunk(n)` hears how many more chunks are here. Waits for the line and the key.
 
         Raises `Untrusted` for chunks that stay wrong, `Unavailable` for the disk.
         """
         if await asyncio.to_thread(self._store.is_sound, chunks.blob):
             on_chunk(len(chunks.chunks))
             return
+        await self._keys.wait_for(chunks.blob)
         partial = await to_the_end(lambda: self._store.begin(chunks), undo=Partial.close)
         transfer = _Transfer(chunks, partial, on_chunk)
         self._transfers[chunks.blob] = transfer
@@ -106,20 +113,28 @@ class Fetcher:
             transfer.ask_again()
 
     def receive(self, topic: topics.Chunk, data: bytes) -> None:
-        """A chunk came. It is verified and written here and now, so that nothing piles up in memory."""
-        transfer = self._transfers.get(topic.digest)
-        if transfer is None:
+        """A chunk came. It is opened, verified and written here and now, so that nothing piles up in memory."""
+        transfer, key = self._transfers.get(topic.digest), self._keys.get(topic.digest)
+        if transfer is None or key is None:
             return
         try:
-            if transfer.partial.put(topic.index, data):
-                transfer.on_chunk(1)
+            self._put(transfer, topic.index, key, data)
         except Untrusted as e:
             self._count_bad(transfer, topic.index, e)
+        except UntrustedByWire as e:
+            self._count_bad(transfer, topic.index, Untrusted(f"{transfer.chunks.blob}: {e}"))
         except Unavailable as e:
             transfer.fault = e
         transfer.heard()
 
+    def _put(self, transfer: _Transfer, index: int, key: bytes, data: bytes) -> None:
+        if not transfer.partial.holds(index) and transfer.partial.put(index, decrypt_chunk(key, index, data)):
+            transfer.on_chunk(1)
+
     def _count_bad(self, transfer: _Transfer, index: int, error: Untrusted) -> None:
+        index = min(
+            index, len(transfer.chunks.chunks)
+        )  # all beyond the end count as one: nobody fills memory with them
         transfer.bad[index] += 1
         if transfer.bad[index] == 1:
             self._on_bad(transfer.chunks.blob, str(error))

@@ -1,8 +1,9 @@
 """The hands of the update machine: does what `agent.update` says, and tells it what came of it.
 
-    verify     the release is listed, for us, and its digest is the one desired; waits while metadata is on its way
+    verify     the release is listed, for us, not below its model's floor, and its digest is the one desired;
+               waits while metadata or the keys of its blobs are on their way
     fetch      manifest, chunk lists, then every blob that is missing; room on the disk is checked first
-    stage      the parts fit together
+    stage      the parts fit together, and the release still stands above the floor
     self-test  the golden set holds, in a child process
     switch     load, warm up, let the candidate answer
     watch      probation: a number of answers or a time without an error
@@ -24,6 +25,7 @@ from agent.blobs import Blobs
 from agent.errors import AgentError, Incompatible, Untrusted
 from agent.install.download import Download
 from agent.install.fetch import Fetcher, to_the_end
+from agent.install.keys import ChunkKeys
 from agent.serving.bundles import Bundle, prepare
 from agent.serving.selftest import self_test
 from agent.serving.service import Served, Service
@@ -33,13 +35,12 @@ from agent.update import Action, Event, ModelState
 from wire.admission import check_release
 from wire.errors import Untrusted as UntrustedByWire
 from wire.errors import WireError
-from wire.messages import Desired, SlotReport, UpdateReport
-from wire.trust import Release, TrustedSet
+from wire.messages import SlotReport, UpdateReport
+from wire.orders import Desired
+from wire.release import Release
+from wire.trust import TrustedSet
 
 log = logging.getLogger("agent.install.installer")
-
-NO_FLOOR = 0
-"""Release metadata names no floor yet: what may not come back is delisted."""
 
 
 class Installer:
@@ -52,6 +53,7 @@ class Installer:
         state: StateFile,
         store: Blobs,
         fetcher: Fetcher,
+        keys: ChunkKeys,
         service: Service,
         trusted: TrustedSet,
         now: Callable[[], datetime],
@@ -63,6 +65,7 @@ class Installer:
         self._state = state
         self._store = store
         self._fetcher = fetcher
+        self._keys = keys
         self._service = service
         self._trusted = trusted
         self._now = now
@@ -73,7 +76,7 @@ class Installer:
         self._downloads: dict[str, Download] = {}
         self._releases: dict[str, Release] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._trust_changed = asyncio.Event()
+        self._news = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
         self._sweep: asyncio.Task[None] | None = None
 
@@ -81,6 +84,7 @@ class Installer:
 
     async def restore(self) -> None:
         """At start, without any network: the active models answer, and interrupted updates go on or roll back."""
+        self._keys.take(self._state.sealed_keys())
         for name, model in list(self._models.items()):
             await self._restore_active(name, model)
         self._sweep_soon()  # before any update: what a killed one left must not take the room of the next
@@ -91,14 +95,19 @@ class Installer:
                 self._start(name, action)
 
     async def desire(self, desired: Desired) -> None:
-        """A newer desired state, verified and addressed to this device: it supersedes every other."""
+        """A newer desired state, verified and addressed to this device: it supersedes every other.
+
+        What it asks for already and is under way goes on: it may only bring keys.
+        """
         wanted = {model.model: model for model in desired.models}
         steps = {name: update.desire(self._models.get(name, ModelState()), model) for name, model in wanted.items()}
         touched = [name for name, (_, actions) in steps.items() if actions]
         gone = self._models.keys() - wanted.keys()
         models = {name: model for name, (model, _) in steps.items()}
-        self._state.accept_desired((desired.epoch, desired.seq), models)
+        keys = desired.keys if self._keys.take(desired.keys) else ""
+        self._state.accept_desired(desired.number, models, keys)
         self._models = models
+        self._news.set()
         await self._cancel(*touched, *gone)
         for name in gone:
             self._service.remove(name)
@@ -108,9 +117,9 @@ class Installer:
             self._sweep_soon()
         self._on_change()
 
-    def trust_changed(self) -> None:
-        """New metadata was trusted: updates that wait for theirs look again."""
-        self._trust_changed.set()
+    def look_again(self) -> None:
+        """New metadata was trusted, or it is another time: updates that wait look again."""
+        self._news.set()
 
     async def stop(self) -> None:
         """Leave every update where it is; its intent is on disk."""
@@ -226,6 +235,7 @@ class Installer:
             case Action.FETCH:
                 await self._fetch(name, self._releases[name])
             case Action.STAGE:
+                self._check(self._releases[name], wanted.digest)  # the floor may have risen during a long download
                 await asyncio.to_thread(Bundle.open, self._store, wanted.digest)
             case Action.SELF_TEST:
                 await self_test(self._store.folder, wanted.digest, self._settings.selftest_timeout)
@@ -237,19 +247,24 @@ class Installer:
                 raise AssertionError(action)
 
     async def _verify(self, name: str, wanted: update.Update) -> Release:
-        """The release of a target, as soon as every document on the way to it is here."""
+        """The release of a target, as soon as every document on the way to it and its keys are here."""
         while True:
-            self._trust_changed.clear()
+            self._news.clear()
             try:
                 release = self._trusted.release(wanted.target, self._now())
             except UntrustedByWire as e:
-                self._note_waiting(name, wanted, str(e))
-                await self._trust_changed.wait()
-                continue
-            check_release(
-                release, digest=wanted.digest, profile=self._profile, runtimes=self._runtimes, highest=NO_FLOOR
-            )
-            return release
+                missing = str(e)
+            else:
+                self._check(release, wanted.digest)
+                if self._keys.get(wanted.digest) is not None or self._store.has(wanted.digest):
+                    return release
+                missing = "the fleet has not sealed the keys of this release to this device yet"
+            self._note_waiting(name, wanted, missing)
+            await self._news.wait()
+
+    def _check(self, release: Release, digest: str) -> None:
+        floor = self._state.floor(release.model)
+        check_release(release, digest=digest, profile=self._profile, runtimes=self._runtimes, floor=floor)
 
     def _note_waiting(self, name: str, wanted: update.Update, reason: str) -> None:
         waiting = dataclasses.replace(wanted, reason=f"waiting: {reason}")

@@ -14,10 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, TypeVar
-from urllib.parse import urlsplit
 
-from agent.errors import Unavailable, Untrusted
-from agent.identity import Identity, check_certificate
+from agent.errors import Unavailable
+from agent.tls import Https
 
 READ: Final = 16 * 1024
 AT_ONCE: Final = 8
@@ -35,14 +34,16 @@ class Reply:
 
 
 class Cloud:
-    """The gateway of the fleet that this device belongs to."""
+    """The gateway of the fleet that this device belongs to.
 
-    def __init__(self, identity: Identity, timeout: float, now: Callable[[], datetime]) -> None:
-        self._fleet = urlsplit(identity.joined.fleet)
-        self._identity = identity
-        self._timeout = timeout
-        self._now = now
-        self._context: ssl.SSLContext | None = None
+    `tls` gives the context for each request. `now` is trusted time: what users said is not shown to a server whose
+    certificate has expired by it, nor to any while a clock stands beyond that.
+    """
+
+    def __init__(
+        self, fleet: str, tls: Callable[[], ssl.SSLContext], timeout: float, now: Callable[[], datetime]
+    ) -> None:
+        self._https = Https(fleet, tls, now, timeout)
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="cloud")
         self._under_way = 0
 
@@ -76,18 +77,7 @@ class Cloud:
             connection.close()
 
     def _post(self, path: str, body: bytes) -> tuple[http.client.HTTPSConnection, http.client.HTTPResponse]:
-        if self._context is None:
-            self._context = self._identity.tls()
-        host, port = self._fleet.hostname or "", self._fleet.port or 443
-        connection = http.client.HTTPSConnection(host, port, timeout=self._timeout, context=self._context)
         try:
-            connection.connect()
-            check_certificate(connection.sock, self._now())
-            connection.request("POST", path, body, {"Content-Type": "application/json"})
-            return connection, connection.getresponse()
-        except (OSError, http.client.HTTPException) as e:
-            connection.close()
-            raise Unavailable(f"the cloud tier at {host}:{port} did not answer: {e or type(e).__name__}") from e
-        except Untrusted:
-            connection.close()
-            raise
+            return self._https.post(path, body, {"Content-Type": "application/json"})
+        except Unavailable as e:
+            raise Unavailable(f"the cloud tier: {e}") from e

@@ -17,33 +17,41 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
-from securesystemslib.signer import CryptoSigner
+from paho.mqtt.client import topic_matches_sub
+from securesystemslib.signer import CryptoSigner, Key
 from tiny_bundle import TinyBundle, make_layout
 from trust_repository import Repository
 
-from agent.blobs import Blobs
-from agent.inbox import Inbox
-from agent.install.fetch import Fetcher
-from agent.install.installer import Installer
-from agent.keeper import TrustKeeper
-from agent.serving.service import Service
+from agent.clock import Clock
+from agent.core import About, Core
 from agent.settings import AgentSettings
 from agent.state import StateFile
-from agent.telemetry import Outbox, Recorder, WindowMeter
 from wire import topics
 from wire.chunks import ChunkList, from_bitmap, single
 from wire.dsse import open_by_key, seal
-from wire.messages import Ack, Desired, DesiredModel, Health, Presence, TelemetryBatch, Want
+from wire.messages import Presence, Reply, Reported, Statement, TelemetryBatch, Want
+from wire.orders import Ack, Command, Desired, DesiredModel
+from wire.secrecy import blob_key, encrypt_chunk, public_key, seal_keys
 from wire.units import show_instant
 
 DEVICE = "kitchen-1"
+ABOUT = About(
+    device=DEVICE,
+    profile="x86-64",
+    hardware="a test",
+    emulated=True,
+    agent="0",
+    runtimes=frozenset({"onnxruntime"}),
+)
 
 
 @dataclass
@@ -55,7 +63,12 @@ class Faults:
     repeat: float = 0.0
     shuffle: bool = False
     lose_acks: int = 0
+    mute: bool = False
+    """The fleet, or somebody between, answers nothing."""
+    hold_desired: bool = False
+    """Somebody keeps the newest desired state back."""
     tampered: set[int] = field(default_factory=set)
+    """Chunks whose bytes the source changed before it encrypted them."""
     fired: dict[str, int] = field(default_factory=dict)
 
     def fire(self, what: str) -> None:
@@ -63,44 +76,98 @@ class Faults:
 
 
 class SimFleet:
-    """The fleet's side of the wire: publishes trust, desired states and chunks, stores telemetry; no network."""
+    """The fleet's side of the wire: publishes trust, desired states, commands and encrypted chunks; no network.
 
-    def __init__(self, device_key) -> None:
+    It answers every report and batch as the real one does, and takes none whose number did not rise. `ahead` moves its
+    clock; `sealing` is the key that it seals key rings to, None until a report names it.
+    """
+
+    def __init__(self, device_key: Key, sealing: EllipticCurvePublicKey | None) -> None:
         self.repo = Repository()
         self.repo.now = datetime.now(UTC)
+        self.repo.expires, self.repo.versions["root"] = self.repo.now + timedelta(days=365), 0
+        self.repo.sign_root()
         self.repo.expires = self.repo.now + timedelta(days=30)
         self.repo.sign_targets()
         self.repo.sign_release()
         self.faults = Faults()
         self.random = random.Random(7)
         self.device_key = device_key
+        self.sealing = sealing
+        self.secret = bytes(range(32))
+        self.ahead = timedelta(0)
         self.bundles: list[TinyBundle] = []
-        self.seq = 0
+        self.wanted: tuple[TinyBundle, ...] = ()
+        self.seq = self.ack_seq = self.command_seq = 0
         self.desired: bytes | None = None
         self.records: dict[tuple[str, int], int] = {}
+        self.reports: list[Reported] = []
+        self.replies: list[Reply] = []
+        self.numbers: dict[type[Statement], tuple[int, int]] = {}
+        self.replays: list[Statement] = []
+        self.acks: list[bytes] = []
         self.wants = 0
         self.sent_chunks = 0
 
     # what is published
 
-    def release(self, bundle: TinyBundle) -> None:
-        self.bundles.append(bundle)
-        self.repo.release(bundle.target, bundle.manifest_bytes)
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self.ahead
 
-    def desire(self, *bundles: TinyBundle, rollout: str | None = "r1", device: str = DEVICE) -> bytes:
+    def release(self, bundle: TinyBundle, *, counter: int = 1) -> None:
+        self.bundles.append(bundle)
+        self.repo.release(bundle.target, bundle.manifest_bytes, counter=counter)
+
+    def sign(self, statement: Statement) -> bytes:
+        return seal(statement, self.repo.keys["fleet"][0])
+
+    def desire(self, *bundles: TinyBundle, rollout: str | None = "r1", device: str = DEVICE, **changes: str) -> bytes:
         self.seq += 1
-        models = tuple(DesiredModel(target=b.target, digest=b.digest, rollout=rollout) for b in bundles)
-        now = datetime.now(UTC)
+        self.wanted = bundles
+        keys = seal_keys(self.keys(*bundles), self.sealing, device) if bundles and self.sealing else ""
         statement = Desired(
             device=device,
             epoch=1,
             seq=self.seq,
-            issued=show_instant(now),
-            expires=show_instant(now + timedelta(days=1)),
-            models=models,
+            **self._times(timedelta(days=1), changes),
+            models=tuple(DesiredModel(target=b.target, digest=b.digest, rollout=rollout) for b in bundles),
+            keys=keys,
         )
-        self.desired = seal(statement, self.repo.keys["fleet"][0])
-        return self.desired
+        if not self.faults.hold_desired:
+            self.desired = self.sign(statement)
+        return self.sign(statement)
+
+    def command(self, action: str, *, device: str = DEVICE, **changes: str) -> bytes:
+        self.command_seq += 1
+        times = self._times(timedelta(minutes=10), changes)
+        return self.sign(Command(device=device, epoch=1, seq=self.command_seq, action=action, **times))
+
+    def ack(self, nonce: str, boot: str, *, device: str = DEVICE, stored: int = 0, **changes: str) -> bytes:
+        self.ack_seq += 1
+        ack = Ack(
+            device=device,
+            epoch=1,
+            seq=self.ack_seq,
+            **self._times(timedelta(minutes=10), changes),
+            nonce=nonce,
+            boot=boot,
+            stored=stored,
+            desired_epoch=1,
+            desired_seq=self.seq,
+        )
+        return self.sign(ack)
+
+    def _times(self, life: timedelta, changes: dict[str, str]) -> dict[str, str]:
+        return {"issued": show_instant(self.now()), "expires": show_instant(self.now() + life), **changes}
+
+    def keys(self, *bundles: TinyBundle) -> dict[str, bytes]:
+        """Key by blob, of everything in these bundles."""
+        found = {}
+        for bundle in bundles:
+            lists = {f.digest: f.chunks for f in bundle.manifest.files}
+            for blob in (bundle.digest, bundle.manifest.config.digest, *lists):
+                found[blob] = blob_key(self.secret, blob, lists.get(blob))
+        return found
 
     def retained(self) -> list[tuple[str, bytes]]:
         def topic(name: str) -> topics.Topic:
@@ -119,7 +186,11 @@ class SimFleet:
             case topics.Want():
                 return self._chunks(Want.from_bytes(payload))
             case topics.Telemetry(device):
-                return self._ack(device, payload)
+                return self._store(device, payload)
+            case topics.Reported(device):
+                return self._note_report(device, payload)
+            case topics.Reply():
+                self.replies.append(open_by_key(payload, Reply, self.device_key))
         return []
 
     def _chunks(self, want: Want) -> list[tuple[str, bytes]]:
@@ -131,24 +202,25 @@ class SimFleet:
         wanted = sorted(from_bitmap(want.missing, want.count))
         if self.faults.shuffle:
             self.random.shuffle(wanted)
+        key = self.keys(*self.bundles)[want.digest]
         found = []
         for i in wanted:
-            start = chunks.offsets[i]
-            found += self._on_the_way(want.digest, i, data[start : start + chunks.chunks[i].size])
+            chunk = data[chunks.offsets[i] :][: chunks.chunks[i].size]
+            if i in self.faults.tampered and len(chunk) > 1000:
+                self.faults.fire("tampered")
+                chunk = _flipped(chunk)
+            found += self._on_the_way(topics.Chunk(want.digest, i).topic, encrypt_chunk(key, i, chunk))
         self.sent_chunks += len(found)
         return found
 
-    def _on_the_way(self, blob: str, index: int, data: bytes) -> list[tuple[str, bytes]]:
-        faults, topic = self.faults, topics.Chunk(blob, index).topic
-        if index in faults.tampered and len(data) > 1000:
-            faults.fire("tampered")
-            return [(topic, data[:-1] + bytes([data[-1] ^ 1]))]
+    def _on_the_way(self, topic: str, data: bytes) -> list[tuple[str, bytes]]:
+        faults = self.faults
         if self.random.random() < faults.lose:
             faults.fire("lost")
             return []
         if self.random.random() < faults.corrupt:
             faults.fire("corrupt")
-            return [(topic, data[:-1] + bytes([data[-1] ^ 1]))]
+            return [(topic, _flipped(data))]
         if self.random.random() < faults.repeat:
             faults.fire("repeat")
             return [(topic, data), (topic, data)]
@@ -165,8 +237,10 @@ class SimFleet:
                     return ChunkList.from_bytes(bundle.blob(file.chunks).read_bytes())
         return single(name, len(data))
 
-    def _ack(self, device: str, payload: bytes) -> list[tuple[str, bytes]]:
+    def _store(self, device: str, payload: bytes) -> list[tuple[str, bytes]]:
         batch = open_by_key(payload, TelemetryBatch, self.device_key)
+        if not self._rises(batch):
+            return []
         for record in batch.records:
             key = (batch.boot, record.seq)
             self.records[key] = self.records.get(key, 0) + 1
@@ -174,20 +248,45 @@ class SimFleet:
             self.faults.lose_acks -= 1
             self.faults.fire("lost ack")
             return []
-        ack = Ack(
-            device=device,
-            nonce=batch.nonce,
-            time=show_instant(datetime.now(UTC)),
-            boot=batch.boot,
-            stored=batch.records[-1].seq,
-            desired_epoch=1,
-            desired_seq=self.seq,
-        )
-        return [(topics.Ack(device).topic, seal(ack, self.repo.keys["fleet"][0]))]
+        return self._answer(device, batch.nonce, batch.boot, batch.records[-1].seq)
+
+    def _note_report(self, device: str, payload: bytes) -> list[tuple[str, bytes]]:
+        reported = open_by_key(payload, Reported, self.device_key)
+        if not self._rises(reported):
+            return []
+        self.reports.append(reported)
+        answers = self._answer(device, reported.nonce, reported.boot, 0)
+        if self.sealing is None and not self.faults.mute:
+            self.sealing = public_key(reported.sealing_key)
+            if self.wanted:
+                answers.append((topics.Desired(DEVICE).topic, self.desire(*self.wanted)))
+        return answers
+
+    def _rises(self, statement: Reported | TelemetryBatch) -> bool:
+        last = self.numbers.get(type(statement), (0, 0))
+        if statement.number <= last:
+            self.replays.append(statement)
+            return False
+        self.numbers[type(statement)] = statement.number
+        return True
+
+    def _answer(self, device: str, nonce: str, boot: str, stored: int) -> list[tuple[str, bytes]]:
+        if self.faults.mute:
+            self.faults.fire("mute")
+            return []
+        self.acks.append(self.ack(nonce, boot, device=device, stored=stored))
+        return [(topics.Ack(device).topic, self.acks[-1])]
+
+
+def _flipped(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
 
 
 class SimLink:
-    """A line in memory: the interface of the real one, and messages that come later, on the loop."""
+    """A line in memory: the interface of the real one, and messages that come later, on the loop.
+
+    As with a broker, every subscription brings what is retained, in any order.
+    """
 
     def __init__(self, sim: SimFleet) -> None:
         self.sim = sim
@@ -195,6 +294,7 @@ class SimLink:
         self.subscribed: set[str] = set()
         self.published: list[tuple[str, bytes]] = []
         self.deliver: Callable[[str, bytes], None] = lambda _topic, _payload: None
+        self._wanted: set[str] = set()
 
     def publish(self, topic: topics.Topic, payload: bytes, **_retain: bool) -> None:
         if not self.up:
@@ -204,106 +304,106 @@ class SimLink:
             asyncio.get_running_loop().call_soon(self._arrive, *answer)
 
     def _arrive(self, topic: str, payload: bytes) -> None:
-        if self.up and (not topic.startswith("shoal/1/blob/") or topic.rsplit("/", 1)[0] + "/+" in self.subscribed):
+        if self.up and any(topic_matches_sub(pattern, topic) for pattern in self.subscribed):
             self.deliver(topic, payload)
 
     def subscribe(self, pattern: str, **_qos: int) -> None:
         if self.up:
             self.subscribed.add(pattern)
+            if not self._wanted:
+                asyncio.get_running_loop().call_soon(self._retained)
+            self._wanted.add(pattern)
+
+    def _retained(self) -> None:
+        wanted, self._wanted = self._wanted, set()
+        messages = [m for m in self.sim.retained() if any(topic_matches_sub(pattern, m[0]) for pattern in wanted)]
+        self.sim.random.shuffle(messages)
+        for topic, payload in messages:
+            self._arrive(topic, payload)
 
     def unsubscribe(self, pattern: str) -> None:
         self.subscribed.discard(pattern)
 
 
 class Device:
-    """An agent's inner parts on a line in memory; `stop()` and a new `Device` on the same folder is a restart."""
+    """An agent's core on a line in memory; `stop()` and a new `Device` on the same folder is a restart.
 
-    def __init__(self, folder: Path, sim: SimFleet, key: CryptoSigner, **settings: object) -> None:
+    `events` are the security events as they come, before equal ones are folded. `wall` is the machine's clock.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        sim: SimFleet,
+        key: CryptoSigner,
+        sealing_key: EllipticCurvePrivateKey,
+        *,
+        wall: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float] = time.monotonic,
+        **settings: object,
+    ) -> None:
         defaults = {"fetch_timeout": 0.05, "probation_requests": 2, "probation_time": 0.2, "min_free": 0}
         self.settings = AgentSettings(
             state=folder, socket=folder / "agent.sock", **{**defaults, "ack_timeout": 0.1, **settings}
         )
         self.sim = sim
         self.events: list[tuple[str, str]] = []
+        self.wiped = 0
         self.link = SimLink(sim)
         self.state = StateFile.open(folder / "agent.db")
         if not self.state.trust_documents():
             self.state.save_trust({"root": sim.repo.roots[1]})
-        self.keeper = TrustKeeper(self.state, self.now)
-        self.store = Blobs(folder / "blobs", self.settings.min_free)
-        self.fetcher = Fetcher(
-            *(DEVICE, self.link, self.store),
-            timeout=self.settings.fetch_timeout,
-            bad_chunks=self.settings.bad_chunks,
-            on_bad=self.note,
-        )
-        self.meter = WindowMeter()
-        self.service = Service(self.meter)
-        self.installer = Installer(
+        self.clock = Clock(self.state, wall=wall, monotonic=monotonic)
+        self.core = Core(
+            about=ABOUT,
             settings=self.settings,
             state=self.state,
-            store=self.store,
-            fetcher=self.fetcher,
-            service=self.service,
-            trusted=self.keeper.trusted,
-            now=self.now,
-            profile="x86-64",
-            runtimes=frozenset({"onnxruntime"}),
-            on_change=lambda: None,
+            clock=self.clock,
+            link=self.link,
+            signer=lambda: key,
+            sealing_key=sealing_key,
+            wipe=self._wipe,
         )
-        self.outbox = Outbox(
-            *(DEVICE, self.state, self.link, key, self.keeper.trusted), timeout=self.settings.ack_timeout
-        )
-        self.recorder = Recorder(
-            *(self.state, self.meter),
-            boot=f"b{time.monotonic_ns()}",
-            limit=self.settings.queue,
-            now=self.now,
-            health=_health,
-        )
-        self.inbox = Inbox(
-            device=DEVICE,
-            state=self.state,
-            keeper=self.keeper,
-            installer=self.installer,
-            fetcher=self.fetcher,
-            outbox=self.outbox,
-            now=self.now,
-            note_security=self.note,
-        )
-        self.link.deliver = self.inbox.take
+        self.keeper, self.store, self.installer = self.core.keeper, self.core.store, self.core.installer
+        self.outbox, self.recorder, self.inbox = self.core.outbox, self.core.recorder, self.core.inbox
+        self.service, self.meter = self.core.service, self.core.meter
+        self._note = self.core.security.note
+        self.core.security.note = self._heard  # type: ignore[method-assign]
+        self.link.deliver = self.core.take
         self.inbox.start()
 
-    def now(self) -> datetime:
-        return datetime.now(UTC)
-
-    def note(self, subject: str, reason: str) -> None:
+    def _heard(self, subject: str, reason: str) -> None:
         self.events.append((subject, reason))
+        self._note(subject, reason)
+
+    def _wipe(self) -> None:
+        self.wiped += 1
+
+    def now(self) -> datetime:
+        return self.clock.now()
 
     def connect(self) -> None:
         self.link.up = True
-        self.inbox.line_is_up()
-        self.fetcher.line_is_up()
-        self.outbox.again()
-        self.hear_retained()
+        self.core.line_is_up()
 
     def hear_retained(self) -> None:
+        """What the fleet publishes now, and a live connection therefore hears."""
         messages = self.sim.retained()
         self.sim.random.shuffle(messages)
         for topic, payload in messages:
-            self.inbox.take(topic, payload)
+            self.core.take(topic, payload)
+
+    def hear(self, topic: topics.Topic, payload: bytes) -> None:
+        self.core.take(topic.topic, payload)
 
     def disconnect(self) -> None:
         self.link.up = False
         self.link.subscribed.clear()
-        self.inbox.line_is_down()
-        self.outbox.forget()
+        self.core.line_is_down()
 
     async def stop(self) -> None:
         self.disconnect()
-        await self.installer.stop()
-        await self.inbox.stop()
-        self.service.close()
+        await self.core.stop()
         self.state.close()
 
     async def until(self, condition: Callable[[], bool], seconds: float = 30) -> None:
@@ -321,9 +421,8 @@ class Device:
     def active(self) -> list[str]:
         return [slot.digest for slot in self.installer.slots() if slot.slot == "active"]
 
-
-def _health() -> Health:
-    return Health(cpu_percent=1.0, memory_used=1, memory_total=2, agent_memory=1, disk_free=1, disk_total=2)
+    def trust(self) -> dict[str, Any]:
+        return self.core.status()["trust"]
 
 
 class Authority:
@@ -384,9 +483,14 @@ def device_key() -> CryptoSigner:
     return CryptoSigner(ec.generate_private_key(ec.SECP256R1()))
 
 
+@pytest.fixture(scope="session")
+def sealing_key() -> EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
 @pytest.fixture
-def sim(device_key: CryptoSigner) -> SimFleet:
-    return SimFleet(device_key.public_key)
+def sim(device_key: CryptoSigner, sealing_key: EllipticCurvePrivateKey) -> SimFleet:
+    return SimFleet(device_key.public_key, sealing_key.public_key())
 
 
 @pytest.fixture(scope="session")
@@ -401,8 +505,10 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TinyBundle]:
 
 
 @pytest.fixture
-def new_device(tmp_path: Path, sim: SimFleet, device_key: CryptoSigner) -> Callable[..., Device]:
+def new_device(
+    tmp_path: Path, sim: SimFleet, device_key: CryptoSigner, sealing_key: EllipticCurvePrivateKey
+) -> Callable[..., Device]:
     """Make the device of the test, or make it again on the same folder."""
     folder = tmp_path / "state"
     folder.mkdir()
-    return lambda **settings: Device(folder, sim, device_key, **settings)
+    return lambda **settings: Device(folder, sim, device_key, sealing_key, **settings)

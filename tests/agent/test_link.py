@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+import pytest
+from est_server import another
 
-from agent.identity import Identity, Joined
+from agent.credentials import Credentials
+from agent.identity import FOLDER, Joined
+from agent.keys import key_pem, new_key
 from agent.link import IN_FLIGHT, PACKET_LIMIT, MqttLink, _Client, _pieces
+from wire import topics
 from wire.profile import Profile
 
 PROFILE = Profile.from_toml((Path(__file__).parents[2] / "firmware-profiles/x86-64.toml").read_bytes())
@@ -34,57 +41,18 @@ def varint(n: int) -> bytes:
             return bytes(found)
 
 
-def hostile_broker(server: socket.socket, size: int, taken: list[int]) -> None:
-    """Accept one client, announce a packet of `size` bytes, and count how many of them it takes."""
-    connection, _ = server.accept()
-    with connection:
-        connection.recv(4096)
-        connection.sendall(CONNACK + b"\x30" + varint(size))
-        try:
-            while sum(taken) < size:
-                taken.append(connection.send(b"\0" * 65536))
-        except OSError:
-            return
-
-
-def run_against(size: int) -> tuple[int, bool]:
-    """Bytes that the broker could send, and whether the client hung up."""
-    taken: list[int] = []
-    gone = threading.Event()
-    client = _Client(CallbackAPIVersion.VERSION2, client_id="d", protocol=MQTTProtocolVersion.MQTTv5)
-    client.on_disconnect = lambda *_: gone.set()
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        broker = threading.Thread(target=hostile_broker, args=(server, size, taken))
-        broker.start()
-        client.connect("127.0.0.1", server.getsockname()[1])
-        while not gone.is_set() and (broker.is_alive() or sum(taken) < size):
-            client.loop(0.05)
-        hung_up = gone.is_set()
-        client.disconnect()
-        broker.join(10)
-    return sum(taken), hung_up
-
-
-def test_the_line_is_cut_at_a_packet_over_the_limit_before_it_is_buffered() -> None:
-    """Attack: a broker announces 200 MB; paho's own MaximumPacketSize would have taken all of it."""
-    taken, hung_up = run_against(200_000_000)
-    assert hung_up
-    assert taken < PACKET_LIMIT
-
-
-def test_a_large_packet_below_the_limit_is_taken() -> None:
-    taken, _ = run_against(1_000_000)
-    assert taken >= 1_000_000
-
-
 @dataclass
 class TlsBroker:
-    """A broker that greets every client; `context` may be exchanged between two connections."""
+    """A broker that greets every client and acknowledges nothing. `context` may be exchanged between two connections;
+    `after` is what it does behind the greeting."""
 
     server: socket.socket
     context: ssl.SSLContext
+    after: Callable[[ssl.SSLSocket], None] = lambda _connection: None
     greeted: int = 0
     refused: int = 0
+    heard: list[bytes] = field(default_factory=list)
+    live: ssl.SSLSocket | None = None
 
     def serve(self) -> None:
         while True:
@@ -95,21 +63,27 @@ class TlsBroker:
             plain.settimeout(10)
             try:
                 with self.context.wrap_socket(plain, server_side=True) as connection:
-                    if not connection.recv(4096):
-                        self.refused += 1
-                        continue
-                    self.greeted += 1
-                    connection.sendall(CONNACK)
-                    while connection.recv(4096):
-                        pass
+                    self._talk(connection)
             except OSError:
                 self.refused += 1
 
+    def _talk(self, connection: ssl.SSLSocket) -> None:
+        if not connection.recv(4096):
+            self.refused += 1
+            return
+        self.greeted += 1
+        self.live = connection
+        self.heard.append(b"")
+        connection.sendall(CONNACK)
+        self.after(connection)
+        while data := connection.recv(4096):
+            self.heard[-1] += data
+
 
 @contextmanager
-def tls_broker(context: ssl.SSLContext) -> Iterator[TlsBroker]:
+def tls_broker(context: ssl.SSLContext, **how: object) -> Iterator[TlsBroker]:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        broker = TlsBroker(server, context)
+        broker = TlsBroker(server, context, **how)
         thread = threading.Thread(target=broker.serve)
         thread.start()
         try:
@@ -119,58 +93,233 @@ def tls_broker(context: ssl.SSLContext) -> Iterator[TlsBroker]:
             thread.join(10)
 
 
-def server_context(authority, name: str, expires: datetime) -> ssl.SSLContext:
+def server_context(authority, expires: datetime | None = None) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*authority.files(name, expires=expires))
+    context.load_cert_chain(*authority.files("localhost", expires=expires))
     return context
 
 
-def device_identity(authority, port: int) -> Identity:
+def credentials(authority, port: int) -> Credentials:
+    """A device that is enrolled by this authority, in `<authority's folder>/state`."""
+    folder = authority.folder / "state" / FOLDER
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     certificate, key = authority.files("kitchen-1")
-    certificate.rename(authority.folder / "cert.pem")
-    key.rename(authority.folder / "key.pem")
-    (authority.folder / "ca.pem").write_text(authority.pem)
-    return Identity(
-        authority.folder,
-        Joined(device="kitchen-1", fleet="https://localhost:1", broker=f"localhost:{port}", profile=PROFILE),
+    certificate.rename(folder / "cert.pem")
+    key.rename(folder / "key.pem")
+    (folder / "ca.pem").write_text(authority.pem)
+    (folder / "sealing.pem").write_bytes(key_pem(new_key()))
+    joined = Joined(device="kitchen-1", fleet="https://localhost:1", broker=f"localhost:{port}", profile=PROFILE)
+    (folder / "device.json").write_bytes(joined.to_bytes())
+    return Credentials.open(folder.parent)
+
+
+@asynccontextmanager
+async def line(credentials: Credentials, now: Callable[[], datetime] = lambda: datetime.now(UTC)):
+    """A link that was started; `.ups` counts its connections."""
+    ups: list[int] = []
+    link = MqttLink(
+        credentials,
+        now=now,
+        on_up=lambda: ups.append(1),
+        on_down=lambda: None,
+        on_message=lambda _topic, _payload: None,
     )
+    link.ups = ups
+    link.start()
+    try:
+        yield link
+    finally:
+        await link.stop()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def quick(monkeypatch) -> None:
+    """Connect again at once."""
+    monkeypatch.setattr("agent.link.BACK_OFF", (0.05, 0.1))
+
+
+# --- a packet over the limit ------------------------------------------------------------------------------------
+
+HUGE = 200_000_000
+LINE = """
+import asyncio, resource, sys
+from datetime import UTC, datetime
+from pathlib import Path
+import agent.link
+from agent.credentials import Credentials
+from agent.link import MqttLink
+
+agent.link.PACKET_LIMIT = int(sys.argv[2])
+
+def memory():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+async def story():
+    downs, got = [], []
+    link = MqttLink(
+        Credentials.open(Path(sys.argv[1])),
+        now=lambda: datetime.now(UTC),
+        on_up=lambda: None,
+        on_down=lambda: downs.append(1),
+        on_message=lambda topic, payload: got.append(len(payload)),
+    )
+    before = memory()
+    link.start()
+    while not downs and not got:
+        await asyncio.sleep(0.01)
+    print(memory() - before, len(downs), flush=True)
+    await link.stop()
+
+asyncio.run(story())
+"""
+
+
+@dataclass
+class Flood:
+    """Announces a PUBLISH of `HUGE` bytes and sends it as fast as it is taken."""
+
+    sent: int = 0
+
+    def __call__(self, connection: ssl.SSLSocket) -> None:
+        topic = b"\0\1t\0"
+        connection.sendall(b"\x30" + varint(HUGE + len(topic)) + topic)
+        piece = b"\0" * 65536
+        try:
+            while self.sent < HUGE:
+                self.sent += connection.send(piece[: HUGE - self.sent])
+        except OSError:
+            return  # the client hung up
+
+
+def flooded(authority, limit: int) -> tuple[int, int, int]:
+    """What the flood could send, by how much the memory of the process with the line grew, how often it hung up."""
+    flood = Flood()
+    with tls_broker(server_context(authority), after=flood) as broker:
+        state = credentials(authority, broker.server.getsockname()[1]).state
+        command = [sys.executable, "-c", LINE, str(state), str(limit)]
+        ended = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    grown, downs = map(int, ended.stdout.split())
+    return flood.sent, grown, downs
+
+
+def test_the_line_is_cut_at_a_packet_over_the_limit_before_it_is_buffered(authority) -> None:
+    """Attack: a broker sends 200 MB in one packet over TLS; paho's own MaximumPacketSize would have taken all of it."""
+    sent, grown, downs = flooded(authority, PACKET_LIMIT)
+    assert downs == 1
+    assert sent < PACKET_LIMIT
+    assert grown < 16_000_000
+
+
+def test_without_the_limit_the_same_flood_fills_the_memory(authority) -> None:
+    """Proves the test above: the flood is real, and so is the measure of memory."""
+    sent, grown, downs = flooded(authority, 2**30)
+    assert downs == 0
+    assert sent == HUGE
+    assert grown > HUGE
+
+
+# --- certificates -----------------------------------------------------------------------------------------------
 
 
 def test_an_expired_broker_is_told_nothing_and_tried_again_until_its_certificate_is_renewed(
-    authority, monkeypatch, caplog
+    authority, quick, caplog
 ) -> None:
     """Accident: the fleet let the broker's certificate run out, and renews it while the agents go on running."""
-    monkeypatch.setattr("agent.link.BACK_OFF", (0.05, 0.1))
-    now = datetime.now(UTC)
-    expired = server_context(authority, "localhost", now - timedelta(hours=1))
-
-    async def until(condition) -> None:
-        deadline = time.monotonic() + 20
-        while not condition():
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.02)
 
     async def story(broker: TlsBroker) -> None:
-        identity = device_identity(authority, broker.server.getsockname()[1])
-        link = MqttLink(
-            identity,
-            now=lambda: datetime.now(UTC),
-            on_up=lambda: None,
-            on_down=lambda: None,
-            on_message=lambda _topic, _payload: None,
-        )
-        link.start()
-        try:
+        async with line(credentials(authority, broker.server.getsockname()[1])) as link:
             await until(lambda: broker.refused >= 2)
             assert (broker.greeted, link.up) == (0, False)
             assert "certificate expired" in caplog.text
-            broker.context = server_context(authority, "localhost", now + timedelta(days=1))
+            broker.context = server_context(authority, datetime.now(UTC) + timedelta(days=1))
             await until(lambda: link.up)
-        finally:
-            await link.stop()
 
-    with tls_broker(expired) as broker:
+    with tls_broker(server_context(authority, datetime.now(UTC) - timedelta(hours=1))) as broker:
         asyncio.run(story(broker))
+
+
+def test_a_broker_that_proves_expired_when_the_time_is_learnt_is_hung_up_on(authority, quick, caplog) -> None:
+    """Attack: an old key of the broker is used against a device whose clock stands at 1970, until it hears the time."""
+    caplog.set_level("INFO")
+    time_now = datetime(1970, 1, 1, tzinfo=UTC)
+
+    async def story(broker: TlsBroker) -> None:
+        nonlocal time_now
+        async with line(credentials(authority, broker.server.getsockname()[1]), lambda: time_now) as link:
+            await until(lambda: link.up)
+            link.check_again()
+            await asyncio.sleep(0)
+            assert link.up
+            time_now = datetime.now(UTC)
+            link.check_again()
+            await until(lambda: not link.up and broker.refused >= 2)
+            assert broker.greeted == 1
+            assert "connecting again: the server's certificate expired" in caplog.text
+
+    with tls_broker(server_context(authority, datetime.now(UTC) - timedelta(hours=1))) as broker:
+        asyncio.run(story(broker))
+
+
+def test_a_broker_of_another_authority_is_believed_once_signed_metadata_names_it(authority, quick, tmp_path) -> None:
+    """Rotation: the kit's authority is replaced while the agent runs; then the old one is believed no more."""
+    other = another(authority, tmp_path / "other")
+
+    async def story(broker: TlsBroker) -> None:
+        held = credentials(authority, broker.server.getsockname()[1])
+        async with line(held) as link:
+            await until(lambda: broker.refused >= 2)
+            assert not link.up
+            assert not held.believe([authority.pem, other.pem])
+            await until(lambda: link.up)
+            broker.context = server_context(authority)
+            link.hang_up("a test")
+            await until(lambda: broker.greeted == 2 and link.up)
+            refused = broker.refused
+            assert held.believe([other.pem]), "one is gone: the agent connects again"
+            link.hang_up("an authority is not believed any more")
+            await until(lambda: broker.refused >= refused + 2)
+            assert broker.greeted == 2
+
+    with tls_broker(server_context(other)) as broker:
+        asyncio.run(story(broker))
+
+
+# --- nothing twice ----------------------------------------------------------------------------------------------
+
+
+def test_what_the_broker_did_not_acknowledge_before_it_died_is_not_sent_again(authority, quick) -> None:
+    """Accident: the broker dies between a message and its PUBACK. The fleet would take a second copy for a replay."""
+
+    async def story(broker: TlsBroker) -> None:
+        async with line(credentials(authority, broker.server.getsockname()[1])) as link:
+            await until(lambda: link.up)
+            link.publish(topics.Reported("kitchen-1"), b"the first report")
+            await until(lambda: b"the first report" in broker.heard[0])
+            assert broker.live is not None
+            socket.socket.shutdown(broker.live, socket.SHUT_RDWR)
+            await until(lambda: broker.greeted == 2 and link.up)
+            link.publish(topics.Reported("kitchen-1"), b"the second report")
+            await until(lambda: b"the second report" in broker.heard[1])
+            assert b"the first report" not in broker.heard[1]
+
+    with tls_broker(server_context(authority)) as broker:
+        asyncio.run(story(broker))
+
+
+def test_the_client_library_alone_would_send_it_again(authority, quick, monkeypatch) -> None:
+    """Proves the test above."""
+    monkeypatch.delattr(_Client, "_messages_reconnect_reset_out")
+    monkeypatch.setattr(_Client, "drop_out_messages", lambda _self: [])
+    with pytest.raises(AssertionError, match="the first report"):
+        test_what_the_broker_did_not_acknowledge_before_it_died_is_not_sent_again(authority, None)
 
 
 def test_large_messages_take_more_of_the_room_between_the_line_and_the_loop() -> None:

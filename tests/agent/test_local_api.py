@@ -90,7 +90,7 @@ def serve(new_device, sim, bundles, authority, short_folder):
             api = LocalApi(
                 service=device.service,
                 meter=device.meter,
-                cloud=Cloud(identity(short_folder, fleet, authority.pem), 5.0, device.now),
+                cloud=Cloud(fleet, identity(short_folder, fleet, authority.pem).tls, 5.0, device.clock.now),
                 status=lambda: {"device": "kitchen-1"},
                 online=lambda: online,
                 body_limit=64 * 1024,

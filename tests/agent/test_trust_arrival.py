@@ -71,11 +71,11 @@ def test_a_desired_state_by_another_key_is_an_attack_and_changes_nothing(new_dev
         sim.release(bundles["one"])
         fleet, sim.repo.keys["fleet"] = sim.repo.keys["fleet"], [new_signer()]
         sim.desire(bundles["one"])
+        sim.repo.keys["fleet"] = fleet
         device.connect()
         await device.until(lambda: device.events != [])
         assert device.events[0][0] == "desired state"
         assert device.installer.updates() == ()
-        sim.repo.keys["fleet"] = fleet
         sim.desire(bundles["one"])
         device.hear_retained()
         await device.until_phase("committed")

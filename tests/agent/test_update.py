@@ -18,7 +18,7 @@ from agent.update import (
     report,
     step,
 )
-from wire.messages import DesiredModel
+from wire.orders import DesiredModel
 
 OLD = Placed(target="models/intents/kitchen/1.0.0/x86-64", digest="sha256:" + "1" * 64)
 NEW = DesiredModel(target="models/intents/kitchen/2.0.0/x86-64", digest="sha256:" + "2" * 64, rollout="r2")

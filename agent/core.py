@@ -1,0 +1,370 @@
+"""Everything of a device but its sockets: what it trusts, installs, serves and says, wired together.
+
+The line is an argument (`agent.link`), and so is the clock: the tests' device is this one on a line in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from securesystemslib.signer import Signer
+
+from agent.acks import Acks
+from agent.blobs import Blobs
+from agent.clock import Clock
+from agent.commands import Commands
+from agent.errors import AgentError, Unavailable
+from agent.freshness import Freshness, Frozen
+from agent.health import HealthMeter
+from agent.inbox import Heard, Inbox
+from agent.install.fetch import Fetcher
+from agent.install.installer import Installer
+from agent.install.keys import ChunkKeys
+from agent.keeper import TrustKeeper
+from agent.link import Link
+from agent.reporter import Reporter
+from agent.security import SecurityLog
+from agent.serving.service import Service
+from agent.settings import AgentSettings
+from agent.state import StateFile
+from agent.telemetry import Outbox, Recorder, WindowMeter
+from agent.voice import Voice
+from wire import topics
+from wire.errors import WireError
+from wire.messages import Reported
+from wire.orders import Ack
+from wire.secrecy import public_text
+from wire.trust import TrustedSet
+from wire.units import show_instant
+
+log = logging.getLogger("agent.core")
+
+SECURITY_REPORTED: Final = 20
+WATCH_EVERY: Final = 5.0
+"""Longest pause in seconds between two looks at freshness."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What a device says of itself that does not change while it runs."""
+
+    device: str
+    profile: str
+    hardware: str
+    emulated: bool
+    agent: str
+    runtimes: frozenset[str]
+
+
+class Core:
+    """A device. `signer()` gives the key of the certificate in use; `wipe` marks it for wiping and stops the agent.
+
+    `on_trust` is called when other metadata is trusted, `on_time` when the fleet has told the time.
+    """
+
+    def __init__(
+        self,
+        *,
+        about: About,
+        settings: AgentSettings,
+        state: StateFile,
+        clock: Clock,
+        link: Link,
+        signer: Callable[[], Signer],
+        sealing_key: EllipticCurvePrivateKey,
+        wipe: Callable[[], None],
+        on_trust: Callable[[TrustedSet], None] = lambda _trusted: None,
+        on_time: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.about = about
+        self.boot = uuid.uuid4().hex
+        self.clock = clock
+        self._settings = settings
+        self._state = state
+        self._link = link
+        self._sealing_key = public_text(sealing_key.public_key())
+        self._on_trust, self._on_time = on_trust, on_time
+        self._capped_by = 0
+        self._asked_again = self._said_frozen = self._stopped = False
+        self._watching: asyncio.Task[None] | None = None
+
+        self.freshness = Freshness(settings.freeze_after)
+        self.security = SecurityLog(state, now=clock.now, uptime=clock.uptime, on_change=self._changed)
+        self.keeper = TrustKeeper(state, clock)
+        self.voice = Voice(about.device, state, link, signer)
+        self.acks = Acks(
+            device=about.device,
+            boot=self.boot,
+            trusted=self.keeper.trusted,
+            clock=clock,
+            on_ask=self.freshness.asked,
+        )
+        self.reporter = Reporter(self.voice, self.acks, self._compose, timeout=settings.ack_timeout)
+        self.meter = WindowMeter()
+        self.service = Service(self.meter)
+        self.outbox = Outbox(state, self.voice, self.acks, timeout=settings.ack_timeout)
+        self.recorder = Recorder(
+            *(state, self.meter),
+            boot=self.boot,
+            limit=settings.queue,
+            now=clock.now,
+            health=HealthMeter(settings.state).sample,
+        )
+        self._wire_updates(ChunkKeys(about.device, sealing_key))
+        self._wire_inbox(wipe)
+
+    def _wire_updates(self, keys: ChunkKeys) -> None:
+        self.store = Blobs(self._settings.state / "blobs", self._settings.min_free)
+        self.fetcher = Fetcher(
+            *(self.about.device, self._link, self.store, keys),
+            timeout=self._settings.fetch_timeout,
+            bad_chunks=self._settings.bad_chunks,
+            on_bad=self.note_security,
+        )
+        self.installer = Installer(
+            settings=self._settings,
+            state=self._state,
+            store=self.store,
+            fetcher=self.fetcher,
+            keys=keys,
+            service=self.service,
+            trusted=self.keeper.trusted,
+            now=self.clock.now,
+            profile=self.about.profile,
+            runtimes=self.about.runtimes,
+            on_change=self._changed,
+        )
+
+    def _wire_inbox(self, wipe: Callable[[], None]) -> None:
+        self.commands = Commands(
+            state=self._state,
+            voice=self.voice,
+            trusted=self.keeper.trusted,
+            clock=self.clock,
+            report=self.reporter.soon,
+            wipe=wipe,
+        )
+        self.inbox = Inbox(
+            device=self.about.device,
+            state=self._state,
+            clock=self.clock,
+            keeper=self.keeper,
+            installer=self.installer,
+            fetcher=self.fetcher,
+            acks=self.acks,
+            commands=self.commands,
+            heard=Heard(
+                ack=self._answered,
+                desired=lambda: self.freshness.holds(self._state.last_desired()),
+                fleet=self._fleet,
+                trust=self._trusts,
+                rotated=self._another_time,
+                security=self.note_security,
+            ),
+        )
+
+    # --- beginning and end ----------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Models answer from here on, without any network."""
+        self._watching = asyncio.create_task(self._watch(), name="freshness")
+        self.inbox.start()
+        self._on_trust(self.keeper.trusted)
+        await self.installer.restore()
+
+    async def stop(self) -> None:
+        """Leave everything where it is; what has to be known later is on disk."""
+        self._stopped = True
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        await self.installer.stop()
+        await self.inbox.stop()
+        self._close_window()
+        self.security.fold()
+        self.reporter.stop()
+        self.outbox.forget()
+        self.service.close()
+
+    def close_window(self) -> None:
+        """End a telemetry window and send what waits."""
+        self._close_window()
+        self.outbox.kick()
+
+    def _close_window(self) -> None:
+        try:
+            self.recorder.close_window()
+        except Unavailable as e:
+            log.error("no telemetry record now: %s", e)  # noqa: TRY400  a full disk, not a bug: models go on
+
+    # --- the line -------------------------------------------------------------------------------------------------
+
+    def line_is_up(self) -> None:
+        """Connected: hear what is retained, and say what is."""
+        if self._stopped:
+            return
+        self.freshness.line_is_up(self.clock.uptime())
+        self.inbox.line_is_up()
+        self._subscribe()
+        self.fetcher.line_is_up()
+        self.outbox.again()
+        self.reporter.line_is_up()
+
+    def line_is_down(self) -> None:
+        """The connection is lost."""
+        self.freshness.line_is_down(self.clock.uptime())
+        self.inbox.line_is_down()
+        self.outbox.forget()
+        self.reporter.stop()
+
+    def take(self, topic: str, payload: bytes) -> None:
+        """A message came."""
+        if self._stopped:
+            return
+        try:
+            self.inbox.take(topic, payload)
+        except (WireError, AgentError) as e:
+            log.warning("%s: %s", topic[:120], e)
+
+    def _subscribe(self) -> None:
+        for pattern in self.inbox.subscriptions():
+            self._link.subscribe(pattern)
+
+    def _fleet(self, there: bool) -> None:
+        self.outbox.open = there
+        if there:
+            self.outbox.kick()
+            self.reporter.fleet_is_there()
+
+    def _trusts(self) -> None:
+        """Other metadata is trusted: the fleet may be believed now when it tells the time."""
+        self._on_trust(self.keeper.trusted)
+        if not self.clock.learnt:
+            self.reporter.soon()
+
+    # --- answers, time and freshness --------------------------------------------------------------------------------
+
+    def _answered(self, ack: Ack) -> None:
+        named = ack.desired_epoch, ack.desired_seq
+        self.freshness.answered(self.clock.uptime(), named=named, held=self._state.last_desired())
+        self.reporter.answered(ack.nonce)
+        self._learn(ack)
+        self.outbox.answered(ack)
+
+    def _learn(self, ack: Ack) -> None:
+        if not self.keeper.speaks_now():
+            return
+        latest, first = self.keeper.trusted.root.expires, not self.clock.learnt
+        if ack.time > latest and self._capped_by != self.keeper.trusted.root_version:
+            self._capped_by = self.keeper.trusted.root_version
+            why = f"the fleet says {ack.issued}, and the root metadata expires {latest:%Y-%m-%d}: sign a new root"
+            self.note_security("time", why)
+        moved = self.clock.learn(ack.time, latest=latest)
+        if moved:
+            self._another_time()
+        elif first:
+            self.inbox.look_again()
+        self._on_time()
+
+    def _another_time(self) -> None:
+        """What was refused by another time is heard again."""
+        log.info("trusted time is %s now", show_instant(self.clock.now()))
+        self.inbox.look_again()
+        self._subscribe()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(min(self._settings.freeze_after / 4, WATCH_EVERY))
+            self.look()
+
+    def look(self) -> None:
+        """Whether this device is frozen: said once when it begins. A desired state that does not come is asked for."""
+        self.security.fold_when_due()
+        late = self.freshness.behind(self.clock.uptime()) > self._settings.freeze_after / 2
+        if late and not self._asked_again:
+            self._link.subscribe(topics.Desired(self.about.device).topic)
+        self._asked_again = late
+        frozen = self._frozen()
+        if frozen is None:
+            self._said_frozen = False
+        elif self.outbox.open and not self._said_frozen:  # a fleet that says that it is away is no attack
+            self._said_frozen = True
+            self.note_security("freshness", frozen.why)
+
+    def _frozen(self) -> Frozen | None:
+        until, now = self.keeper.fresh_until(), self.clock.now()
+        expired = (now - until).total_seconds() if until is not None and self.clock.learnt else 0.0
+        return self.freshness.frozen(self.clock.uptime(), expired_for=expired)
+
+    # --- saying what is -------------------------------------------------------------------------------------------
+
+    def note_security(self, subject: str, reason: str) -> None:
+        """Something was refused because it could not be trusted: kept, and reported to the fleet."""
+        self.security.note(subject, reason)
+
+    def _changed(self) -> None:
+        self.reporter.soon()
+
+    def _compose(self, starts: int, seq: int, nonce: str) -> Reported:
+        desired_epoch, desired_seq = self._state.last_desired()
+        return Reported(
+            device=self.about.device,
+            boot=self.boot,
+            starts=starts,
+            seq=seq,
+            nonce=nonce,
+            time=show_instant(self.clock.now()),
+            sealing_key=self._sealing_key,
+            agent=self.about.agent,
+            profile=self.about.profile,
+            hardware=self.about.hardware,
+            emulated=self.about.emulated,
+            desired_epoch=desired_epoch,
+            desired_seq=desired_seq,
+            slots=self.installer.slots(),
+            updates=self.installer.updates(),
+            security=self._state.security()[-SECURITY_REPORTED:],
+        )
+
+    def status(self) -> dict[str, Any]:
+        """The device for people and programs beside it: the local API adds what it knows of the process."""
+        epoch, seq = self._state.last_desired()
+        return {
+            "device": self.about.device,
+            "profile": self.about.profile,
+            "emulated": self.about.emulated,
+            "hardware": self.about.hardware,
+            "agent": self.about.agent,
+            "boot": self.boot,
+            "link": {"up": self._link.up, "fleet": self.outbox.open},
+            "desired": {"epoch": epoch, "seq": seq},
+            "trust": self._trust(),
+            "slots": [slot.to_value() for slot in self.installer.slots()],
+            "updates": [report.to_value() for report in self.installer.updates()],
+            "telemetry": self._state.telemetry(),
+            "requests": self.service.requests,
+            "security": [event.to_value() for event in self._state.security()],
+        }
+
+    def _trust(self) -> dict[str, Any]:
+        frozen = self._frozen()
+        return {
+            "heard": self._shown(self.freshness.heard),
+            "frozen_since": self._shown(frozen.since if frozen else None),
+            "why": frozen.why if frozen else "",
+            "time": "signed" if self.clock.learnt else "clock",
+            "versions": self.keeper.trusted.versions(),
+        }
+
+    def _shown(self, at: float | None) -> str | None:
+        """A moment of the monotonic clock as a time."""
+        if at is None:
+            return None
+        return show_instant(self.clock.now() - timedelta(seconds=self.clock.uptime() - at))

@@ -1,0 +1,55 @@
+"""Forgetting everything: identity, keys, trust, models, telemetry. What the owner of the machine wrote stays.
+
+    begin_wipe(state)     # from here on it is certain, whatever happens
+    finish_wipe(state)    # at the end of the agent, and at every start: does nothing when no wipe was begun
+
+The keys go first: what a crash leaves behind cannot speak for this device. Nothing is overwritten, because flash
+storage writes elsewhere; a device that must not be read by its finder needs an encrypted disk.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Final
+
+from agent.blobs import sync_folder
+from agent.identity import FOLDER
+from agent.keys import write_private, writing
+from agent.slots import NEW, NEXT, OLD, RENEWAL_KEY
+
+MARKER: Final = "wiping"
+BEGUN: Final = "enrolling"
+"""An enrolment under way."""
+OURS: Final = (
+    *(FOLDER, NEXT, OLD, NEW, BEGUN, f"{BEGUN}.new", RENEWAL_KEY, f"{RENEWAL_KEY}.new"),
+    *("agent.db-wal", "agent.db", "agent.db-shm", "agent.db-journal", "blobs"),
+)
+"""What goes, in this order. Named one by one: a state folder may be anybody's, and hold what is not ours."""
+
+
+def begin_wipe(state: Path) -> None:
+    """Decide it. Raises `Unavailable`."""
+    with writing(state):
+        write_private(state / MARKER, b"")
+        sync_folder(state)
+
+
+def finish_wipe(state: Path) -> bool:
+    """Do it, or go on with it, if it was decided. Whether it was. Raises `Unavailable`, and may be called again."""
+    if not (state / MARKER).exists():
+        return False
+    with writing(state):
+        for name in OURS:
+            _remove(state / name)
+            sync_folder(state)
+        (state / MARKER).unlink()
+        sync_folder(state)
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+from trust_repository import new_signer
+
+from wire import topics
+from wire.units import show_instant
+
+COMMAND = topics.Command("kitchen-1")
+
+
+async def ready(new_device, **settings):
+    device = new_device(**settings)
+    device.connect()
+    await device.until(lambda: device.clock.learnt)
+    return device
+
+
+def outcomes(sim) -> list[tuple[int, str]]:
+    return [(reply.seq, reply.outcome) for reply in sim.replies]
+
+
+def test_a_command_to_report_is_done_and_answered(new_device, sim) -> None:
+    async def story() -> None:
+        device = await ready(new_device)
+        said = len(sim.reports)
+        device.hear(COMMAND, sim.command("report"))
+        assert outcomes(sim) == [(1, "done")]
+        await device.until(lambda: len(sim.reports) > said)
+        assert device.events == []
+        await device.stop()
+
+    asyncio.run(story())
+
+
+def test_a_command_to_wipe_is_marked_before_it_is_answered(new_device, sim) -> None:
+    async def story() -> None:
+        device = await ready(new_device)
+        order: list[str] = []
+        device.core.commands._wipe = lambda: order.append("marked")
+        publish = device.link.publish
+        device.link.publish = lambda topic, *rest, **more: (order.append(topic.topic), publish(topic, *rest, **more))
+        device.hear(COMMAND, sim.command("wipe"))
+        assert order == ["marked", "shoal/1/d/kitchen-1/reply"]
+        assert outcomes(sim) == [(1, "done")]
+        await device.stop()
+
+    asyncio.run(story())
+
+
+def test_a_command_that_this_agent_does_not_know_is_refused_in_words(new_device, sim) -> None:
+    async def story() -> None:
+        device = await ready(new_device)
+        device.hear(COMMAND, sim.command("dance"))
+        assert outcomes(sim) == [(1, "refused")]
+        assert "does not know the command dance" in sim.replies[0].reason
+        await device.stop()
+
+    asyncio.run(story())
+
+
+def test_a_replayed_command_is_a_security_event_and_is_not_done(new_device, sim) -> None:
+    """Attack: an earlier command, rightly signed, is sent again; then again after a restart."""
+
+    async def story() -> None:
+        device = await ready(new_device)
+        old = sim.command("wipe")
+        device.hear(COMMAND, sim.command("report"))
+        device.hear(COMMAND, old)
+        await device.until(lambda: [subject for subject, _ in device.events] == ["command"])
+        assert "not above 1.2" in device.events[0][1]
+        assert device.wiped == 0
+        await device.stop()
+        again = await ready(new_device)
+        again.hear(COMMAND, old)
+        await again.until(lambda: [subject for subject, _ in again.events] == ["command"])
+        assert again.wiped == 0
+        await again.stop()
+
+    asyncio.run(story())
+
+
+def test_a_command_whose_answer_was_lost_is_answered_again_and_not_done_again(new_device, sim) -> None:
+    """Accident: the line goes down between the command and its answer; the fleet sends it again at the next birth."""
+
+    async def story() -> None:
+        device = await ready(new_device)
+        command = sim.command("dance")
+        device.link.up = False
+        device.hear(COMMAND, command)
+        assert sim.replies == []
+        await device.stop()
+        again = await ready(new_device)
+        again.hear(COMMAND, command)
+        again.hear(COMMAND, command)
+        assert outcomes(sim) == [(1, "refused"), (1, "refused")]
+        assert again.events == []
+        await again.stop()
+
+    asyncio.run(story())
+
+
+def test_a_command_that_comes_late_is_refused_and_not_done(new_device, sim) -> None:
+    """Attack: a command to wipe is kept back until nobody means it any more."""
+
+    async def story() -> None:
+        device = await ready(new_device)
+        expired = show_instant(sim.now() - timedelta(minutes=1))
+        issued = show_instant(sim.now() - timedelta(minutes=11))
+        device.hear(COMMAND, sim.command("wipe", issued=issued, expires=expired))
+        assert outcomes(sim) == [(1, "refused")]
+        assert "expired" in sim.replies[0].reason
+        assert device.wiped == 0
+        await device.stop()
+
+    asyncio.run(story())
+
+
+def test_a_command_from_before_the_enrolment_is_refused(new_device, sim) -> None:
+    """Attack: the command that wiped this device last year is sent to it again after it was enrolled anew."""
+
+    async def story() -> None:
+        old = sim.command("wipe", issued=show_instant(sim.now() - timedelta(days=1)))
+        device = await ready(new_device)
+        device.state.note_enrolment(sim.now() - timedelta(hours=1))
+        device.hear(COMMAND, old)
+        await device.until(lambda: [subject for subject, _ in device.events] == ["command"])
+        assert "older than this device's enrolment" in device.events[0][1]
+        assert (device.wiped, sim.replies) == (0, [])
+        await device.stop()
+
+    asyncio.run(story())
+
+
+def test_a_command_waits_until_the_fleet_has_told_the_time(new_device, sim) -> None:
+    """Whether it is late cannot be known before: a clock at 1970 would take one of last year."""
+
+    async def story() -> None:
+        device = new_device()
+        sim.faults.mute = True
+        device.connect()
+        await device.until(lambda: "targets" in device.keeper.trusted.versions())
+        command = sim.command("report")
+        device.hear(COMMAND, command)
+        device.hear(COMMAND, command)
+        await device.until(lambda: device.inbox._judge_due is None)
+        assert (sim.replies, device.events) == ([], [])
+        sim.faults.mute = False
+        await device.until(lambda: outcomes(sim) == [(1, "done")])
+        await device.stop()
+
+    asyncio.run(story())
+
+
+def test_a_forged_command_or_one_for_another_device_is_a_security_event(new_device, sim) -> None:
+    """Attack: a stranger signs a command to wipe; then the fleet's command for another device is sent here."""
+
+    async def story() -> None:
+        device = await ready(new_device)
+        fleet, sim.repo.keys["fleet"] = sim.repo.keys["fleet"], [new_signer()]
+        forged = sim.command("wipe")
+        sim.repo.keys["fleet"] = fleet
+        device.hear(COMMAND, forged)
+        device.hear(COMMAND, sim.command("wipe", device="other"))
+        await device.until(lambda: len(device.events) == 2)
+        assert [subject for subject, _ in device.events] == ["command", "command"]
+        assert (device.wiped, sim.replies) == (0, [])
+        await device.stop()
+
+    asyncio.run(story())

@@ -1,0 +1,194 @@
+"""A real agent and a real fleet: how a device gets in, stays in, comes back and is let go."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleet_process import ApiError, FleetProcess, Publisher, initialise_trust, until
+from securesystemslib.signer import Key
+from test_agent_meets_fleet import AgentProcess
+
+from agent.identity import FOLDER, Identity
+from wire.signing import RoleKeys, targets_document
+
+pytestmark = pytest.mark.slow
+
+
+class World:
+    """A fleet, and the agents of a test; all of them end with it."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder = folder
+        self.stack = stack
+        self.fleet: FleetProcess
+        self.publisher: Publisher
+
+    def start_fleet(self, **settings: object) -> None:
+        self.fleet = self.stack.enter_context(FleetProcess(self.folder / "fleet", gather="50 ms", **settings))
+        self.publisher = initialise_trust(self.fleet)
+
+    def enrolled(self, device: str) -> AgentProcess:
+        agent = AgentProcess(self.folder / device)
+        done = agent.enrol(self.fleet.api("POST", "/api/v1/devices", {"device": device, "profile": "x86-64"}))
+        assert done.returncode == 0, done.stderr
+        self.stack.callback(agent.stop)
+        return agent
+
+    def device(self, device: str) -> Any:
+        try:
+            return self.fleet.api("GET", f"/api/v1/devices/{device}")
+        except ApiError:
+            return {}
+
+    def is_online(self, device: str) -> bool:
+        return self.device(device).get("status") == "online"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with ExitStack() as stack:
+        yield World(tmp_path, stack)
+
+
+def serial(agent: AgentProcess) -> int:
+    return Identity.load(agent.state).certificate().serial_number
+
+
+def renewed(agent: AgentProcess, before: int) -> bool:
+    return (agent.state / FOLDER).exists() and serial(agent) != before
+
+
+def test_a_device_of_a_batch_is_in_as_soon_as_an_operator_accepts_it(world: World) -> None:
+    world.start_fleet()
+    kit = world.fleet.api("POST", "/api/v1/batches", {"batch": "hall", "profile": "x86-64", "quota": 2})
+    path = world.folder / "hall-kit.json"
+    path.write_text(json.dumps(kit))
+    agent = AgentProcess(world.folder / "hall-1")
+    words = ["enrol", "--kit", str(path), "--device", "hall-1"]
+    early = agent.command(*words, "--wait", "1 s")
+    assert early.returncode == 1
+    assert "shoal device accept hall-1" in early.stderr
+    assert not (agent.state / FOLDER).exists()
+    world.fleet.api("POST", "/api/v1/devices/hall-1/accept", {})
+    done = agent.command(*words)
+    assert done.returncode == 0, done.stderr
+    assert not path.exists(), "the claim's key does not stay"
+    agent.start()
+    world.stack.callback(agent.stop)
+    until(lambda: world.is_online("hall-1"), what="the device online")
+
+
+def test_a_rejected_device_hears_it_while_it_waits(world: World) -> None:
+    world.start_fleet()
+    kit = world.fleet.api("POST", "/api/v1/batches", {"batch": "hall", "profile": "x86-64", "quota": 2})
+    path = world.folder / "hall-kit.json"
+    path.write_text(json.dumps(kit))
+    command = [sys.executable, "-P", "-m", "agent.main", "enrol", "--kit", str(path), "--device", "hall-1"]
+    command += ["--state", str(world.folder / "hall-1")]
+    waiting = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    try:
+        until(lambda: world.device("hall-1").get("status") == "pending", what="the device pending")
+        world.fleet.api("POST", "/api/v1/devices/hall-1/reject", {"reason": "not ours"})
+        _, said = waiting.communicate(timeout=60)
+    finally:
+        waiting.kill()
+        waiting.wait()
+    assert waiting.returncode == 1
+    assert "reject" in said
+
+
+def test_a_running_device_renews_its_certificate_and_goes_on(world: World) -> None:
+    world.start_fleet(certificate_lifetime="20 min")  # they begin an hour early: past the middle of their life at once
+    agent = world.enrolled("kitchen-1")
+    first = serial(agent)
+    agent.start()
+    until(lambda: renewed(agent, first), what="a renewed certificate in use")
+    until(lambda: agent.status()["link"]["up"], what="the line up again")
+    until(lambda: world.is_online("kitchen-1"), what="the device online")
+    assert agent.status()["certificate"]["renewal"].startswith("due ")
+    words = agent.command("status").stdout
+    assert "certificate until" in words
+    assert "trust: heard the fleet" in words
+    agent.stop()
+    agent.start()
+    until(lambda: world.is_online("kitchen-1"), what="the device online after a restart")
+
+
+def test_a_device_that_was_off_beyond_the_end_of_its_certificate_comes_back_by_itself(world: World) -> None:
+    """Accident: off for longer than its certificate lives. The broker's handshake refuses it."""
+    world.start_fleet(certificate_lifetime="5 s")
+    agent = world.enrolled("kitchen-1")
+    first, ends = serial(agent), Identity.load(agent.state).certificate().not_valid_after_utc
+    until(lambda: datetime.now(UTC) > ends, what="the end of the certificate")
+    agent.start()
+    until(lambda: renewed(agent, first), what="a renewed certificate in use", within=60)
+    until(lambda: world.is_online("kitchen-1"), what="the device online")
+    assert "certificate" in agent.log
+
+
+def change_authority(world: World) -> None:
+    """As `shoal authority next`, `shoal release rotate authorities` and `shoal authority use` do it."""
+    fleet, publisher = world.fleet, world.publisher
+    known = fleet.api("POST", "/api/v1/authorities")
+    (following,) = [found["fingerprint"] for found in known if found["state"] == "next"]
+    trust = fleet.api("GET", "/api/v1/trust")
+    fields = dict(trust["online"]["fleet"])
+    key = RoleKeys((Key.from_dict(fields.pop("keyid"), fields),))
+    families = {publisher.family: RoleKeys((publisher.release_signer.public_key,))}
+    signed = targets_document(2, key, families, publisher.expires, [publisher.targets], trust["authorities"])
+    publisher.post({"targets": signed, **publisher.release_documents()})
+    fleet.api("POST", f"/api/v1/authorities/{following}/use")
+
+
+def issuer(agent: AgentProcess) -> str:
+    return Identity.load(agent.state).certificate().issuer.rfc4514_string()
+
+
+def test_a_change_of_authority_reaches_a_device_that_runs_and_one_that_slept_through_it_all(world: World) -> None:
+    """Rotation: one device hears the signed metadata in time. The other sleeps until its own certificate has run out
+    too, and knows neither the new authority nor a certificate that anybody takes."""
+    world.start_fleet(certificate_lifetime="20 s")
+    awake, asleep = world.enrolled("awake"), world.enrolled("asleep")
+    before, slept = issuer(asleep), Identity.load(asleep.state).certificate()
+    awake.start()
+    until(lambda: world.is_online("awake"), what="the device online")
+    change_authority(world)
+    until(lambda: issuer(awake) != before, what="a certificate of the new authority", within=60)
+    until(lambda: world.is_online("awake"), what="the device online")
+    until(lambda: datetime.now(UTC) > slept.not_valid_after_utc, what="the end of the certificate", within=30)
+    asleep.start()
+    until(lambda: issuer(asleep) != before, what="a certificate of the new authority", within=60)
+    until(lambda: world.is_online("asleep"), what="the device online")
+
+
+def test_a_device_that_is_retired_wipes_itself_and_ends(world: World) -> None:
+    world.start_fleet()
+    agent = world.enrolled("kitchen-1")
+    agent.start()
+    until(lambda: world.is_online("kitchen-1"), what="the device online")
+    world.fleet.api("POST", "/api/v1/devices/kitchen-1/retire", {"now": False})
+    until(lambda: not (agent.state / FOLDER).exists(), what="no identity left")
+    until(lambda: world.device("kitchen-1")["status"] == "retired", what="the fleet knows")
+    assert agent.ended() == 0
+    assert {path.name for path in agent.state.iterdir()} <= {"agent.lock"}
+    assert "not enrolled" in agent.command("run").stderr
+
+
+def test_a_device_that_was_off_when_it_was_retired_wipes_itself_when_it_comes(world: World) -> None:
+    world.start_fleet()
+    agent = world.enrolled("kitchen-1")
+    agent.start()
+    until(lambda: world.is_online("kitchen-1"), what="the device online")
+    agent.stop()
+    world.fleet.api("POST", "/api/v1/devices/kitchen-1/retire", {"now": False})
+    agent.start()
+    until(lambda: not (agent.state / FOLDER).exists(), what="no identity left")
+    assert agent.ended() == 0
