@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlmodel import Session, col, delete, func, select
 
-from fleet.errors import NotFound, Untrusted
+from fleet.errors import AnotherKey, NotFound
+from fleet.store.database import Database
 from fleet.store.tables import Device, DeviceStats, SecurityRow
+from fleet.trust.certificates import certificates_of, revoke_all
 from wire.messages import Presence, Reported
 from wire.sketch import Sketch
 from wire.units import show_instant
 
 SECURITY_HELD = 100
 """Refused things kept per device: a flood of forgeries must not fill the disk."""
+STATUSES: Final = ("online", "offline", "enrolling", "pending", "rejected", "retiring", "retired", "revoked")
 
 
 def find(session: Session, device: str) -> Device:
@@ -35,18 +39,6 @@ def take_presence(device: Device, presence: Presence) -> None:
         device.online = False
 
 
-def take_report(device: Device, reported: Reported) -> bool:
-    """Keep a verified report; False for one taken before. Raises `Untrusted` for an older one of the same boot."""
-    last = last_report(device)
-    if last is not None and last.boot == reported.boot:
-        if reported.seq == last.seq:
-            return False
-        if reported.seq < last.seq:
-            raise Untrusted(f"report {reported.seq} of {device.id}: report {last.seq} of the same boot came before")
-    device.reported = reported.to_bytes().decode()
-    return True
-
-
 def last_report(device: Device) -> Reported | None:
     """The newest report, if there is one."""
     return Reported.from_bytes(device.reported.encode()) if device.reported else None
@@ -62,16 +54,52 @@ def record_refusal(session: Session, device: str, subject: str, reason: str, now
         session.exec(delete(SecurityRow).where(col(SecurityRow.device) == device, col(SecurityRow.id) < oldest))
 
 
+@contextmanager
+def alarmed(database: Database, device: str, subject: str, clock: Callable[[], datetime]) -> Iterator[None]:
+    """Note an `AnotherKey` as a security event of the device, if it is known, and raise it on.
+
+    To be put around a transaction: what a transaction notes is gone when it ends with an error.
+    """
+    try:
+        yield
+    except AnotherKey as e:
+        with database.transaction() as session:
+            if session.get(Device, device) is not None:
+                record_refusal(session, device, subject, str(e), clock())
+        raise
+
+
+def leave(session: Session, device: Device, state: str, reason: str, now: datetime) -> None:
+    """A device is out: no certificate, kit, order or key of it is good any more. `state`: revoked or retired.
+
+    The caller publishes its desired state, which is empty now, and has `Revocations` applied, once the transaction is
+    through.
+    """
+    revoke_all(session, device, reason, now)
+    device.state, device.online = state, False
+    device.token_hash, device.token_used, device.request = "", True, ""
+    device.sealing_key = device.desired_envelope = device.command_envelope = device.command_expires = ""
+    device.desired_models = "[]"
+    session.add(device)
+
+
+def retired(session: Session, device: Device, now: datetime) -> None:
+    """A device said that it wiped itself, or is not waited for. The caller's duty is that of `leave`."""
+    leave(session, device, "retired", "retired", now)
+
+
 def status(device: Device) -> str:
-    """`enrolling`, `online` or `offline`."""
-    if device.enrolled is None:
+    """One of `STATUSES`."""
+    if device.state == "new":
         return "enrolling"
+    if device.state != "enrolled":
+        return device.state
     return "online" if device.online else "offline"
 
 
 def counts(session: Session) -> dict[str, int]:
     """How many devices are in each status."""
-    found = {"online": 0, "offline": 0, "enrolling": 0}
+    found = dict.fromkeys(STATUSES, 0)
     for device in session.exec(select(Device)):
         found[status(device)] += 1
     return found
@@ -103,7 +131,10 @@ def view(session: Session, device: Device) -> dict[str, Any]:
     return {
         "device": device.id,
         "profile": device.profile,
+        "group": device.group,
         "status": status(device),
+        "batch": device.batch,
+        "certificates": _certificates(session, device),
         "hardware": reported.get("hardware"),
         "emulated": reported.get("emulated"),
         "agent": reported.get("agent"),
@@ -116,6 +147,13 @@ def view(session: Session, device: Device) -> dict[str, Any]:
         "stats": _stats(stats),
         "health": json.loads(stats.health) if stats.health else None,
     }
+
+
+def _certificates(session: Session, device: Device) -> list[dict[str, str]]:
+    """Those that are good for something, or were until they were revoked; replaced ones are many and say little."""
+    rows = [row for row in certificates_of(session, device) if row.state != "old"]
+    names = ("serial", "state", "issued", "expires", "reason")
+    return [{name: getattr(row, name) for name in names} for row in rows]
 
 
 def _refusals(session: Session, device: str) -> list[dict[str, str]]:

@@ -2,10 +2,12 @@
 
     FleetError
     ├── Malformed          a request or setting is not what it must be: the sender's fault
-    │   └── TooLarge       over a limit that a setting names
+    │   ├── TooLarge       over a limit that a setting names
+    │   └── TooMany        sound, and faster than this sender may ask: `retry_after` says when to try again
     ├── Untrusted          well formed, but not signed, listed or known as it must be
     │   ├── Unauthorized   no credential, or a wrong one
     │   └── Forbidden      a good credential, and not for this
+    │       └── AnotherKey for the id of a device that has a key of its own: an alarm
     ├── Incompatible       sound, and at odds with what the fleet holds
     │   ├── NotFound       names something that is not there
     │   └── Conflict       names something that is there already, or in another state
@@ -33,6 +35,15 @@ class TooLarge(Malformed):
     """A request is over a limit."""
 
 
+class TooMany(Malformed):
+    """Requests come faster than this sender may send them."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        """Seconds until there is room again."""
+
+
 class Untrusted(FleetError):
     """What was sent cannot be believed."""
 
@@ -43,6 +54,10 @@ class Unauthorized(Untrusted):
 
 class Forbidden(Untrusted):
     """The credential is good and does not allow this."""
+
+
+class AnotherKey(Forbidden):
+    """A good credential for the id of a device that is known by another key: noted as a security event."""
 
 
 class Incompatible(FleetError):

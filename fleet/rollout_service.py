@@ -16,23 +16,27 @@ from typing import Any, cast
 from sqlmodel import Session, col, select
 
 from fleet import rollouts
-from fleet.errors import Conflict, NotFound
-from fleet.rollouts import AbortAsked, Committed, Event, Failed, Member, MemberState, Rollout, Step, Tick, Verdict
+from fleet.access import Caller
+from fleet.errors import Conflict, Forbidden, NotFound
+from fleet.rollouts import AbortAsked, Committed, Event, Failed, Left, Member, MemberState, Rollout, Step, Tick, Verdict
 from fleet.store.tables import Device, RolloutDevice, RolloutRow
 from fleet.trust.desired import DesiredStates, models_of
+from fleet.trust.identity import LISTENED
 from fleet.trust.repository import Repository
-from wire.messages import DesiredModel, Reported, UpdateReport
+from wire.messages import Reported, UpdateReport
+from wire.orders import DesiredModel
 from wire.units import instant, show_instant
 
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutRequest:
-    """What an operator asks for. A repeated `key` gives the rollout of the first time."""
+    """What an operator asks for. A repeated `key` gives the rollout of the first time; no `group` means every group."""
 
     family: str
     name: str
     version: str
     waves: Sequence[int]
+    group: str | None = None
     key: str | None = None
 
 
@@ -45,23 +49,24 @@ class Rollouts:
     settle_after: timedelta
     clock: Callable[[], datetime]
 
-    def start(self, session: Session, request: RolloutRequest) -> tuple[RolloutRow, list[str]]:
+    def start(self, session: Session, request: RolloutRequest, caller: Caller) -> tuple[RolloutRow, list[str]]:
         """A new rollout with its first wave, and the devices whose desired state changed.
 
-        Raises `Malformed` for bad waves, `NotFound` for a version without releases, and `Conflict` when no enrolled
-        device can run it or another rollout of the model is running.
+        Raises `Malformed` for bad waves, `Forbidden` for a group that the caller is not given, `NotFound` for a version
+        without releases, and `Conflict` when no enrolled device can run it or another rollout of the model is running.
         """
         rollouts.check_waves(request.waves)
+        check_scope(caller, request.group)
         if request.key is not None and (known := _by_key(session, request.key)) is not None:
             return _repeated(known, request), []
         releases = self.repository.of_version(request.family, request.name, request.version)
         _check_free(session, request)
-        devices = session.exec(select(Device).where(col(Device.enrolled).is_not(None))).all()
-        eligible = {d.id: releases[d.profile] for d in devices if d.profile in releases}
+        eligible = {d.id: releases[d.profile] for d in _enrolled(session, request.group) if d.profile in releases}
         if not eligible:
+            what = f"rollout of {request.name} {request.version}"
+            of_group = f" of group {request.group}" if request.group else ""
             profiles = ", ".join(sorted(releases))
-            what = f"{request.name} {request.version}"
-            raise Conflict(f"rollout of {what}: no enrolled device has a profile it was released for: {profiles}")
+            raise Conflict(f"{what}: no enrolled device{of_group} has a profile it was released for: {profiles}")
         now = self.clock()
         step = rollouts.start(f"r-{secrets.token_hex(6)}", eligible, request.waves, now)
         row = _new_row(step.rollout, request, now)
@@ -73,9 +78,15 @@ class Rollouts:
         session.flush()
         return row, self._store(session, row, step)
 
-    def abort(self, session: Session, id_: str, reason: str) -> tuple[RolloutRow, list[str]]:
-        """End a rollout and bring back what it touched. Raises `NotFound`, or `Conflict` when it has ended."""
+    def abort(self, session: Session, id_: str, reason: str, caller: Caller) -> tuple[RolloutRow, list[str]]:
+        """End a rollout and bring back what it touched; the same again changes nothing.
+
+        Raises `NotFound`, `Forbidden` for a rollout of another group, or `Conflict` when it has ended in another way.
+        """
         row = find(session, id_)
+        check_scope(caller, row.group)
+        if row.state == "aborted" and json.loads(row.reasons) == [reason]:
+            return row, []
         if row.state != "running":
             raise Conflict(f"rollout {id_}: is {row.state} already: nothing to abort")
         return row, self._apply(session, row, AbortAsked(reason))
@@ -92,7 +103,12 @@ class Rollouts:
 
     def tick(self, session: Session) -> list[str]:
         """Time has passed: look at every running rollout."""
-        return [device for row in _running(session) for device in self._apply(session, row, Tick())]
+        changed: list[str] = []
+        for row in _running(session):
+            events: list[Event] = [*map(Left, _left(session, row.id)), Tick()]
+            for event in events:
+                changed += self._apply(session, row, event)
+        return changed
 
     def _apply(self, session: Session, row: RolloutRow, event: Event) -> list[str]:
         step = rollouts.advance(_rollout(session, row), event, self.clock(), self.settle_after)
@@ -100,23 +116,34 @@ class Rollouts:
 
     def _store(self, session: Session, row: RolloutRow, step: Step) -> list[str]:
         _save(session, row, step.rollout)
+        changed, failed = [*step.send, *step.back], []
         for device in step.send:
-            self._send(session, session.get_one(RolloutDevice, (row.id, device)))
+            try:
+                self._send(session, session.get_one(RolloutDevice, (row.id, device)))
+            except Conflict as e:  # its desired state would grow too large: the device is at fault, not the tick
+                failed.append(Failed(device, str(e)))
         for device in step.back:
             self._bring_back(session, session.get_one(RolloutDevice, (row.id, device)))
-        return [*step.send, *step.back]
+        for event in failed:
+            changed += self._apply(session, row, event)
+        return changed
 
     def _send(self, session: Session, member: RolloutDevice) -> None:
         device = session.get_one(Device, member.device)
+        if device.state != "enrolled":
+            return  # it left: the next tick says so
         new = DesiredModel(target=member.target, digest=member.digest, rollout=member.rollout)
         before = [m for m in models_of(device) if m.model == new.model]
         member.before = before[0].to_bytes().decode() if before else ""
+        session.add(member)
         self.desired.assign(session, device, [*(m for m in models_of(device) if m.model != new.model), new])
         member.sent_seq = device.desired_seq
         session.add(member)
 
     def _bring_back(self, session: Session, member: RolloutDevice) -> None:
         device = session.get_one(Device, member.device)
+        if device.state not in LISTENED:
+            return
         model = DesiredModel(target=member.target, digest=member.digest).model
         before = [DesiredModel.from_bytes(member.before.encode())] if member.before else []
         self.desired.assign(session, device, [*(m for m in models_of(device) if m.model != model), *before])
@@ -128,6 +155,15 @@ def find(session: Session, id_: str) -> RolloutRow:
     if row is None:
         raise NotFound(f"rollout {id_[:40]!r}: there is none of that id: `shoal rollout list` shows those there are")
     return row
+
+
+def check_scope(caller: Caller, group: str | None) -> None:
+    """Raises `Forbidden` unless the caller may act on a rollout to this group; None is every group."""
+    if group is not None:
+        caller.check_group(group)
+    elif caller.groups:
+        mine = ", ".join(sorted(caller.groups))
+        raise Forbidden(f"{caller.name}: a rollout to every group is not yours, only to {mine}: name one of them")
 
 
 def all_rollouts(session: Session) -> Sequence[RolloutRow]:
@@ -142,6 +178,7 @@ def view(session: Session, row: RolloutRow) -> dict[str, Any]:
         "family": row.family,
         "name": row.name,
         "version": row.version,
+        "group": row.group,
         "waves": json.loads(row.waves),
         "wave": row.wave,
         "state": row.state,
@@ -203,6 +240,7 @@ def _new_row(rollout: Rollout, request: RolloutRequest, now: datetime) -> Rollou
     return RolloutRow(
         id=rollout.id,
         request_key=request.key,
+        group=request.group,
         family=request.family,
         name=request.name,
         version=request.version,
@@ -231,18 +269,31 @@ def _running(session: Session) -> Iterator[RolloutRow]:
     yield from session.exec(select(RolloutRow).where(RolloutRow.state == "running")).all()
 
 
+def _enrolled(session: Session, group: str | None) -> Sequence[Device]:
+    query = select(Device).where(Device.state == "enrolled")
+    return session.exec(query if group is None else query.where(Device.group == group)).all()
+
+
+def _left(session: Session, rollout: str) -> Sequence[str]:
+    """Devices that have not answered and are no longer enrolled."""
+    query = select(RolloutDevice.device).join(Device).where(RolloutDevice.rollout == rollout)
+    unanswered = col(RolloutDevice.state).in_(("waiting", "sent"))
+    return session.exec(query.where(unanswered, Device.state != "enrolled")).all()
+
+
 def _by_key(session: Session, key: str) -> RolloutRow | None:
     return session.exec(select(RolloutRow).where(RolloutRow.request_key == key)).first()
 
 
 def _repeated(row: RolloutRow, request: RolloutRequest) -> RolloutRow:
-    asked = (request.family, request.name, request.version, list(request.waves))
-    if asked != (row.family, row.name, row.version, json.loads(row.waves)):
+    asked = (request.family, request.name, request.version, list(request.waves), request.group)
+    if asked != (row.family, row.name, row.version, json.loads(row.waves), row.group):
         raise Conflict(f"idempotency key {request.key!r}: was used for another rollout, {row.id}: use a new key")
     return row
 
 
 def _check_free(session: Session, request: RolloutRequest) -> None:
     for row in _running(session):
-        if row.name == request.name:
+        # Two groups share no device.
+        if row.name == request.name and (None in (row.group, request.group) or row.group == request.group):
             raise Conflict(f"rollout {row.id} of {row.name} {row.version} is running: wait for it or abort it first")

@@ -21,7 +21,7 @@ from typing import Literal
 from fleet.errors import Malformed
 from wire.units import show_seconds
 
-MemberState = Literal["waiting", "sent", "committed", "failed", "returned"]
+MemberState = Literal["waiting", "sent", "committed", "failed", "returned", "left"]
 Verdict = Literal["PROCEED", "HOLD", "ABORT"]
 _NAMED = 5
 
@@ -50,8 +50,8 @@ class Rollout:
     reasons: tuple[str, ...] = ()
 
     def touched(self) -> tuple[Member, ...]:
-        """The devices that were sent the release."""
-        return tuple(m for m in self.members if m.state != "waiting")
+        """The devices that were sent the release and are still there."""
+        return tuple(m for m in self.members if m.state not in ("waiting", "left"))
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,13 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Left:
+    """A device that had not answered is no device of the fleet any more: revoked or retired."""
+
+    device: str
+
+
+@dataclass(frozen=True)
 class Tick:
     """Time has passed."""
 
@@ -81,7 +88,7 @@ class AbortAsked:
     reason: str
 
 
-Event = Committed | Failed | Tick | AbortAsked
+Event = Committed | Failed | Left | Tick | AbortAsked
 
 
 @dataclass(frozen=True)
@@ -128,9 +135,11 @@ def advance(rollout: Rollout, event: Event, now: datetime, settle_after: timedel
         case AbortAsked(reason):
             return _abort(rollout, (reason,))
         case Committed(device):
-            rollout = _answered(rollout, device, "committed", "")
+            rollout = _changed(rollout, device, ("sent",), "committed", "")
         case Failed(device, reason):
-            rollout = _answered(rollout, device, "failed", reason)
+            rollout = _changed(rollout, device, ("sent",), "failed", reason)
+        case Left(device):
+            rollout = _changed(rollout, device, ("waiting", "sent"), "left", "it left the fleet")
         case Tick():
             pass
     return _settle(rollout, (), now, settle_after)
@@ -169,10 +178,10 @@ def _send_wave(rollout: Rollout, now: datetime) -> tuple[Rollout, tuple[str, ...
     return replace(rollout, members=changed, wave_started=now), due
 
 
-def _answered(rollout: Rollout, device: str, state: MemberState, reason: str) -> Rollout:
-    """Only a device that was sent the release and has not answered yet can answer."""
+def _changed(rollout: Rollout, device: str, known: Sequence[str], state: MemberState, reason: str) -> Rollout:
+    """A device in one of the states `known` goes on to `state`: only one that was sent the release can answer."""
     changed = (
-        replace(m, state=state, reason=reason) if m.device == device and m.state == "sent" else m
+        replace(m, state=state, reason=reason) if m.device == device and m.state in known else m
         for m in rollout.members
     )
     return replace(rollout, members=tuple(changed))

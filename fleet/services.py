@@ -9,20 +9,28 @@ from typing import cast
 
 from starlette.requests import HTTPConnection
 
+from fleet.api.tls import ServerTls
+from fleet.audit import Audit
+from fleet.commands import Commands
 from fleet.mqtt.broker import Broker
 from fleet.mqtt.inbox import Inbox
 from fleet.mqtt.link import Link
 from fleet.mqtt.outbox import Outbox
 from fleet.mqtt.transfer import Transfer
+from fleet.own_certificates import OwnCertificates
+from fleet.people import People
 from fleet.rollout_service import Rollouts
 from fleet.serial import Serial
 from fleet.settings import FleetSettings
 from fleet.store.blobs import BlobStore
 from fleet.store.database import Database
+from fleet.trust.batches import Batches
 from fleet.trust.ca import Authority
 from fleet.trust.enrolment import Enrolment
 from fleet.trust.keys import OnlineKeys
+from fleet.trust.renewal import Renewals
 from fleet.trust.repository import Repository
+from fleet.trust.revocation import Revocations
 from fleet.upstream import Upstream
 
 
@@ -40,15 +48,22 @@ class Services:
     keys: OnlineKeys
     repository: Repository
     enrolment: Enrolment
+    batches: Batches
+    renewals: Renewals
     rollouts: Rollouts
+    commands: Commands
     broker: Broker
+    https: ServerTls
+    certificates: OwnCertificates
+    """Those of the fleet itself."""
+    revocations: Revocations
     link: Link
     outbox: Outbox
     inbox: Inbox
     transfer: Transfer
     upstream: Upstream
-    operators: frozenset[str]
-    """SHA-256 of every operator's token."""
+    people: People
+    audit: Audit
 
 
 def services_of(request: HTTPConnection) -> Services:

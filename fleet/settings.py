@@ -9,6 +9,7 @@ one wins. A bad value stops the start, and the message names the place and the k
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -76,6 +77,29 @@ def _duration(low: str, high: str) -> Read:
     return read
 
 
+def _number(low: float, high: float) -> Read:
+    def read(value: object, where: str) -> float:
+        try:
+            number = float(str(value))
+        except ValueError:
+            number = math.nan
+        if not low <= number <= high:
+            raise Malformed(f"{where}: expected a number from {low:g} to {high:g}, got {value!r}")
+        return number
+
+    return read
+
+
+def _count(low: int, high: int) -> Read:
+    def read(value: object, where: str) -> int:
+        text = str(value)
+        if isinstance(value, bool) or not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+            raise Malformed(f"{where}: expected a whole number from {low} to {high}, got {value!r}")
+        return int(text)
+
+    return read
+
+
 def _size(low: str, high: str) -> Read:
     def read(value: object, where: str) -> int:
         number = size(_text(value, where), where=where)
@@ -115,16 +139,34 @@ class FleetSettings:
     """How long the devices of a wave have to answer before a failure aborts without the silent ones."""
 
     kit_lifetime: float = _setting(_duration("1 s", "365 d"), "1 d")
-    certificate_lifetime: float = _setting(_duration("1 min", "3650 d"), "365 d")
+    server_lifetime: float = _setting(_duration("5 s", "3650 d"), "397 d")
+    """Of the certificates of HTTPS port, broker and the fleet's own client; renewed when a third of it is left."""
+    certificate_lifetime: float = _setting(_duration("1 s", "3650 d"), "365 d")
+    ack_lifetime: float = _setting(_duration("1 s", "1 d"), "10 min")
+    """How late a device may find an acknowledgement, counted from its report or batch."""
+    command_lifetime: float = _setting(_duration("1 s", "30 d"), "10 min")
+    wipe_lifetime: float = _setting(_duration("1 s", "3650 d"), "30 d")
+    """How long a device that retires while it is away may find the command to wipe itself."""
     desired_lifetime: float = _setting(_duration("1 s", "3650 d"), "30 d")
     timestamp_lifetime: float = _setting(_duration("1 s", "365 d"), "7 d")
     snapshot_lifetime: float = _setting(_duration("1 s", "365 d"), "30 d")
+
+    session_lifetime: float = _setting(_duration("1 s", "30 d"), "12 h")
+    """How long a login with a password lasts."""
 
     upstream: str = _setting(_url, "")
     """Base address of an OpenAI-compatible endpoint, up to and with /v1; empty: no cloud tier."""
     upstream_key_file: Path | None = _setting(_file, "")  # noqa: RUF009  it makes a field
     upstream_timeout: float = _setting(_duration("100 ms", "1 h"), "60 s")
 
+    mqtt_rate: float = _setting(_number(1, 10_000), "20")
+    """MQTT messages of each kind per second from one device, five seconds' worth at once."""
+    http_rate: float = _setting(_number(1, 10_000), "100")
+    """HTTPS requests per second from one source, ten times as many at once; a tenth of it for logins and enrolment."""
+    max_connections: int = _setting(_count(10, 100_000), "1000")
+    """HTTPS connections at one time; from one source at most 200."""
+    broker_connections: int = _setting(_count(10, 100_000), "10000")
+    """MQTT connections at one time; each costs the broker 24 KiB."""
     max_body: int = _setting(_size("1 KiB", "1 GiB"), "16 MiB")
     max_blob: int = _setting(_size("1 KiB", "1024 GiB"), "4 GiB")
 

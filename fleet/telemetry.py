@@ -1,17 +1,18 @@
-"""Telemetry: a signed batch is stored once whatever happens on the way, and acknowledged when it is on disk."""
+"""Telemetry: a signed batch is stored once whatever happens on the way, and counted."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from sqlmodel import Session, col, select
 
-from fleet.errors import Malformed
+from fleet.errors import Malformed, Untrusted
+from fleet.reports import check_batch
 from fleet.store.tables import Device, DeviceStats, TelemetryRow
 from wire.document import dump_json
-from wire.messages import Ack, InferenceStats, TelemetryBatch, TelemetryRecord
+from wire.messages import InferenceStats, TelemetryBatch, TelemetryRecord
 from wire.sketch import Sketch
 from wire.units import show_instant
 
@@ -19,28 +20,35 @@ MOST = 1 << 40
 """Largest number of anything in one record: a lie of one device must not overflow the sums of the database."""
 
 
-def store(session: Session, device: Device, batch: TelemetryBatch, now: datetime) -> Ack:
-    """Store what is new of a verified batch, count what is not. The acknowledgement is for after the commit.
+def store(session: Session, device: Device, batch: TelemetryBatch, now: datetime) -> None:
+    """Store what is new of a verified batch, count what is not.
 
-    Raises `Malformed` for a batch with a number that cannot be.
+    Raises `Malformed` for a batch with a number that cannot be, `Untrusted` for a recorded one that somebody sends
+    again, and for two different ones of one number.
     """
     _check(batch)
+    coming = check_batch((device.batch_starts, device.batch_sent), batch)
     known = _known(session, device.id, batch)
     fresh = [r for r in batch.records if r.seq not in known]
+    if coming == "repeat":
+        _check_repeated(batch, fresh)
+        return
+    device.batch_starts, device.batch_sent = batch.number
+    session.add(device)
     received = show_instant(now)
     for record in fresh:
         text = record.to_bytes().decode()
         session.add(TelemetryRow(device=device.id, boot=batch.boot, seq=record.seq, received=received, record=text))
     _add_up(session.get_one(DeviceStats, device.id), fresh, duplicates=len(known))
-    return Ack(
-        device=device.id,
-        nonce=batch.nonce,
-        time=received,
-        boot=batch.boot,
-        stored=batch.records[-1].seq,
-        desired_epoch=device.desired_epoch,
-        desired_seq=device.desired_seq,
-    )
+
+
+def _check_repeated(batch: TelemetryBatch, fresh: Sequence[TelemetryRecord]) -> None:
+    """What MQTT delivers twice holds nothing new. To acknowledge something new unstored would lose it."""
+    if fresh:
+        raise Untrusted(
+            f"telemetry {batch.starts}.{batch.sent} of {batch.device}: another batch of this number came before: "
+            "two machines use this identity: revoke the device and enrol it anew"
+        )
 
 
 def _check(batch: TelemetryBatch) -> None:

@@ -23,14 +23,20 @@ import uvicorn
 from sqlalchemy.exc import SQLAlchemyError
 
 from fleet.api.app import create_app
-from fleet.api.auth import open_operator_tokens
-from fleet.api.tls import TlsProtocol, server_context
+from fleet.api.limits import Limits
+from fleet.api.tls import ServerTls, TlsProtocol
+from fleet.audit import Audit
+from fleet.commands import Commands
 from fleet.errors import FleetError, Malformed, Unavailable
 from fleet.mqtt.broker import Broker, BrokerAddress, end_left_behind
 from fleet.mqtt.inbox import Inbox
+from fleet.mqtt.limits import Gate
 from fleet.mqtt.link import Link
 from fleet.mqtt.outbox import Outbox
+from fleet.mqtt.security import SecurityLog
 from fleet.mqtt.transfer import Transfer
+from fleet.own_certificates import OwnCertificates
+from fleet.people import People
 from fleet.rollout_service import Rollouts
 from fleet.serial import Serial
 from fleet.services import Services
@@ -38,12 +44,20 @@ from fleet.settings import FleetSettings
 from fleet.store.blobs import BlobStore
 from fleet.store.database import Database
 from fleet.store.folder import RunFile, hold
+from fleet.tokens import open_first_token
+from fleet.trust.acks import Acks
 from fleet.trust.admission import Lifetimes
-from fleet.trust.ca import Authority, KeyPair
+from fleet.trust.batches import Batches
+from fleet.trust.blob_keys import BlobKeys
+from fleet.trust.ca import Authority
+from fleet.trust.certificates import Certificates
 from fleet.trust.desired import DesiredStates
-from fleet.trust.enrolment import Addresses, Enrolment, open_secret
+from fleet.trust.enrolment import Addresses, Enrolment, KitMaker, open_secret
 from fleet.trust.keys import OnlineKeys
+from fleet.trust.orders import OrderSigner
+from fleet.trust.renewal import Renewals
 from fleet.trust.repository import Repository
+from fleet.trust.revocation import Revocations
 from fleet.upstream import Upstream
 from wire.errors import WireError
 from wire.topics import FLEET_CLIENT
@@ -68,7 +82,8 @@ def run(settings: FleetSettings, *, announce: Callable[[Running], None]) -> int:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for chatty in ("alembic", "tuf"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         asyncio.run(_until_signal(settings, announce))
     except FleetError as e:
@@ -89,7 +104,8 @@ async def serve(settings: FleetSettings, *, announce: Callable[[Running], None],
         await stack.enter_async_context(_housekeeping(services))
         await stack.enter_async_context(_https(services, listener))
         RunFile(listener.getsockname()[1], services.broker.address.port, os.getpid()).save(settings.data)
-        announce(Running(services.enrolment.addresses.fleet, services.enrolment.addresses.broker, settings.data))
+        addresses = services.enrolment.kits.addresses
+        announce(Running(addresses.fleet, addresses.broker, settings.data))
         await stop.wait()
         _log.info("stopping")
 
@@ -162,21 +178,56 @@ def _assemble(
     settings: FleetSettings, database: Database, serial: Serial, started: datetime, https_port: int
 ) -> Services:
     data = settings.data
-    authority = Authority.open(data / "ca", started)
+    authority = Authority.open(data / "ca", started, timedelta(seconds=settings.server_lifetime))
     keys, blobs = OnlineKeys.open(data / "keys"), BlobStore(data / "blobs")
     lifetimes = Lifetimes(
         snapshot=timedelta(seconds=settings.snapshot_lifetime), timestamp=timedelta(seconds=settings.timestamp_lifetime)
     )
-    repository = Repository(database, blobs, keys, lifetimes, _clock)
-    desired = DesiredStates(keys.fleet, timedelta(seconds=settings.desired_lifetime), _clock)
+    repository = Repository(database, blobs, keys, lambda: authority.pem, lifetimes, _clock)
+    audit = Audit(database, keys, data / "keys", _clock)
+    open_first_token(data, database, audit, _clock)
+    orders = OrderSigner.open(database, keys, _clock)
+    blob_keys = BlobKeys(open_secret(data / "keys" / "chunk-secret"), repository)
+    desired = DesiredStates(orders, blob_keys, timedelta(seconds=settings.desired_lifetime))
+    commands = Commands(orders, timedelta(seconds=settings.command_lifetime), timedelta(seconds=settings.wipe_lifetime))
     rollouts = Rollouts(repository, desired, timedelta(seconds=settings.settle_after), _clock)
-    client, server = authority.client(FLEET_CLIENT, started), _server_pair(authority, settings, started)
+    names = _server_names(settings)
+    client, server = authority.client(FLEET_CLIENT, started), authority.server(names, started)
+    https = ServerTls(server, authority.believed_path)
     address = _broker_address(settings)
-    broker = Broker(settings.mosquitto, data / "broker", address, server, client, authority.certificate_path)
-    link = Link(client, authority.certificate_path, session=secrets.token_hex(8))
-    outbox = Outbox(link, database, repository, keys.fleet)
-    transfer = Transfer(link, blobs, lambda: repository.listed, gather=settings.gather, rate=settings.transfer_rate)
-    inbox = Inbox(database, outbox, rollouts, transfer, timedelta(seconds=settings.offline_after), _clock)
+    broker = Broker(
+        settings.mosquitto,
+        data / "broker",
+        address,
+        server,
+        client,
+        authority.believed_path,
+        settings.broker_connections,
+    )
+    link = Link(client, authority.believed_path, session=secrets.token_hex(8))
+    revocations = Revocations(database, authority, broker, link, _clock)
+    revocations.apply()
+    certificates = OwnCertificates(authority, names, server, client, https, broker, _clock)
+    outbox = Outbox(link, database, repository, orders)
+    enrolment = _enrolment(settings, database, authority, desired, https_port, address.port)
+    transfer = Transfer(
+        link, blobs, blob_keys, lambda: repository.listed, gather=settings.gather, rate=settings.transfer_rate
+    )
+    inbox = Inbox(
+        database=database,
+        outbox=outbox,
+        desired=desired,
+        acks=Acks(orders, timedelta(seconds=settings.ack_lifetime)),
+        commands=commands,
+        rollouts=rollouts,
+        transfer=transfer,
+        gate=Gate(settings.mqtt_rate),
+        security=SecurityLog(database, _clock),
+        revoke=revocations.apply,
+        hold=revocations.hold,
+        offline_after=timedelta(seconds=settings.offline_after),
+        clock=_clock,
+    )
     return Services(
         settings=settings,
         clock=_clock,
@@ -187,15 +238,22 @@ def _assemble(
         authority=authority,
         keys=keys,
         repository=repository,
-        enrolment=_enrolment(settings, database, authority, desired, https_port, address.port),
+        enrolment=enrolment,
+        batches=Batches(enrolment, authority),
+        renewals=Renewals(database, authority, enrolment.certificates),
         rollouts=rollouts,
+        commands=commands,
         broker=broker,
+        https=https,
+        certificates=certificates,
+        revocations=revocations,
         link=link,
         outbox=outbox,
         inbox=inbox,
         transfer=transfer,
         upstream=Upstream(settings.upstream, settings.upstream_key_file, settings.upstream_timeout),
-        operators=open_operator_tokens(data, database, _clock),
+        people=People(database, _clock, timedelta(seconds=settings.session_lifetime)),
+        audit=audit,
     )
 
 
@@ -205,19 +263,18 @@ def _enrolment(
     name = settings.public_names[0]
     return Enrolment(
         database=database,
-        authority=authority,
+        kits=KitMaker(authority, Addresses(fleet=f"https://{name}:{https}", broker=f"{name}:{broker}")),
+        certificates=Certificates(authority, timedelta(seconds=settings.certificate_lifetime), _clock),
         desired=desired,
-        addresses=Addresses(fleet=f"https://{name}:{https}", broker=f"{name}:{broker}"),
         secret=open_secret(settings.data / "keys" / "kit-secret"),
         kit_lifetime=timedelta(seconds=settings.kit_lifetime),
-        certificate_lifetime=timedelta(seconds=settings.certificate_lifetime),
         clock=_clock,
     )
 
 
-def _server_pair(authority: Authority, settings: FleetSettings, now: datetime) -> KeyPair:
+def _server_names(settings: FleetSettings) -> list[str]:
     hosts = [h for h in (settings.https_host, settings.broker_host) if h not in ("", "0.0.0.0", "::")]  # noqa: S104
-    return authority.server([*settings.public_names, "localhost", "127.0.0.1", "::1", *hosts], now)
+    return [*settings.public_names, "localhost", "127.0.0.1", "::1", *hosts]
 
 
 @asynccontextmanager
@@ -233,13 +290,18 @@ async def _broker(services: Services) -> AsyncIterator[None]:
 async def _link(services: Services) -> AsyncIterator[None]:
     """The connection to the broker. All that the fleet owns is published on every connect."""
     link, inbox, serial = services.link, services.inbox, services.serial
+
+    def receive(topic: str, payload: bytes, retained: bool) -> None:
+        if inbox.gate.admits(topic):
+            serial.post(inbox.take, topic, payload, retained)
+
     await serial.run(inbox.start)
     await serial.run(services.repository.refresh)
     address = services.broker.address
     link.start(
         address.local,
         address.port,
-        receive=lambda topic, payload, retained: serial.post(inbox.take, topic, payload, retained),
+        receive=receive,
         connected=lambda: serial.post(services.outbox.everything),
     )
     try:
@@ -267,6 +329,7 @@ async def _housekeeping(services: Services) -> AsyncIterator[None]:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+        await services.serial.run(_close_audit, services)
 
 
 async def _tick_for_ever(services: Services) -> None:
@@ -278,14 +341,26 @@ async def _tick_for_ever(services: Services) -> None:
             _log.exception("housekeeping failed: it is tried again")
 
 
+def _close_audit(services: Services) -> None:
+    try:
+        services.audit.close()
+    except FleetError as e:
+        _log.error("audit log: refusals that were only counted are not in it: %s", e)
+
+
 def tick(services: Services) -> None:
     """What time alone changes."""
+    services.revocations.tick()
+    services.certificates.tick()
     services.inbox.tick()
+    services.audit.tick()
     if services.repository.refresh():
         services.outbox.trust()
     with services.database.transaction() as session:
         changed = [*services.rollouts.tick(session), *services.rollouts.desired.refresh(session)]
+        ordered = services.commands.refresh(session)
     services.outbox.desired(changed)
+    services.outbox.commands(ordered)
 
 
 class _Server(uvicorn.Server):
@@ -298,11 +373,9 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def _https(services: Services, listener: socket.socket) -> AsyncIterator[None]:
-    authority = str(services.authority.certificate_path)
-    pair = KeyPair(services.authority.folder / "server.pem", services.authority.folder / "server.key")
     config = uvicorn.Config(
         create_app(services),
-        http=TlsProtocol,
+        http=TlsProtocol.with_limits(Limits(connections=services.settings.max_connections)),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -310,7 +383,7 @@ async def _https(services: Services, listener: socket.socket) -> AsyncIterator[N
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=3,
-        ssl_context_factory=lambda _config, _default: server_context(pair, authority),
+        ssl_context_factory=lambda _config, _default: services.https.context,
     )
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]), name="https")

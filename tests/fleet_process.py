@@ -30,8 +30,8 @@ from securesystemslib.signer import CryptoSigner, Key
 
 from wire.bundle import EVIDENCE_ARTIFACT, MODEL_ARTIFACT, BundleConfig, BundleFile, BundleManifest
 from wire.chunks import WHOLE, ChunkList, ChunkRef, digest
+from wire.release import Release
 from wire.signing import RoleKeys, release_document, release_role, root_document, targets_document
-from wire.trust import Release
 
 READY_WITHIN = 30.0
 

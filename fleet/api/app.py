@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fleet import errors
+from fleet.api import audit as api_audit
+from fleet.api import authorities as api_authorities
+from fleet.api import batches as api_batches
+from fleet.api import commands as api_commands
 from fleet.api import devices as api_devices
 from fleet.api import est, gateway
+from fleet.api import people as api_people
 from fleet.api import releases as api_releases
 from fleet.api import rollouts as api_rollouts
 from fleet.api import status as api_status
+from fleet.api.auth import authorize, visit_of
+from fleet.api.gate import Gate
+from fleet.api.limits import Door
 from fleet.services import Services
 from wire import errors as wire_errors
 
@@ -26,6 +36,7 @@ _log = logging.getLogger(__name__)
 STATUS: Mapping[type[Exception], tuple[int, str]] = {
     errors.Malformed: (400, "malformed"),
     errors.TooLarge: (413, "too-large"),
+    errors.TooMany: (429, "too-many"),
     errors.Untrusted: (422, "untrusted"),
     errors.Unauthorized: (401, "unauthorized"),
     errors.Forbidden: (403, "forbidden"),
@@ -40,61 +51,79 @@ STATUS: Mapping[type[Exception], tuple[int, str]] = {
     wire_errors.Untrusted: (422, "untrusted"),
     wire_errors.Incompatible: (422, "incompatible"),
 }
-ROUTERS = tuple(m.router for m in (api_status, est, gateway, api_devices, api_releases, api_rollouts))
+ROUTERS = tuple(
+    m.router
+    for m in (
+        *(api_status, est, gateway, api_devices, api_batches, api_commands),
+        *(api_authorities, api_releases, api_rollouts, api_people, api_audit),
+    )
+)
 _CODES = {404: "not-found", 405: "malformed"}
+
+
+class Error(BaseModel):
+    """What went wrong: a code for programs, a message for people that says what to do."""
+
+    code: str
+    message: str
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is an error."""
+
+    error: Error
+
+
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": name} for status, name in sorted(set(STATUS.values()))
+}
+
+
+def description() -> dict[str, Any]:
+    """The OpenAPI description of every route: `python -m fleet openapi` prints it, no fleet serves it."""
+    return _routes().openapi()
+
+
+def _routes() -> FastAPI:
+    app = FastAPI(
+        title="Shoal fleet",
+        version=version("shoal"),
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        dependencies=[Depends(authorize)],
+        responses=_RESPONSES,
+    )
+    for router in ROUTERS:
+        app.include_router(router)
+    return app
 
 
 def create_app(services: Services) -> FastAPI:
     """The application. No documentation routes: a fleet in production shows none."""
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app = _routes()
     app.state.services = services
-    for router in ROUTERS:
-        app.include_router(router)
     app.add_exception_handler(errors.FleetError, _known_error)
     app.add_exception_handler(wire_errors.WireError, _known_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_middleware(BodyLimit, limit=services.settings.max_body)
+    app.add_middleware(Gate, services=services, answer=_known_error)
+    # The one that was added last stands outermost: what comes too fast is turned away before anybody asks who it is.
+    app.add_middleware(
+        Door,
+        rate=services.settings.http_rate,
+        body=services.settings.max_body,
+        blobs=api_releases.BLOBS,
+        answer=_answer,
+    )
     return app
-
-
-class BodyLimit:
-    """Ends a request whose body is over the limit, announced or not. Uploads of blobs have a limit of their own."""
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app, self._limit = app, limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI application."""
-        if scope["type"] != "http" or scope["path"].startswith(api_releases.BLOBS):
-            await self._app(scope, receive, send)
-            return
-        announced = int(dict(scope["headers"]).get(b"content-length", b"0"))
-        if announced > self._limit:
-            await _answer(self._error(scope))(scope, receive, send)
-            return
-        await self._app(scope, self._counted(scope, receive), send)
-
-    def _counted(self, scope: Scope, receive: Receive) -> Receive:
-        taken = 0
-
-        async def counted() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > self._limit:
-                raise self._error(scope)
-            return message
-
-        return counted
-
-    def _error(self, scope: Scope) -> errors.TooLarge:
-        return errors.TooLarge(f"{scope['path']}: the body is over {self._limit} bytes: raise the setting max_body")
 
 
 def _answer(error: Exception) -> JSONResponse:
     status, code = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
-    headers = {"WWW-Authenticate": 'Basic realm="shoal", Bearer'} if status == 401 else None
+    headers = {"WWW-Authenticate": 'Basic realm="shoal", Bearer'} if status == 401 else {}
+    if isinstance(error, errors.TooMany):
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
     return _json(status, code, str(error), headers)
 
 
@@ -110,6 +139,7 @@ def _one_line(error: Exception) -> str:
 async def _known_error(request: Request, error: Exception) -> JSONResponse:
     # The path as it came, still percent-encoded: a line break in it must not forge a line of the log.
     _log.info("%s %s: %s", request.method, request.scope["raw_path"].decode("latin-1"), _one_line(error))
+    visit_of(request).fault = str(error)
     return _answer(error)
 
 

@@ -1,81 +1,117 @@
-"""Who asks: an operator by bearer token, or a device by its certificate. Every route depends on one of these or is
-public.
+"""Who asks: a person or program by bearer token, a device by its certificate; and what the audit log hears of it.
 
-The public routes are the few that a device without a certificate needs, and the health check: `PUBLIC`.
+    caller = caller_of(request)                       # in a route: who passed the gate
+    tell(request, subject="device kitchen-1")         # in a route: what the path does not say
+
+`fleet.api.gate` fills in the `Visit` before a route runs.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable
-from datetime import datetime
-from pathlib import Path
+import asyncio
+import logging
+from dataclasses import dataclass, replace
+from typing import cast
 
 from fastapi import Request
-from sqlmodel import Session, select
+from starlette.requests import HTTPConnection
 
-from fleet.errors import Forbidden, Unauthorized
+from fleet.access import Caller
+from fleet.api.policy import Rule
+from fleet.errors import FleetError, Forbidden, Unauthorized
 from fleet.services import Services, services_of
-from fleet.store.database import Database
-from fleet.store.files import write
-from fleet.store.tables import Device, OperatorToken
-from fleet.trust.ca import common_name, load_certificate
-from fleet.trust.enrolment import hash_token
-from wire.units import show_instant
+from fleet.tokens import WHERE_FROM
+from fleet.trust.identity import device_of
 
-PUBLIC = frozenset({"/healthz", "/.well-known/est/cacerts", "/.well-known/est/simpleenroll"})
-TOKEN_FILE = "operator-token"  # noqa: S105  a file name
+DEVICE_ROLE = "device"
+_log = logging.getLogger(__name__)
 
 
-async def operator(request: Request) -> str:
-    """Raises `Unauthorized` unless an operator's token came."""
-    kind, _, token = request.headers.get("authorization", "").partition(" ")
-    if kind.lower() != "bearer" or hash_token(token.strip()) not in services_of(request).operators:
-        raise Unauthorized(
-            f"{request.method} {request.url.path}: an operator token is needed: send 'Authorization: Bearer <token>'; "
-            f"the first token stands in {TOKEN_FILE} in the fleet's data folder"
-        )
-    return "operator"
+@dataclass
+class Visit:
+    """A request on its way: the row of the policy that it matched, who asks, and what the audit log should know."""
+
+    template: str = ""
+    rule: Rule | None = None
+    caller: Caller | None = None
+    """None for a public route, and as long as nobody is known."""
+    who: str = ""
+    subject: str = ""
+    fault: str = ""
 
 
-async def device_or_operator(request: Request) -> str:
-    """The id of the device whose certificate the connection showed, or `operator`.
-
-    Raises `Unauthorized` without either, `Forbidden` for a certificate that is not the newest of a known device.
-    """
-    pem = _peer_certificate(request)
-    if pem is None or "authorization" in request.headers:
-        return await operator(request)
-    services = services_of(request)
-    return await services.serial.run(_device_of, services, pem)
+def visit_of(request: HTTPConnection) -> Visit:
+    """The visit of a request. Raises `Forbidden` for one that did not come through the gate."""
+    visit = request.scope.get("state", {}).get("visit")
+    if visit is None:
+        raise Forbidden(f"{request.scope['path']}: nobody looked at who asks")
+    return cast(Visit, visit)
 
 
-def open_operator_tokens(data: Path, database: Database, clock: Callable[[], datetime]) -> frozenset[str]:
-    """The hashes of all operator tokens. The first one is made here and written where only this user reads it."""
-    with database.transaction() as session:
-        if session.exec(select(OperatorToken)).first() is None:
-            _add_first_token(session, data, clock())
-        return frozenset(session.exec(select(OperatorToken.sha256)))
+def caller_of(request: HTTPConnection) -> Caller:
+    """Who asks. Raises `Unauthorized` on a public route, where nobody looked."""
+    caller = visit_of(request).caller
+    if caller is None:
+        raise Unauthorized(f"{request.scope['path']}: asks nobody who they are")
+    return caller
 
 
-def _add_first_token(session: Session, data: Path, now: datetime) -> None:
-    token = secrets.token_urlsafe(32)
-    session.add(OperatorToken(sha256=hash_token(token), name="first", created=show_instant(now)))
-    session.flush()
-    write(data / TOKEN_FILE, token.encode() + b"\n")
+def tell(request: HTTPConnection, *, subject: str = "", who: str = "", news: bool = True) -> None:
+    """What the audit log should name: never a secret, a body or a query. Without `news` it is not worth an entry."""
+    visit = visit_of(request)
+    if visit.rule is not None and not news:
+        visit.rule = replace(visit.rule, audited=False)
+    visit.subject, visit.who = subject or visit.subject, who or visit.who
 
 
-def _peer_certificate(request: Request) -> str | None:
+async def authorize(request: Request) -> None:
+    """The second lock, on every route: the gate must have admitted this request to this very route."""
+    visit, route = visit_of(request), request.scope["route"].path
+    if visit.rule is None or visit.template != route:
+        raise Forbidden(f"{request.method} {route}: no row of the policy names this route, so nobody may call it")
+
+
+async def authenticate(request: Request, rule: Rule) -> Caller:
+    """Who asks, for a route that is not public. Raises `Unauthorized` or `Forbidden`."""
+    pem = peer_certificate(request)
+    if rule.device and pem is not None and not (rule.permission and "authorization" in request.headers):
+        services = services_of(request)
+        return await services.serial.run(_device_caller, services, pem)
+    if rule.device and not rule.permission:
+        raise Unauthorized(f"{request.scope['path']}: the certificate of a device is needed")
+    return await _person(request)
+
+
+def check_permission(caller: Caller, rule: Rule) -> None:
+    """Raises `Forbidden` for a person or program without the permission that a rule names."""
+    if rule.permission and DEVICE_ROLE not in caller.roles:
+        caller.check(rule.permission)
+
+
+def peer_certificate(request: HTTPConnection) -> str | None:
+    """The certificate (PEM) that the connection showed; the TLS layer checked that it comes from this fleet."""
     chain = request.scope.get("extensions", {}).get("tls", {}).get("client_cert_chain") or ()
     return next(iter(chain), None)
 
 
-def _device_of(services: Services, pem: str) -> str:
-    name = common_name(load_certificate(pem.encode()).subject)
+async def _person(request: Request) -> Caller:
+    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    if kind.lower() != "bearer":
+        raise Unauthorized(
+            f"{request.method} {request.scope['path']}: a token is needed: send 'Authorization: Bearer <token>', or "
+            f"run `shoal login`; {WHERE_FROM}"
+        )
+    services = services_of(request)
+    # Not on the serial thread: whoever guesses must not hold up what the fleet does.
+    caller, used = await asyncio.to_thread(services.people.caller, token.strip())
+    if used is not None:
+        try:
+            await services.serial.run(services.people.touch, used)
+        except FleetError as e:
+            _log.warning("the use of a token was not noted: %s", e)
+    return caller
+
+
+def _device_caller(services: Services, pem: str) -> Caller:
     with services.database.transaction() as session:
-        row = session.get(Device, name)
-        if row is None or row.certificate.strip() != pem.strip():
-            raise Forbidden(
-                f"certificate of {name!r}: not the newest of a device of this fleet: enrol the device again"
-            )
-    return name
+        return Caller(f"device:{device_of(session, pem).id}", frozenset({DEVICE_ROLE}))

@@ -1,61 +1,169 @@
-"""Routes for devices: kits, and what the fleet knows of each."""
+"""Routes for devices: kits, who may come in and who has to go, and what the fleet knows of each."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Request
-from pydantic import BaseModel
-from sqlmodel import col, select
+from fastapi import APIRouter, Header, Query, Request
+from pydantic import BaseModel, Field
+from sqlmodel import Session, col, select
 
-from fleet import devices
-from fleet.api.auth import operator
+from fleet import devices, lifecycle
+from fleet.access import Caller
+from fleet.api.auth import caller_of, tell
 from fleet.services import Services, services_of
 from fleet.store.tables import Device
+from fleet.trust.enrolment import KitRequest
 from wire.messages import EnrolmentKit
 
-router = APIRouter(prefix="/api/v1/devices", dependencies=[Depends(operator)])
+router = APIRouter(prefix="/api/v1/devices")
+
+Reason = Annotated[str, Field(min_length=1, max_length=500)]
 
 
 class NewDevice(BaseModel):
-    """The id that a device will have, and its profile."""
+    """The id that a device will have, its profile and its group."""
 
     device: str
     profile: str
+    group: str = "default"
+
+
+class Accept(BaseModel):
+    """What a device shall be instead of what its batch says."""
+
+    group: str | None = None
+    profile: str | None = None
+
+
+class Because(BaseModel):
+    """Why a device has to go: kept with what is known of it."""
+
+    reason: Reason
+
+
+class Retire(BaseModel):
+    """`now`: do not wait until the device has wiped itself."""
+
+    now: bool = False
 
 
 @router.post("", status_code=201)
 async def add_device(
     request: Request, new: NewDevice, idempotency_key: Annotated[str | None, Header()] = None
 ) -> dict[str, Any]:
-    """An enrolment kit for a new device."""
-    services = services_of(request)
-    return (await services.serial.run(_kit, services, new, idempotency_key)).to_value()
+    """An enrolment kit for a new device, or for one that is out and may come in again."""
+    services, caller = services_of(request), caller_of(request)
+    asked = KitRequest(**new.model_dump(), key=idempotency_key)
+    tell(request, subject=f"kit of device {new.device[:63]}")
+    return (await services.serial.run(_kit, services, caller, asked)).to_value()
 
 
 @router.get("")
-async def list_devices(request: Request) -> list[dict[str, Any]]:
-    """Every device, by id."""
+async def list_devices(
+    request: Request,
+    status: Annotated[str | None, Query(max_length=32)] = None,
+    group: Annotated[str | None, Query(max_length=64)] = None,
+) -> list[dict[str, Any]]:
+    """Every device that the caller may act on, by id; of one status or group if one is given."""
     services = services_of(request)
-    return await services.serial.run(_list, services)
+    return await services.serial.run(_list, services, caller_of(request), status, group)
 
 
 @router.get("/{device}")
 async def show_device(request: Request, device: str) -> dict[str, Any]:
     """One device."""
     services = services_of(request)
-    return await services.serial.run(_show, services, device)
+    return await services.serial.run(_change, services, caller_of(request), device, lambda _session, _row: False)
 
 
-def _kit(services: Services, new: NewDevice, key: str | None) -> EnrolmentKit:
-    return services.enrolment.kit(new.device, new.profile, services.repository.documents(), key)
+@router.post("/{device}/accept")
+async def accept_device(request: Request, device: str, asked: Accept) -> dict[str, Any]:
+    """Let a device of a batch in. Accepting it again changes nothing."""
+    services, caller = services_of(request), caller_of(request)
+
+    def accept(session: Session, row: Device) -> bool:
+        caller.check_group(asked.group or row.group)
+        return lifecycle.accept(session, services.enrolment, row, asked.group, asked.profile)
+
+    return await services.serial.run(_change, services, caller, device, accept)
 
 
-def _list(services: Services) -> list[dict[str, Any]]:
+@router.post("/{device}/reject")
+async def reject_device(request: Request, device: str, because: Because) -> dict[str, Any]:
+    """Turn a device of a batch away. Rejecting it again changes nothing."""
+    services = services_of(request)
+    return await services.serial.run(
+        _change,
+        services,
+        caller_of(request),
+        device,
+        lambda session, row: lifecycle.reject(session, row, because.reason, services.clock()),
+    )
+
+
+@router.post("/{device}/revoke")
+async def revoke_device(request: Request, device: str, because: Because) -> dict[str, Any]:
+    """Put a device out, at once and whatever it is. Revoking it again changes nothing."""
+    services = services_of(request)
+    return await services.serial.run(
+        _change,
+        services,
+        caller_of(request),
+        device,
+        lambda session, row: lifecycle.revoke(session, row, because.reason, services.clock()),
+    )
+
+
+@router.post("/{device}/retire")
+async def retire_device(request: Request, device: str, how: Retire) -> dict[str, Any]:
+    """Have a device wipe itself and leave. Asked again it is told again only with the next connection."""
+    services = services_of(request)
+
+    def retire(session: Session, row: Device) -> bool:
+        if lifecycle.retire(session, row, services.clock(), at_once=how.now):
+            services.commands.send(session, row, "wipe")
+        return True
+
+    return await services.serial.run(_change, services, caller_of(request), device, retire)
+
+
+def _kit(services: Services, caller: Caller, asked: KitRequest) -> EnrolmentKit:
+    trust = services.repository.documents()
+    caller.check_group(asked.group)
     with services.database.transaction() as session:
-        return [devices.view(session, row) for row in session.exec(select(Device).order_by(col(Device.id))).all()]
+        row = session.get(Device, asked.device)
+        if row is not None:
+            caller.check_group(row.group)
+        kit = services.enrolment.kit(session, asked, trust)
+    services.revocations.apply()  # an id that was denied until now may come in again
+    return kit
 
 
-def _show(services: Services, device: str) -> dict[str, Any]:
+def _list(services: Services, caller: Caller, status: str | None, group: str | None) -> list[dict[str, Any]]:
+    query = select(Device).order_by(col(Device.id))
+    if caller.groups:
+        query = query.where(col(Device.group).in_(sorted(caller.groups)))
+    if group is not None:
+        query = query.where(Device.group == group)
     with services.database.transaction() as session:
-        return devices.view(session, devices.find(session, device))
+        rows = [row for row in session.exec(query) if status in (None, devices.status(row))]
+        return [devices.view(session, row) for row in rows]
+
+
+def _change(
+    services: Services, caller: Caller, device: str, change: Callable[[Session, Device], bool]
+) -> dict[str, Any]:
+    """Do something to a device that the caller may act on; True from `change` means that others have to be told."""
+    with services.database.transaction() as session:
+        row = devices.find(session, device)
+        caller.check_group(row.group)
+        changed = change(session, row)
+        session.flush()
+        shown = devices.view(session, row)
+    if changed:
+        services.revocations.apply()
+        services.outbox.desired([device])
+        services.outbox.commands([device])
+    return shown

@@ -11,14 +11,14 @@ import logging
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Send
 
-from fleet.api.auth import device_or_operator
+from fleet.api.auth import caller_of
 from fleet.errors import Malformed
 from fleet.services import services_of
 
@@ -31,21 +31,21 @@ router = APIRouter(prefix="/v1")
 
 
 @router.post("/chat/completions")
-async def chat_completions(request: Request, caller: Annotated[str, Depends(device_or_operator)]) -> Response:
+async def chat_completions(request: Request) -> Response:
     """A chat completion, streamed when the request asks for it."""
     body = await request.body()
     _check(body)
-    return await _forward(request, caller, "/chat/completions", body)
+    return await _forward(request, "/chat/completions", body)
 
 
 @router.get("/models")
-async def models(request: Request, caller: Annotated[str, Depends(device_or_operator)]) -> Response:
+async def models(request: Request) -> Response:
     """The models that the upstream offers."""
-    return await _forward(request, caller, "/models", None)
+    return await _forward(request, "/models", None)
 
 
-async def _forward(request: Request, caller: str, path: str, body: bytes | None) -> Response:
-    upstream = services_of(request).upstream
+async def _forward(request: Request, path: str, body: bytes | None) -> Response:
+    upstream, caller = services_of(request).upstream, caller_of(request).name
     started = time.monotonic()
     answer = await _while_connected(request, upstream.send(request.method, path, body))
     if answer is None:

@@ -6,12 +6,13 @@ import asyncio
 from contextlib import ExitStack
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
+from sqlmodel import Session
 from starlette.requests import ClientDisconnect
 
 from fleet import devices
-from fleet.api.auth import operator
+from fleet.api.auth import tell
 from fleet.errors import Malformed
 from fleet.services import Services, services_of
 from fleet.store.tables import EvidenceRow
@@ -20,13 +21,19 @@ from wire.document import parse_json
 from wire.evidence import Evidence
 
 BLOBS = "/api/v1/blobs/"
-router = APIRouter(prefix="/api/v1", dependencies=[Depends(operator)])
+router = APIRouter(prefix="/api/v1")
 
 
 class Documents(BaseModel):
     """Signed metadata by name, each the text of a JSON document."""
 
     documents: dict[str, str]
+
+
+class OnlineRole(BaseModel):
+    """A role whose key the fleet holds."""
+
+    role: str
 
 
 class Uploaded(BaseModel):
@@ -37,19 +44,25 @@ class Uploaded(BaseModel):
 
 @router.get("/trust")
 async def show_trust(request: Request) -> dict[str, Any]:
-    """The published documents, and the online keys that root and targets must name."""
+    """The published documents, the online keys that root and targets must name, and the certificate authorities."""
     services = services_of(request)
-    published = services.repository.published.documents
-    documents = {name: data.decode() for name, data in published.items()}
-    return {"documents": documents, "online": services.keys.public()}
+    return await services.serial.run(_trust, services)
 
 
 @router.post("/trust")
 async def admit_trust(request: Request, offered: Documents) -> dict[str, Any]:
     """Publish documents signed offline, all of them or none."""
     services = services_of(request)
-    await services.serial.run(_admit, services, {name: text.encode() for name, text in offered.documents.items()})
-    return await show_trust(request)
+    tell(request, subject=f"documents {', '.join(sorted(offered.documents))}")
+    return await services.serial.run(_admit, services, {n: text.encode() for n, text in offered.documents.items()})
+
+
+@router.post("/trust/keys", status_code=201)
+async def prepare_key(request: Request, online: OnlineRole) -> dict[str, Any]:
+    """Make the next key of an online role, unless one waits. It is used once root or targets name it."""
+    services = services_of(request)
+    tell(request, subject=f"next key of role {online.role}")
+    return await services.serial.run(_prepare_key, services, online.role)
 
 
 @router.head("/blobs/{digest}")
@@ -91,9 +104,34 @@ async def list_models(request: Request) -> list[dict[str, Any]]:
     return await services.serial.run(_list_models, services)
 
 
-def _admit(services: Services, documents: dict[str, bytes]) -> None:
-    services.repository.admit(documents)
+def _trust(services: Services) -> dict[str, Any]:
+    documents = {name: data.decode() for name, data in services.repository.published.documents.items()}
+    return {
+        "documents": documents,
+        "online": services.keys.public(),
+        "next": services.keys.public_next(),
+        "authorities": services.authority.pems(),
+    }
+
+
+def _admit(services: Services, documents: dict[str, bytes]) -> dict[str, Any]:
+    desired: list[str] = []
+    commands: list[str] = []
+
+    def resign(session: Session) -> None:
+        desired.extend(services.rollouts.desired.sign_all_again(session))
+        commands.extend(services.commands.refresh(session))
+
+    services.repository.admit(documents, resign)
     services.outbox.trust()
+    services.outbox.desired(desired)
+    services.outbox.commands(commands)
+    return _trust(services)
+
+
+def _prepare_key(services: Services, role: str) -> dict[str, Any]:
+    services.keys.prepare(role)
+    return _trust(services)
 
 
 def _add_evidence(services: Services, digest: str) -> dict[str, Any]:

@@ -7,14 +7,16 @@ as the ASGI TLS extension 0.2 names it.
 from __future__ import annotations
 
 import ssl
+from pathlib import Path
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.requests import HTTPConnection
 
+from fleet.api.limits import Guarded
 from fleet.trust.ca import KeyPair
 
 
-class TlsProtocol(HttpToolsProtocol):
+class TlsProtocol(Guarded):
     """uvicorn's protocol with the ASGI TLS extension."""
 
     def on_message_begin(self) -> None:
@@ -23,6 +25,31 @@ class TlsProtocol(HttpToolsProtocol):
         connection = self.transport.get_extra_info("ssl_object")
         if connection is not None:
             cast(dict[str, Any], self.scope)["extensions"] = {"tls": _describe(connection)}
+
+
+class ServerTls:
+    """The TLS of a server that goes on serving while its certificate, or the authorities that it believes, change."""
+
+    def __init__(self, pair: KeyPair, authorities: Path) -> None:
+        self._pair, self._authorities = pair, authorities
+        self.renew()
+        self.context = self._newest
+        """What to serve with. Each new connection is moved to the newest context: a context in use forgets nobody."""
+        self.context.sni_callback = self._move
+
+    def renew(self) -> None:
+        """Read the files again, for all connections from now on. From any thread."""
+        self._newest = server_context(self._pair, str(self._authorities))
+
+    def _move(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        # OpenSSL asks for every client, also for one that names no server.
+        connection.context = self._newest
+
+
+def peer_certificate(request: HTTPConnection) -> str | None:
+    """What the client showed in the handshake, as PEM; an authority of ours signed it, and that is all it says."""
+    chain = request.scope.get("extensions", {}).get("tls", {}).get("client_cert_chain") or ()
+    return next(iter(chain), None)
 
 
 def server_context(pair: KeyPair, authority: str) -> ssl.SSLContext:

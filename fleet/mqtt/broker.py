@@ -1,7 +1,9 @@
 """mosquitto as a child process: its settings, its start, and starting it again when it dies.
 
-broker = Broker(settings, folder, server_pair, client_pair, authority, port)
+broker = Broker(program, folder, address, server_pair, client_pair, authorities, connections=10_000)
+broker.restrict(access_rules(denied), revocation_lists)    # before the start, and at any time later
 await broker.start()        # returns once a real mutual-TLS connection got through
+broker.reload()             # certificates, authorities, revocation and access lists are read again
 await broker.stop()
 
 Why each setting is as it is stands beside it in `configuration`.
@@ -14,6 +16,7 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import sys
 from collections import deque
 from dataclasses import dataclass
@@ -24,12 +27,12 @@ import psutil
 from fleet.errors import Unavailable
 from fleet.mqtt.link import tls_context
 from fleet.store.files import private_folder, write
-from fleet.trust.admission import MAX_PACKET
 from fleet.trust.ca import KeyPair
+from fleet.trust.shippable import MAX_PACKET
 from wire.chunks import AVERAGE
-from wire.topics import access_rules
 
 CONFIG = "mosquitto.conf"
+ACCESS, REVOKED = "acl", "revoked.pem"
 READY_WITHIN = 10.0
 """Seconds a broker may take to accept its first connection."""
 STOP_WITHIN = 5.0
@@ -54,19 +57,26 @@ class Broker:
     """A supervised mosquitto."""
 
     def __init__(
-        self, program: str, folder: Path, address: BrokerAddress, server: KeyPair, client: KeyPair, authority: Path
+        self,
+        program: str,
+        folder: Path,
+        address: BrokerAddress,
+        server: KeyPair,
+        client: KeyPair,
+        authorities: Path,
+        connections: int = 10_000,
     ) -> None:
         self.address = address
+        self._client, self._authorities = client, authorities
         self._program = find_program(program)
         self._folder = private_folder(folder).resolve()
         self._config = self._folder / CONFIG
-        self._tls = tls_context(client, authority)
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._last_lines: deque[str] = deque(maxlen=20)
+        self._reload_wanted = False
         self.state = "stopped"
-        write(self._folder / "acl", access_rules().encode())
-        write(self._config, configuration(self._folder, address, server, authority).encode())
+        write(self._config, configuration(self._folder, address, server, authorities, connections).encode())
 
     @property
     def pid(self) -> int | None:
@@ -78,6 +88,21 @@ class Broker:
         await self._launch()
         self._supervisor = asyncio.create_task(self._supervise(), name="broker")
 
+    def restrict(self, rules: str, revoked: bytes) -> None:
+        """Put another access list and other revocation lists (PEM, one of each authority) in force. Any thread."""
+        write(self._folder / ACCESS, rules.encode())
+        write(self._folder / REVOKED, revoked)
+        self.reload()
+
+    def reload(self) -> None:
+        """Have access list, revocation lists, certificates and authorities read again. From any thread.
+
+        New connections are judged by the new files at once, live ones by the new access list.
+        """
+        self._reload_wanted = True
+        if self.state == "running":
+            self._signal_reload()
+
     async def stop(self) -> None:
         """End it: SIGTERM, so that it saves its retained messages, then SIGKILL."""
         if self._supervisor:
@@ -86,6 +111,13 @@ class Broker:
                 await self._supervisor
         await self._end()
         self.state = "stopped"
+
+    def _signal_reload(self) -> None:
+        """Only a process that is ready: one that is still starting could die of the signal."""
+        self._reload_wanted = False
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):  # it ended this moment: the next one reads the new files
+                os.kill(self.pid, signal.SIGHUP)
 
     async def _launch(self) -> None:
         try:
@@ -107,6 +139,8 @@ class Broker:
 
     async def _attempt(self) -> None:
         self.state = "starting"
+        self._reload_wanted = False
+        self._tls = tls_context(self._client, self._authorities)
         command = (
             sys.executable,
             "-P",
@@ -135,6 +169,8 @@ class Broker:
                 "if the port is taken, free it or choose another one with --broker ADDRESS:PORT"
             ) from e
         self.state = "running"
+        if self._reload_wanted:
+            self._signal_reload()
         _log.info("broker runs on %s:%d, pid %d", self.address.host, self.address.port, self._process.pid)
 
     async def _until_ready(self, process: asyncio.subprocess.Process) -> None:
@@ -205,23 +241,29 @@ def find_program(name: str) -> str:
     return found
 
 
-def configuration(folder: Path, address: BrokerAddress, server: KeyPair, authority: Path) -> str:
+def configuration(folder: Path, address: BrokerAddress, server: KeyPair, authorities: Path, connections: int) -> str:
     """mosquitto.conf, in the words of mosquitto 2.0."""
     lines = (
         "# Written by the fleet at every start.",
         # Heeded only when root starts it: it would become another user, who cannot read this folder.
         "user root",
         f"listener {address.port} {address.host}",
-        f"cafile {authority.resolve()}",
+        f"cafile {authorities.resolve()}",
         f"certfile {server.certificate.resolve()}",
         f"keyfile {server.key.resolve()}",
+        # With a list of each authority, or the broker refuses everybody; dated years ahead for the same reason.
+        f"crlfile {(folder / REVOKED).resolve()}",
         "tls_version tlsv1.3",
         "require_certificate true",
         "use_identity_as_username true",
         # Without it a device could connect with another's client id and take over its session.
         "use_username_as_clientid true",
         "allow_anonymous false",
-        f"acl_file {(folder / 'acl').resolve()}",
+        f"acl_file {(folder / ACCESS).resolve()}",
+        # Each costs 24 KiB and a file descriptor: beyond this the next one is refused, not everybody.
+        f"max_connections {connections}",
+        # A device whose power was cut stays "online" for 1.5 times this: no client may ask for hours.
+        "max_keepalive 300",
         # Without it every mutual-TLS connect waits 50 ms.
         "set_tcp_nodelay true",
         # At the default of 20 the broker holds 13 times the memory while chunks fan out, and is no faster.
@@ -230,7 +272,10 @@ def configuration(folder: Path, address: BrokerAddress, server: KeyPair, authori
         # keep retained comes at once when it connects. What is lost beyond, acknowledgements and bitmaps repair.
         "max_queued_messages 20000",
         f"max_queued_bytes {256 * AVERAGE}",
+        # The largest document plus its topic; a client that sends a larger packet is cut off before it is buffered.
         f"max_packet_size {MAX_PACKET}",
+        # Sessions of devices that never come back, and what is queued for them, go.
+        "persistent_client_expiration 14d",
         "persistence true",
         f"persistence_location {folder.resolve()}/",
         # Never on every change: each save writes the whole database.
@@ -239,6 +284,7 @@ def configuration(folder: Path, address: BrokerAddress, server: KeyPair, authori
         "log_dest stderr",
         "log_type error",
         "log_type warning",
+        # A line for each connection would let whoever knocks fill the log.
         "connection_messages false",
     )
     return "\n".join(lines) + "\n"

@@ -1,47 +1,77 @@
 """Messages from devices: verified, stored, answered. Called on the serial thread, one message after the other.
 
 A device is who its topic says: the broker's access list lets nobody else write there. What needs more than that,
-reports and telemetry, is signed by the key of the device's certificate; a forged one is noted and ignored.
+reports, telemetry and replies, is signed by the key of the device's certificate. A forgery, a replay and a clone are
+refused and noted.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from sqlmodel import Session, col, select
 
 from fleet import devices, telemetry
+from fleet.commands import Commands
 from fleet.errors import FleetError, Unavailable, Untrusted
+from fleet.mqtt.limits import Gate
 from fleet.mqtt.outbox import Outbox
+from fleet.mqtt.security import SecurityLog
 from fleet.mqtt.transfer import Transfer
+from fleet.reports import judge_report
 from fleet.rollout_service import Rollouts
 from fleet.store.database import Database
 from fleet.store.tables import Device
-from fleet.trust.identity import key_of
-from wire.dsse import open_by_key
+from fleet.trust.acks import Acks
+from fleet.trust.desired import DesiredStates, models_of
+from fleet.trust.identity import LISTENED, open_statement
 from wire.errors import WireError
-from wire.messages import Presence, Reported, Statement, TelemetryBatch, Want
+from wire.messages import Presence, Reply, Reported, TelemetryBatch, Want
+from wire.orders import Ack
+from wire.topics import Reply as ReplyTopic
 from wire.topics import Reported as ReportedTopic
 from wire.topics import State as StateTopic
 from wire.topics import Telemetry as TelemetryTopic
+from wire.topics import Topic, parse
 from wire.topics import Want as WantTopic
-from wire.topics import parse
 from wire.units import show_instant
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What leaves for devices once the transaction of a message is through."""
+
+    desired: Sequence[str] = ()
+    commands: Sequence[str] = ()
+    ack: Ack | None = None
+    revoked: bool = False
+    """Certificates stopped being good."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Inbox:
-    """One method per kind of message. `remembered`: who is online only by the broker's memory, and since when."""
+    """One method per kind of message. `gate` is asked before a message comes here.
+
+    `remembered`: who is online only by the broker's memory, and since when. `revoke` makes the broker heed certificates
+    that stopped being good, `hold` shuts a device out for a moment.
+    """
 
     database: Database
     outbox: Outbox
+    desired: DesiredStates
+    acks: Acks
+    commands: Commands
     rollouts: Rollouts
     transfer: Transfer
+    gate: Gate
+    security: SecurityLog
+    revoke: Callable[[], object]
+    hold: Callable[[str], object]
     offline_after: timedelta
     clock: Callable[[], datetime]
     remembered: dict[str, datetime] = field(default_factory=dict)
@@ -51,14 +81,16 @@ class Inbox:
         if not payload:
             return  # a retained message was cleared
         try:
-            self._dispatch(topic, payload, retained=retained)
+            with self.database.transaction() as session:
+                answer = self._handle(session, parse(topic), payload, retained=retained)
+            self._send(answer)
         except Unavailable as e:  # our own disk: the device is not to blame, and sends it again
             _log.error("a message on %s was not taken: %s", topic, e)
         except (WireError, FleetError) as e:
-            self._refuse(topic, e)
+            self.security.note(topic, str(e))
 
     def tick(self) -> None:
-        """Devices that the broker remembered as online and that said nothing since are offline."""
+        """Devices that the broker remembered as online and that said nothing since are offline; floods are noted."""
         now = self.clock()
         silent = [d for d, since in self.remembered.items() if now - since >= self.offline_after]
         with self.database.transaction() as session:
@@ -67,6 +99,10 @@ class Inbox:
                 row = devices.find(session, device)
                 row.online = False
                 session.add(row)
+        for flood in self.gate.floods():
+            dropped = f"{flood.dropped} messages over the limit were dropped unread"
+            self.security.keep(flood.topic, f"flood: {dropped}: the device is shut out for a minute")
+            self.hold(flood.device)
 
     def start(self) -> None:
         """A new process has seen nobody: those that were online say so again, or the broker remembers them."""
@@ -75,64 +111,80 @@ class Inbox:
                 row.online = False
                 session.add(row)
 
-    def _dispatch(self, topic: str, payload: bytes, *, retained: bool) -> None:
-        match parse(topic):
-            case StateTopic(device=device):
-                self._state(device, Presence.from_bytes(payload), retained=retained)
-            case ReportedTopic(device=device):
-                self._reported(device, payload)
-            case TelemetryTopic(device=device):
-                self._telemetry(device, payload)
-            case WantTopic(device=device):
-                self._want(device, Want.from_bytes(payload))
-
-    def _state(self, device: str, presence: Presence, *, retained: bool) -> None:
-        with self.database.transaction() as session:
-            row = self._seen(session, device, live=not retained)
-            devices.take_presence(row, presence)
-        if retained and presence.online:
-            self.remembered.setdefault(device, self.clock())
-
-    def _reported(self, device: str, payload: bytes) -> None:
-        with self.database.transaction() as session:
-            row = devices.find(session, device)
-            reported = open_by_key(payload, Reported, key_of(row))
-            _check_speaks_for_itself(reported, device)
-            if not devices.take_report(row, reported):
-                return
-            session.add(row)
-            changed = self.rollouts.take_report(session, device, reported)
-        self.outbox.desired(changed)
-
-    def _telemetry(self, device: str, payload: bytes) -> None:
-        with self.database.transaction() as session:
-            row = self._seen(session, device, live=True)
-            batch = open_by_key(payload, TelemetryBatch, key_of(row))
-            _check_speaks_for_itself(batch, device)
-            ack = telemetry.store(session, row, batch, self.clock())
-        self.outbox.ack(ack)
-
-    def _want(self, device: str, want: Want) -> None:
-        with self.database.transaction() as session:
-            self._seen(session, device, live=True)
-        self.transfer.want(want)
-
-    def _seen(self, session: Session, device: str, *, live: bool) -> Device:
-        row = devices.find(session, device)
-        if live:
+    def _handle(self, session: Session, topic: Topic, payload: bytes, *, retained: bool) -> Answer:
+        assert isinstance(topic, StateTopic | ReportedTopic | TelemetryTopic | WantTopic | ReplyTopic)
+        row = devices.find(session, topic.device)
+        if row.state not in LISTENED:
+            _log.debug("%s is %s: what it says on %s is not heard", row.id, row.state, topic.topic)
+            return Answer()
+        answer = self._dispatch(session, row, topic, payload, retained=retained)
+        if not retained:
             row.last_seen = show_instant(self.clock())
-            self.remembered.pop(device, None)
+            self.remembered.pop(row.id, None)
         session.add(row)
-        return row
+        return answer
 
-    def _refuse(self, topic: str, error: Exception) -> None:
-        _log.warning("refused a message on %s: %s", topic, error)
-        with self.database.transaction() as session:
-            device = topic.split("/")[3] if topic.count("/") == 4 else ""
-            if session.get(Device, device) is not None:
-                devices.record_refusal(session, device, topic, str(error), self.clock())
+    def _dispatch(self, session: Session, row: Device, topic: Topic, payload: bytes, *, retained: bool) -> Answer:
+        match topic:
+            case StateTopic():
+                return self._state(row, Presence.from_bytes(payload), retained=retained)
+            case ReportedTopic():
+                return self._reported(session, row, payload, retained=retained)
+            case TelemetryTopic():
+                return self._telemetry(session, row, payload)
+            case ReplyTopic():
+                return self._reply(session, row, payload)
+            case WantTopic():
+                return self._want(row, Want.from_bytes(payload))
+        return Answer()
 
+    def _state(self, row: Device, presence: Presence, *, retained: bool) -> Answer:
+        devices.take_presence(row, presence)
+        if retained and presence.online:
+            self.remembered.setdefault(row.id, self.clock())
+        return Answer(commands=[row.id] if presence.online and row.command_envelope else [])
 
-def _check_speaks_for_itself(statement: Statement, device: str) -> None:
-    if statement.device != device:
-        raise Untrusted(f"{type(statement).__name__.lower()} of {statement.device}: sent by {device}")
+    def _reported(self, session: Session, row: Device, payload: bytes, *, retained: bool) -> Answer:
+        reported = open_statement(session, row, payload, Reported)
+        match judge_report(devices.last_report(row), reported, retained=retained):
+            case "stale":
+                _log.debug("%s: the broker remembers an older report", row.id)
+                return Answer()
+            case "repeat":  # a device whose answer was lost asks again by itself
+                return Answer() if retained else Answer(ack=self.acks.of_report(session, row, reported))
+        row.reported = reported.to_bytes().decode()
+        sealed = self.desired.take_sealing_key(session, row, reported.sealing_key)
+        changed = self.rollouts.take_report(session, row.id, reported)
+        desired = sorted({*changed, *([row.id] if sealed else [])})
+        return Answer(desired=desired, ack=self.acks.of_report(session, row, reported))
+
+    def _telemetry(self, session: Session, row: Device, payload: bytes) -> Answer:
+        batch = open_statement(session, row, payload, TelemetryBatch)
+        telemetry.store(session, row, batch, self.clock())
+        return Answer(ack=self.acks.of_batch(session, row, batch))
+
+    def _reply(self, session: Session, row: Device, payload: bytes) -> Answer:
+        reply = open_statement(session, row, payload, Reply)
+        if not self.commands.answer(session, row, reply):
+            return Answer()
+        devices.retired(session, row, self.clock())
+        return Answer(desired=[row.id], revoked=True)
+
+    def _want(self, row: Device, want: Want) -> Answer:
+        """Only what is assigned. Who has not reported the newest desired state yet may ask for the one before."""
+        if self.desired.blob_keys.covers(models_of(row), want.digest):
+            self.transfer.want(want)
+            return Answer()
+        last = devices.last_report(row)
+        if last is not None and (last.desired_epoch, last.desired_seq) < (row.desired_epoch, row.desired_seq):
+            _log.debug("%s asks for %s, which it was assigned before", row.id, want.digest)
+            return Answer()
+        raise Untrusted(f"wish for {want.digest}: this blob is not assigned to {row.id}")
+
+    def _send(self, answer: Answer) -> None:
+        self.outbox.desired(answer.desired)
+        self.outbox.commands(answer.commands)
+        if answer.ack is not None:
+            self.outbox.ack(answer.ack)
+        if answer.revoked:
+            self.revoke()

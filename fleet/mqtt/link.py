@@ -21,12 +21,12 @@ from paho.mqtt.reasoncodes import ReasonCode
 from fleet.errors import Unavailable
 from fleet.trust.ca import KeyPair
 from wire.messages import Presence
-from wire.topics import FLEET_CLIENT, FleetState, Reported, State, Telemetry, Want, every
+from wire.topics import FLEET_CLIENT, FleetState, Reply, Reported, State, Telemetry, Want, every
 
 Receive = Callable[[str, bytes, bool], None]
 """Called with topic, payload and whether the message was retained."""
 
-_SUBSCRIPTIONS = [(every(kind), 1) for kind in (State, Reported, Telemetry, Want)]
+_SUBSCRIPTIONS = [(every(kind), 1) for kind in (State, Reported, Telemetry, Reply, Want)]
 _log = logging.getLogger(__name__)
 
 
@@ -34,14 +34,16 @@ class Link:
     """A client that connects, subscribes, and connects again by itself until it is stopped."""
 
     def __init__(self, pair: KeyPair, authority: Path, session: str) -> None:
-        self._session = session
+        self._session, self._pair, self._authority = session, pair, authority
         self._up = threading.Event()
         self._client = client = mqtt.Client(
             CallbackAPIVersion.VERSION2, client_id=FLEET_CLIENT, protocol=mqtt.MQTTv5, reconnect_on_failure=True
         )
-        client.tls_set_context(tls_context(pair, authority))
+        self._tls = tls_context(pair, authority)
+        client.tls_set_context(self._tls)
         client.reconnect_delay_set(min_delay=1, max_delay=5)
         client.will_set(FleetState().topic, self._presence(online=False), qos=1, retain=True)
+        client.on_pre_connect = self._before_connect
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
 
@@ -82,6 +84,14 @@ class Link:
 
     def _presence(self, *, online: bool) -> bytes:
         return Presence(session=self._session, online=online).to_bytes()
+
+    def _before_connect(self, _client: mqtt.Client, _data: object) -> None:
+        """Certificate and authorities may have been renewed since the last connection."""
+        try:
+            self._tls.load_cert_chain(self._pair.certificate, self._pair.key)
+            self._tls.load_verify_locations(self._authority)
+        except OSError as e:  # read between two writes: the attempt fails, and the next one finds both
+            _log.warning("%s: not read for the connection to the broker: %s", self._pair.certificate, e)
 
     def _on_connect(
         self,

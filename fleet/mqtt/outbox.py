@@ -1,6 +1,6 @@
-"""What the fleet owns on the broker, and how it gets there: trust documents, desired states, acknowledgements.
+"""What the fleet says to devices, and how it gets there: trust documents, desired states, commands, acknowledgements.
 
-All but acknowledgements is retained and can be published again at any time without harm.
+Trust documents and desired states are retained and can be published again at any time without harm.
 """
 
 from __future__ import annotations
@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from securesystemslib.signer import Signer
 from sqlmodel import col, select
 
 from fleet.mqtt.link import Link
 from fleet.store.database import Database
 from fleet.store.tables import Device
+from fleet.trust.orders import OrderSigner
 from fleet.trust.repository import Repository
-from wire.dsse import seal
-from wire.messages import Ack
+from wire.orders import Ack
 from wire.topics import Ack as AckTopic
+from wire.topics import Command as CommandTopic
 from wire.topics import Desired as DesiredTopic
 
 
@@ -28,7 +28,7 @@ class Outbox:
     link: Link
     database: Database
     repository: Repository
-    signer: Signer
+    orders: OrderSigner
 
     def everything(self) -> None:
         """All that the fleet owns."""
@@ -48,6 +48,14 @@ class Outbox:
                 row = session.get_one(Device, device)
                 self.link.publish(DesiredTopic(device).topic, row.desired_envelope.encode(), retain=True)
 
+    def commands(self, devices: Iterable[str]) -> None:
+        """The open command of some devices, not retained: one that is away gets it when it is born."""
+        with self.database.transaction() as session:
+            for device in devices:
+                row = session.get_one(Device, device)
+                if row.command_envelope:
+                    self.link.publish(CommandTopic(device).topic, row.command_envelope.encode())
+
     def ack(self, ack: Ack) -> None:
-        """An acknowledgement of records that are on disk."""
-        self.link.publish(AckTopic(ack.device).topic, seal(ack, self.signer))
+        """An acknowledgement of what is on disk."""
+        self.link.publish(AckTopic(ack.device).topic, self.orders.sign(ack))

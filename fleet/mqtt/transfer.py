@@ -1,7 +1,8 @@
 """Chunks on their way to devices: wishes are gathered for a moment, then each chunk is sent once for all who want it.
 
 A thread of its own, because it waits: for wishes, for the pace, for the broker. Nothing is verified here, devices
-verify every chunk. Only blobs of listed releases are sent, so memory is bounded by the bitmaps of their chunks.
+verify every chunk. Only blobs of listed releases are sent, so memory is bounded by the bitmaps of their chunks. A chunk
+is encrypted with the key of its blob: whoever listens without that key, the broker too, has noise.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from paho.mqtt.client import MQTTMessageInfo
 from fleet.errors import NotFound, Untrusted
 from fleet.mqtt.link import Link
 from fleet.store.blobs import BlobStore
+from fleet.trust.blob_keys import BlobKeys
 from wire.chunks import ChunkList, from_bitmap
 from wire.errors import Malformed, WireError
 from wire.messages import Want
+from wire.secrecy import encrypt_chunk
 from wire.topics import Chunk
 
 _LISTS_HELD = 16
@@ -58,9 +61,16 @@ class Transfer:
     """Sends chunks. `listed` gives the blobs that may be sent, with the digests of their chunk lists."""
 
     def __init__(
-        self, link: Link, blobs: BlobStore, listed: Callable[[], Mapping[str, str | None]], *, gather: float, rate: int
+        self,
+        link: Link,
+        blobs: BlobStore,
+        keys: BlobKeys,
+        listed: Callable[[], Mapping[str, str | None]],
+        *,
+        gather: float,
+        rate: int,
     ) -> None:
-        self._link, self._blobs, self._listed = link, blobs, listed
+        self._link, self._blobs, self._keys, self._listed = link, blobs, keys, listed
         self._gather, self._rate = gather, rate
         self._wishes, self._changed = Wishes(), threading.Condition()
         self._stop = threading.Event()
@@ -138,9 +148,12 @@ class Transfer:
         if digest not in listed:
             raise NotFound(f"blob {digest}: no longer listed")
         name = listed[digest]
-        if name is None:
+        return encrypt_chunk(self._keys.of(digest, name), index, self._plain(digest, name, index))
+
+    def _plain(self, digest: str, chunk_list: str | None, index: int) -> bytes:
+        if chunk_list is None:
             return self._blobs.read(digest)
-        chunks = self._chunk_list(name)
+        chunks = self._chunk_list(chunk_list)
         if index >= len(chunks.chunks):  # another release, with another list, took the place of the one asked about
             raise NotFound(f"blob {digest}: has no chunk {index} any more")
         chunk = chunks.chunks[index]

@@ -10,10 +10,19 @@ from sqlmodel import Field, SQLModel
 
 
 class Device(SQLModel, table=True):
-    """A device from the making of its kit on. `certificate` is empty until it enrolled."""
+    """A device from the making of its kit, or from the request of one of a batch, on.
+
+    `state`: new (a kit was made), pending (of a batch, waits for an operator), rejected, enrolled, retiring, retired,
+    revoked. `certificate` is the one it is known to use (PEM), `next_certificate` one that was issued to renew it and
+    not seen in use yet. `request` is the PKCS#10 request of a pending device (DER, base64).
+    """
 
     id: str = Field(primary_key=True)
     profile: str
+    group: str = Field(default="default", index=True)
+    state: str = Field(default="new", index=True)
+    batch: str | None = None
+    request: str = Field(default="", sa_type=Text)
     created: str
     request_key: str | None = None
     token_hash: str
@@ -21,6 +30,8 @@ class Device(SQLModel, table=True):
     token_used: bool = False
     enrolled: str | None = None
     certificate: str = Field(default="", sa_type=Text)
+    next_certificate: str = Field(default="", sa_type=Text)
+    sealing_key: str = ""
     online: bool = False
     session: str = ""
     last_seen: str | None = None
@@ -30,6 +41,46 @@ class Device(SQLModel, table=True):
     desired_expires: str = ""
     desired_models: str = Field(default="[]", sa_type=Text)
     desired_envelope: str = Field(default="", sa_type=Text)
+    ack_seq: int = 0
+    batch_starts: int = 0
+    batch_sent: int = 0
+    command_seq: int = 0
+    command_expires: str = ""
+    command_envelope: str = Field(default="", sa_type=Text)
+    """The newest command that was not answered yet; empty when there is none."""
+
+
+class CertificateRow(SQLModel, table=True):
+    """Every certificate that a device was given. `state`: current, next, old or revoked."""
+
+    __tablename__ = "certificate"
+
+    serial: str = Field(primary_key=True)
+    """Hexadecimal, lower case, without leading zeros."""
+    device: str = Field(index=True)
+    pem: str = Field(sa_type=Text)
+    issued: str
+    expires: str
+    state: str
+    revoked: str | None = None
+    reason: str = ""
+
+
+class ClaimRow(SQLModel, table=True):
+    """A batch: how many devices may ask for admission with its claim certificate, and until when."""
+
+    __tablename__ = "claim"
+
+    batch: str = Field(primary_key=True)
+    profile: str
+    group: str
+    quota: int
+    created: str
+    expires: str
+    serial: str = Field(index=True)
+    certificate: str = Field(sa_type=Text)
+    request_key: str | None = None
+    revoked: str | None = None
 
 
 class DeviceStats(SQLModel, table=True):
@@ -100,6 +151,8 @@ class RolloutRow(SQLModel, table=True):
 
     id: str = Field(primary_key=True)
     request_key: str | None = Field(default=None, unique=True)
+    group: str | None = None
+    """Only devices of this group; None: of every group."""
     family: str
     name: str
     version: str
@@ -128,11 +181,57 @@ class RolloutDevice(SQLModel, table=True):
     sent_seq: int = 0
 
 
-class OperatorToken(SQLModel, table=True):
-    """A token of an operator: only its SHA-256 is kept."""
+class UserRow(SQLModel, table=True):
+    """A person. `password` is an argon2id hash; `roles` and `groups` are JSON lists, no group means every group."""
 
-    __tablename__ = "operator_token"
+    __tablename__ = "user"
 
-    sha256: str = Field(primary_key=True)
-    name: str
+    name: str = Field(primary_key=True)
+    password: str = Field(sa_type=Text)
+    roles: str
+    groups: str = "[]"
     created: str
+    disabled: bool = False
+
+
+class ApiToken(SQLModel, table=True):
+    """A token of a person or a program: only its SHA-256 is kept. `roles` and `groups` narrow what its owner may."""
+
+    __tablename__ = "api_token"
+
+    id: str = Field(primary_key=True)
+    sha256: str = Field(unique=True)
+    name: str
+    owner: str = Field(index=True)
+    """A user's name, or empty for a program of its own."""
+    roles: str
+    groups: str = "[]"
+    created: str
+    expires: str | None = None
+    last_used: str | None = None
+    revoked: str | None = None
+
+
+class AuditRow(SQLModel, table=True):
+    """One entry of the audit log. `hash` covers all other columns and the hash before it."""
+
+    __tablename__ = "audit"
+
+    seq: int = Field(primary_key=True)
+    at: str
+    who: str
+    action: str
+    subject: str
+    source: str
+    outcome: str
+    detail: str = Field(default="", sa_type=Text)
+    hash: str
+
+
+class MetaRow(SQLModel, table=True):
+    """What the fleet knows of itself: `epoch`, `audit-head`."""
+
+    __tablename__ = "meta"
+
+    key: str = Field(primary_key=True)
+    value: str = Field(sa_type=Text)

@@ -4,7 +4,8 @@ A candidate set is what is published now, what is offered, and a new snapshot an
 to a `TrustedSet` as a device would do it, and every release that it adds must be complete: manifest and blobs stored
 here and fitting what was signed. Either all of it is published, or none.
 
-    published = admit(published, offered, keys, lifetimes, now, blobs)
+    published = admit(published, offered, keys, authority.pem, lifetimes, now, blobs)
+    keys.use(online_ids(published))                               # it may name the next key of an online role
     published = stamp(published, keys, lifetimes, now)            # fresh again, nothing new
 """
 
@@ -14,27 +15,27 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
+from cryptography import x509
+from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, Role
 from tuf.api.serialization import DeserializationError
 
 from fleet.errors import Malformed, Untrusted
 from fleet.store.blobs import BlobStore
-from fleet.trust.keys import OnlineKeys
-from wire.bundle import BundleFile, BundleManifest
-from wire.chunks import ChunkList
+from fleet.trust.keys import ONLINE_ROLES, OnlineKeys
+from fleet.trust.shippable import MAX_DOCUMENT, ambiguous, incomplete
 from wire.dsse import FLEET_ROLE
-from wire.errors import WireError
+from wire.release import Mark, marks_of
 from wire.signing import snapshot_document, timestamp_document
-from wire.trust import Release, TrustedSet
+from wire.trust import MAX_DELEGATIONS, MAX_ROOTS, TrustedSet
 
-MAX_PACKET = 1024 * 1024
-"""Largest MQTT packet in bytes: of a broker's own setting, and so of every document and chunk list."""
-MAX_DOCUMENT = MAX_PACKET - 1024
+MAX_OFFERED: Final = MAX_ROOTS + MAX_DELEGATIONS
+"""How many documents one request may bring: every root that a device may have missed, and every role."""
+MAX_AUTHORITIES: Final = 8
 
 _OFFERED = re.compile(r"root/[1-9]\d{0,5}|targets|release-[a-z0-9._-]{1,64}")
-_ONLINE = ("snapshot", "timestamp")
 
 
 @dataclass(frozen=True)
@@ -67,32 +68,57 @@ def admit(
     current: Published,
     offered: Mapping[str, bytes],
     keys: OnlineKeys,
+    authority: str,
     lifetimes: Lifetimes,
     now: datetime,
     blobs: BlobStore,
 ) -> Published:
-    """The set to publish once `offered` is part of it. Raises `Malformed`, or `Untrusted` with every reason."""
+    """The set to publish once `offered` is part of it. Raises `Malformed`, or `Untrusted` with every reason.
+
+    `authority` is the certificate authority (PEM) that broker and fleet prove themselves with now.
+    """
     _check_names(current, offered)
     before = current.trusted()
-    known = {(r.target, r.digest) for r in before.releases()} if before else set()
     merged = Published({**current.documents, **offered})
     _check_roles(merged, keys)
     candidate = stamp(merged, keys, lifetimes, now)
     trust = _verified(current, candidate, now)
+    _check_authorities(before, trust, authority)
+    known = {(r.target, r.digest) for r in before.releases()} if before else set()
     added = [r for r in trust.releases() if (r.target, r.digest) not in known]
-    faults = [fault for release in added for fault in _faults(release, blobs)]
+    faults = [fault for release in added for fault in incomplete(release, blobs)]
+    faults += [*_floor_faults(before, trust), *ambiguous(trust.releases(), blobs)]
     if faults:
         raise Untrusted("; ".join(faults))
     return candidate
 
 
 def stamp(published: Published, keys: OnlineKeys, lifetimes: Lifetimes, now: datetime) -> Published:
-    """The same documents under a new snapshot and timestamp."""
-    old = published.documents
+    """The same documents under a new snapshot and timestamp, signed by the keys that the root names."""
+    old, named = published.documents, online_ids(published)
     roles = {n: data for n, data in old.items() if n == "targets" or n.startswith("release-")}
-    snapshot = snapshot_document(_next(old, "snapshot"), roles, now + lifetimes.snapshot, keys.snapshot)
-    timestamp = timestamp_document(_next(old, "timestamp"), snapshot, now + lifetimes.timestamp, keys.timestamp)
+    snapshot_signer = _signer(keys, "snapshot", named)
+    snapshot = snapshot_document(_next(old, "snapshot", now), roles, now + lifetimes.snapshot, snapshot_signer)
+    timestamp_signer = _signer(keys, "timestamp", named)
+    version = _next(old, "timestamp", now)
+    timestamp = timestamp_document(version, snapshot, now + lifetimes.timestamp, timestamp_signer)
     return Published({**old, "snapshot": snapshot, "timestamp": timestamp})
+
+
+def online_ids(published: Published) -> dict[str, str]:
+    """The id of the one key that root or targets name for each online role; a role with none or several is left out.
+
+    Raises `Malformed`.
+    """
+    if not published.roots():
+        return {}
+    root = _signed(published.documents, f"root/{published.roots()[-1]}")
+    targets = _signed(published.documents, "targets") if "targets" in published.documents else None
+    delegations = getattr(targets, "delegations", None)
+    delegated = (delegations.roles or {}) if delegations else {}
+    roles: dict[str, Role | None] = {name: getattr(root, "roles", {}).get(name) for name in ("snapshot", "timestamp")}
+    roles[FLEET_ROLE] = delegated.get(FLEET_ROLE)
+    return {name: role.keyids[0] for name, role in roles.items() if role is not None and len(role.keyids) == 1}
 
 
 def version_and_expiry(data: bytes) -> tuple[int, datetime]:
@@ -102,32 +128,79 @@ def version_and_expiry(data: bytes) -> tuple[int, datetime]:
 
 
 def _check_names(current: Published, offered: Mapping[str, bytes]) -> None:
-    if not offered:
-        raise Malformed("trust documents: none were sent")
+    if not 0 < len(offered) <= MAX_OFFERED:
+        raise Malformed(f"trust documents: {len(offered)} were sent, expected 1 to {MAX_OFFERED}")
     for name, data in offered.items():
         if not _OFFERED.fullmatch(name):
             raise Malformed(f"trust document {name[:80]!r}: expected root/<version>, targets or release-<family>")
         if len(data) > MAX_DOCUMENT:
             raise Malformed(f"trust document {name}: {len(data)} bytes, devices take at most {MAX_DOCUMENT}")
-        if name.startswith("root/") and current.documents.get(name, data) != data:
-            raise Untrusted(f"trust document {name}: another one of that version is published: sign the next version")
+        _check_not_another(current, offered, name)
+
+
+def _check_not_another(current: Published, offered: Mapping[str, bytes], name: str) -> None:
+    """Two documents of one version: two people signed apart from each other, or history is rewritten."""
+    published = current.documents.get(name, offered[name])
+    if published != offered[name] and _signed(offered, name).version == _signed(current.documents, name).version:
+        raise Untrusted(f"trust document {name}: another one of that version is published: sign the next version")
 
 
 def _check_roles(merged: Published, keys: OnlineKeys) -> None:
-    """The offline signers have named this fleet's own online keys, and no others."""
+    """The offline signers have named this fleet's own online keys, those of now or the next ones, and no others."""
     for name in ("root/1", "targets"):
         if name not in merged.documents:
             raise Untrusted(f"trust documents: {name} is missing: start with `shoal release init`")
-    root = _signed(merged.documents, f"root/{merged.roots()[-1]}")
-    targets = _signed(merged.documents, "targets")
-    delegated = (targets.delegations.roles or {}) if getattr(targets, "delegations", None) else {}
-    roles: dict[str, Role | None] = {name: getattr(root, "roles", {}).get(name) for name in _ONLINE}
-    roles[FLEET_ROLE] = delegated.get(FLEET_ROLE)
-    for name, public in keys.public().items():
-        role = roles[name]
-        if role is None or list(role.keyids) != [public["keyid"]]:
-            signer = "targets" if name == FLEET_ROLE else "root"
-            raise Untrusted(f"{signer}: does not name this fleet's {name} key {public['keyid']}, and only that one")
+    named = online_ids(merged)
+    for role in ONLINE_ROLES:
+        if named.get(role) not in keys.ids(role):
+            signer = "targets" if role == FLEET_ROLE else "root"
+            ids = " or ".join(sorted(keys.ids(role)))
+            raise Untrusted(f"{signer}: does not name this fleet's {role} key {ids}, and only that one")
+
+
+def _check_authorities(before: TrustedSet | None, trust: TrustedSet, authority: str) -> None:
+    """Devices believe the authorities that targets names: without the one in use they would be locked out."""
+    named = trust.authorities()
+    if not named:
+        if before is not None and before.authorities():
+            raise Untrusted("targets: names no certificate authority any more: sign it again with those of before")
+        return
+    if len(named) > MAX_AUTHORITIES:
+        raise Untrusted(f"targets: names {len(named)} certificate authorities, at most {MAX_AUTHORITIES}")
+    try:
+        certificates = [x509.load_pem_x509_certificate(pem.encode()) for pem in named]
+    except ValueError as e:
+        raise Malformed(f"targets: names a certificate authority that is no PEM certificate: {e}") from e
+    if x509.load_pem_x509_certificate(authority.encode()) not in certificates:
+        raise Untrusted(
+            "targets: does not name the certificate authority that this fleet uses now, so devices would not find it: "
+            "run `shoal release fetch`, then `shoal release rotate authorities`"
+        )
+
+
+def _floor_faults(before: TrustedSet | None, trust: TrustedSet) -> Iterator[str]:
+    """Releases below the floor of their model, and floors that fall, in words."""
+    was, marks = _marks(before), _marks(trust)
+    for model, mark in sorted(was.items()):
+        if marks.get(model, Mark()).floor < mark.floor:
+            yield f"{model}: its floor falls from {mark.floor} to {marks.get(model, Mark()).floor}: a floor never falls"
+    for release in trust.releases():
+        if release.counter < (floor := marks[release.model].floor):
+            yield (
+                f"{release.target}: its counter {release.counter} is below the floor {floor} of {release.model}: "
+                "no device would install it"
+            )
+
+
+def _marks(trust: TrustedSet | None) -> dict[str, Mark]:
+    """How far each model got, by the role that may list it."""
+    found: dict[str, Mark] = {}
+    for role in trust.documents if trust else ():
+        if role.startswith("release-"):
+            assert trust is not None
+            family = role.removeprefix("release-")
+            found |= {m: mark for m, mark in marks_of(trust.targets(role)).items() if m.split("/")[0] == family}
+    return found
 
 
 def _signed(documents: Mapping[str, bytes], name: str) -> Any:
@@ -150,57 +223,20 @@ def _verified(current: Published, candidate: Published, now: datetime) -> Truste
     return trust
 
 
-def _faults(release: Release, blobs: BlobStore) -> Iterator[str]:
-    """Why a newly listed release cannot be shipped, in words."""
-    try:
-        if not blobs.has(release.digest):
-            yield f"{release.target}: its manifest {release.digest} was not uploaded: upload it first"
-            return
-        data = blobs.read(release.digest)
-        manifest = BundleManifest.from_bytes(data)
-    except WireError as e:
-        yield f"{release.target}: {e}"
-        return
-    if len(data) != release.length:
-        yield f"{release.target}: the manifest has {len(data)} bytes, the release says {release.length}"
-    signed = (release.target, release.profile, release.runtime)
-    if signed != (manifest.target, manifest.profile, manifest.runtime):
-        yield (
-            f"{release.target}: the manifest is of {manifest.target} for {manifest.profile}, {manifest.runtime}; "
-            f"signed was {release.profile}, {release.runtime}"
+def _signer(keys: OnlineKeys, role: str, named: Mapping[str, str]) -> CryptoSigner:
+    signer = keys.signer(role, named.get(role, ""))
+    if signer is None:
+        raise Untrusted(
+            f"root: names no {role} key that this fleet holds: put the keys folder back from a backup, or run "
+            f"`shoal release fetch`, `shoal release rotate {role}` and `shoal release publish`"
         )
-    yield from _blob_faults(release, manifest, blobs)
+    return signer
 
 
-def _blob_faults(release: Release, manifest: BundleManifest, blobs: BlobStore) -> Iterator[str]:
-    sizes = {manifest.config.digest: manifest.config.size} | {f.digest: f.size for f in manifest.files}
-    for digest, size in sizes.items():
-        if not blobs.has(digest):
-            yield f"{release.target}: its blob {digest} was not uploaded: upload it first"
-        elif blobs.size(digest) != size:
-            yield f"{release.target}: its blob {digest} has {blobs.size(digest)} bytes, the manifest says {size}"
-    for file in manifest.files:
-        if file.chunks is not None:
-            yield from _chunk_faults(release, file, file.chunks, blobs)
-        elif file.size > MAX_DOCUMENT:
-            yield f"{release.target}: {file.path} has {file.size} bytes, at most {MAX_DOCUMENT} travel whole"
+def _next(documents: Mapping[str, bytes], name: str, now: datetime) -> int:
+    """The next version: at least the clock's whole seconds.
 
-
-def _chunk_faults(release: Release, file: BundleFile, chunks: str, blobs: BlobStore) -> Iterator[str]:
-    if not blobs.has(chunks):
-        yield f"{release.target}: the chunk list {chunks} of {file.path} was not uploaded: upload it first"
-        return
-    if blobs.size(chunks) > MAX_DOCUMENT:
-        yield f"{release.target}: the chunk list of {file.path} is over {MAX_DOCUMENT} bytes: use larger chunks"
-        return
-    try:
-        listed = ChunkList.from_bytes(blobs.read(chunks))
-    except WireError as e:
-        yield f"{release.target}: the chunk list of {file.path}: {e}"
-        return
-    if (listed.blob, listed.size) != (file.digest, file.size):
-        yield f"{release.target}: the chunk list of {file.path} is of {listed.blob}, {listed.size} bytes"
-
-
-def _next(documents: Mapping[str, bytes], name: str) -> int:
-    return _signed(documents, name).version + 1 if name in documents else 1
+    So a fleet that comes back from an older backup signs above all that devices have seen, and is not refused.
+    """
+    held = _signed(documents, name).version if name in documents else 0
+    return max(held + 1, int(now.timestamp()))

@@ -1,63 +1,106 @@
 """Desired state: what each device should run, signed by the fleet role, kept in the device's row.
 
 Every change takes the next `(epoch, seq)` in the transaction that decides it, so a device that saw the newer one never
-goes back, whatever is sent again.
+goes back, whatever is sent again. With it go the keys of the models' blobs, sealed to the device.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
-from securesystemslib.signer import Signer
-from sqlmodel import Session, col, select
+from sqlmodel import Session, col, or_, select
+from sqlmodel.sql.expression import SelectOfScalar
 
+from fleet.errors import Conflict
 from fleet.store.tables import Device
-from wire.dsse import seal
-from wire.messages import Desired, DesiredModel
+from fleet.trust.blob_keys import BlobKeys
+from fleet.trust.orders import OrderSigner
+from wire.orders import Desired, DesiredModel
+from wire.secrecy import public_key, seal_keys
 from wire.units import show_instant
-
-EPOCH = 1
-"""Rises when a fleet comes back from a backup, so that no sequence is used twice."""
 
 
 @dataclass(frozen=True)
 class DesiredStates:
     """Signs desired states. `lifetime` is how long one may still start an install."""
 
-    signer: Signer
+    orders: OrderSigner
+    blob_keys: BlobKeys
     lifetime: timedelta
-    clock: Callable[[], datetime]
 
     def assign(self, session: Session, device: Device, models: Sequence[DesiredModel]) -> None:
-        """Give a device its next desired state. The caller publishes it once the transaction is through."""
-        now = self.clock()
+        """Give a device its next desired state. The caller publishes it once the transaction is through.
+
+        Raises `Conflict` when it would be larger than a device takes.
+        """
+        dates = self.orders.dates(self.lifetime)
         desired = Desired(
             device=device.id,
-            epoch=EPOCH,
+            epoch=self.orders.epoch,
             seq=device.desired_seq + 1,
-            issued=show_instant(now),
-            expires=show_instant(now + self.lifetime),
+            issued=dates.issued,
+            expires=dates.expires,
             models=tuple(models),
+            keys=self._sealed(device, models),
         )
+        if len(desired.to_bytes()) > Desired.LIMIT:
+            raise Conflict(
+                f"device {device.id}: {len(models)} models with their keys are more than the {Desired.LIMIT} bytes "
+                "that a desired state may have: give it fewer models"
+            )
         device.desired_epoch, device.desired_seq = desired.epoch, desired.seq
         device.desired_expires = desired.expires
         device.desired_models = json.dumps([m.to_value() for m in models])
-        device.desired_envelope = seal(desired, self.signer).decode()
+        device.desired_envelope = self.orders.sign(desired).decode()
         session.add(device)
 
+    def take_sealing_key(self, session: Session, device: Device, text: str) -> bool:
+        """Keep the key that a device reports; True when a desired state was signed anew for it.
+
+        Raises wire's `Malformed` for what is no such key.
+        """
+        if text == device.sealing_key:
+            return False
+        public_key(text)
+        device.sealing_key = text
+        session.add(device)
+        models = models_of(device)
+        if models:
+            self.assign(session, device, models)
+        return bool(models)
+
     def refresh(self, session: Session) -> list[str]:
-        """Sign again, unchanged, what has less than half of its life left. Gives back the devices concerned."""
-        soon = show_instant(self.clock() + self.lifetime / 2)
-        query = select(Device).where(col(Device.desired_envelope) != "", col(Device.desired_expires) < soon)
-        devices = session.exec(query).all()
-        for device in devices:
+        """Sign again, unchanged, what has less than half of its life left or is of an epoch before a restore.
+
+        Gives back the devices concerned.
+        """
+        soon = show_instant(self.orders.clock() + self.lifetime / 2)
+        stale = or_(col(Device.desired_expires) < soon, col(Device.desired_epoch) < self.orders.epoch)
+        return self._again(session, session.exec(_signed().where(stale)))
+
+    def sign_all_again(self, session: Session) -> list[str]:
+        """Sign every desired state with the fleet key of now: the one before it does not count any more."""
+        return self._again(session, session.exec(_signed()))
+
+    def _again(self, session: Session, devices: Iterable[Device]) -> list[str]:
+        signed = list(devices)
+        for device in signed:
             self.assign(session, device, models_of(device))
-        return [device.id for device in devices]
+        return [device.id for device in signed]
+
+    def _sealed(self, device: Device, models: Sequence[DesiredModel]) -> str:
+        """Empty until the device said what to seal to: its first report brings the keys."""
+        ring = self.blob_keys.ring(models)
+        return seal_keys(ring, public_key(device.sealing_key), device.id) if ring and device.sealing_key else ""
 
 
 def models_of(device: Device) -> list[DesiredModel]:
     """The models of a device's desired state."""
     return [DesiredModel.from_value(value) for value in json.loads(device.desired_models)]
+
+
+def _signed() -> SelectOfScalar[Device]:
+    return select(Device).where(col(Device.desired_envelope) != "")

@@ -1,6 +1,6 @@
 """The fleet's side of The Update Framework: what is published now, kept in the database, and what it lists.
 
-repository.admit({"targets": ..., "release-intents": ...})   # all of it or nothing
+repository.admit({"targets": ..., "release-intents": ...}, resign)   # all of it or nothing
 repository.refresh()                                         # new freshness when half of the old is gone
 repository.messages()                                        # every retained message, the timestamp last
 """
@@ -12,18 +12,19 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlmodel import select
+from sqlmodel import Session, select
 
 from fleet.errors import Conflict, NotFound
 from fleet.store.blobs import BlobStore
 from fleet.store.database import Database
 from fleet.store.tables import TrustRow
-from fleet.trust.admission import Lifetimes, Published, admit, stamp, version_and_expiry
+from fleet.trust.admission import Lifetimes, Published, admit, online_ids, stamp, version_and_expiry
 from fleet.trust.keys import OnlineKeys
 from wire.bundle import BundleManifest, target_path
 from wire.errors import WireError
+from wire.release import Release
 from wire.topics import Topic, TrustRole, TrustRoot
-from wire.trust import Release, TrustedSet
+from wire.trust import TrustedSet
 
 _log = logging.getLogger(__name__)
 
@@ -44,20 +45,30 @@ class Repository:
         database: Database,
         blobs: BlobStore,
         keys: OnlineKeys,
+        authority: Callable[[], str],
         lifetimes: Lifetimes,
         clock: Callable[[], datetime],
     ) -> None:
-        self._database, self._blobs, self._keys = database, blobs, keys
+        self._database, self._blobs, self._keys, self._authority = database, blobs, keys, authority
         self._lifetimes, self._clock = lifetimes, clock
         self._take(self._load())
+        keys.use(online_ids(self.published))
+        keys.settle()
+        self._check_keys()
 
-    def admit(self, offered: Mapping[str, bytes]) -> None:
-        """Publish documents signed offline, or change nothing. Raises `Malformed`, or `Untrusted` with every reason."""
-        self._save(admit(self.published, offered, self._keys, self._lifetimes, self._clock(), self._blobs))
+    def admit(self, offered: Mapping[str, bytes], resign: Callable[[Session], None]) -> None:
+        """Publish documents signed offline, or change nothing. Raises `Malformed`, or `Untrusted` with every reason.
+
+        Where they name the next key of an online role, the fleet signs with it from here on. When that is the fleet
+        role's, `resign` signs again, in the same transaction, what devices have from the old key.
+        """
+        now, authority = self._clock(), self._authority()
+        published = admit(self.published, offered, self._keys, authority, self._lifetimes, now, self._blobs)
+        self._save(published, resign)
 
     def refresh(self) -> bool:
         """Sign freshness again once half of the timestamp's life is gone. True when there is something to publish."""
-        if self.trust is None:
+        if self.trust is None or not self._holds_keys():
             return False
         _, expires = self.versions()["timestamp"]
         if expires - self._clock() > self._lifetimes.timestamp / 2:
@@ -101,11 +112,31 @@ class Repository:
         with self._database.transaction() as session:
             return Published({row.name: row.document.encode() for row in session.exec(select(TrustRow))})
 
-    def _save(self, published: Published) -> None:
-        with self._database.transaction() as session:
-            for name, data in published.documents.items():
-                session.merge(TrustRow(name=name, document=data.decode()))
+    def _check_keys(self) -> None:
+        if not self._holds_keys():
+            _log.error(
+                "the published root or targets name an online key that is not in the keys folder: nothing is signed "
+                "until it is back from a backup, or until `shoal release rotate` has named another one"
+            )
+
+    def _holds_keys(self) -> bool:
+        return all(self._keys.signer(role, keyid) for role, keyid in online_ids(self.published).items())
+
+    def _save(self, published: Published, resign: Callable[[Session], None] | None = None) -> None:
+        """Keep a new set, with the keys that it names. Only once it is on disk are the files of old keys dropped."""
+        was, named = online_ids(self.published), online_ids(published)
+        self._keys.use(named)
+        try:
+            with self._database.transaction() as session:
+                for name, data in published.documents.items():
+                    session.merge(TrustRow(name=name, document=data.decode()))
+                if resign is not None and named["fleet"] != was.get("fleet"):
+                    resign(session)
+        except BaseException:
+            self._keys.use(was)
+            raise
         self._take(published)
+        self._keys.settle()
 
     def _take(self, published: Published) -> None:
         self.published = published
@@ -113,7 +144,7 @@ class Repository:
         listed = list(self.trust.releases()) if self.trust else []
         manifests = [complete for release in listed for complete in self._complete(release)]
         self.releases: dict[str, ListedRelease] = {r.release.target: r for r in manifests}
-        self.listed: dict[str, str | None] = dict(pair for r in manifests for pair in _blobs_of(r))
+        self.listed: dict[str, str | None] = dict(pair for r in manifests for pair in blobs_of(r))
         """Every blob that may be sent, with the digest of its chunk list if it has one."""
 
     def _complete(self, release: Release) -> Iterator[ListedRelease]:
@@ -124,7 +155,8 @@ class Repository:
             _log.error("release %s cannot be shipped: %s", release.target, e)
 
 
-def _blobs_of(listed: ListedRelease) -> Iterator[tuple[str, str | None]]:
+def blobs_of(listed: ListedRelease) -> Iterator[tuple[str, str | None]]:
+    """Every blob of a release, with the digest of its chunk list if it has one."""
     yield listed.release.digest, None
     yield listed.manifest.config.digest, None
     for file in listed.manifest.files:

@@ -31,10 +31,9 @@ from wire import topics
 from wire.chunks import to_bitmap
 from wire.dsse import open_by_role, seal
 from wire.messages import (
-    Ack,
-    Desired,
     EnrolmentKit,
     Presence,
+    Reply,
     Reported,
     SlotReport,
     Statement,
@@ -43,6 +42,8 @@ from wire.messages import (
     UpdateReport,
     Want,
 )
+from wire.orders import Ack, Command, Desired
+from wire.secrecy import open_keys, public_text
 from wire.trust import TrustedSet
 
 TIME = "2026-11-22T08:00:00.000Z"
@@ -62,41 +63,72 @@ def enrol_raw(fleet: FleetProcess, device: str, token: str, request: bytes) -> t
     return fleet.request("POST", "/.well-known/est/simpleenroll", base64.b64encode(request), headers=headers)
 
 
+def certificate_in(body: bytes) -> x509.Certificate:
+    """The one certificate of an EST answer."""
+    (certificate,) = pkcs7.load_der_pkcs7_certificates(base64.b64decode(body, validate=True))
+    return certificate
+
+
+def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    return key.private_bytes(encoding, form, serialization.NoEncryption())
+
+
 @dataclass
 class Device:
-    """An enrolled device. What arrives waits in `inbox` as (topic, payload)."""
+    """A device. What arrives waits in `inbox` as (topic, payload).
+
+    `starts`, `seq` and `sent` are what the wire wants to rise. `key` is that of the certificate it uses; a test takes
+    the one that `renew` brings with `use`. `sealing` is the private half of its sealing key.
+    """
 
     fleet: FleetProcess
     kit: EnrolmentKit
     folder: Path
     key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
+    sealing: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
     boot: str = "boot-1"
+    starts: int = 1
     seq: int = 0
+    sent: int = 0
     client: mqtt.Client | None = None
 
     def __post_init__(self) -> None:
+        assert self.kit.device is not None
         self.id = self.kit.device
         self.signer = CryptoSigner(self.key)
         self.inbox: queue.Queue[tuple[str, bytes]] = queue.Queue()
         self.connected = False
 
     def enrol(self) -> None:
-        status, body = enrol_raw(self.fleet, self.id, self.kit.token, request_for(self.id, self.key))
+        status, body = enrol_raw(self.fleet, self.id, self.kit.token or "", request_for(self.id, self.key))
         assert status == 200, body
-        (certificate,) = pkcs7.load_der_pkcs7_certificates(base64.b64decode(body))
-        pem = self.key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        (self.folder / f"{self.id}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + pem)
+        self.use(certificate_in(body), self.key)
+
+    def use(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
+        """Use another certificate from now on: for connections after this, and signatures."""
+        self.certificate, self.key, self.signer = certificate, key, CryptoSigner(key)
+        self.pem_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + key_pem(key))
+
+    @property
+    def pem_file(self) -> Path:
+        """Certificate and key in use."""
+        return self.folder / f"{self.id}.pem"
 
     def tls(self) -> ssl.SSLContext:
         context = self.fleet.tls()
-        context.load_cert_chain(self.folder / f"{self.id}.pem")
+        context.load_cert_chain(self.pem_file)
         return context
+
+    def renew(self, key: ec.EllipticCurvePrivateKey, *, name: str | None = None) -> tuple[int, bytes]:
+        """EST simplereenroll with the certificate in use."""
+        body = base64.b64encode(request_for(name or self.id, key))
+        return self.fleet.request("POST", "/.well-known/est/simplereenroll", body, tls=self.tls())
 
     def connect(self, *filters: str, client_id: str | None = None) -> None:
         """Connect, subscribe to its own topics and `filters`, and say that it is there."""
-        own = [topics.Desired(self.id).topic, topics.Ack(self.id).topic, f"{topics.PREFIX}/trust/#", *filters]
+        mine = [kind(self.id).topic for kind in (topics.Desired, topics.Ack, topics.Command)]
+        own = [*mine, f"{topics.PREFIX}/trust/#", *filters]
         subscribed: queue.Queue[bool] = queue.Queue()
         self.client = client = mqtt.Client(
             CallbackAPIVersion.VERSION2, client_id=client_id or self.id, protocol=mqtt.MQTTv5
@@ -172,6 +204,27 @@ class Device:
                 return desired
 
     def next_ack(self) -> Ack:
+        """The next acknowledgement of telemetry; those of reports store nothing."""
+        while (ack := self._ack()).stored == 0:
+            pass
+        return ack
+
+    def answer_to(self, reported: Reported) -> Ack:
+        """The acknowledgement of a report."""
+        while (ack := self._ack()).nonce != reported.nonce:
+            pass
+        return ack
+
+    def until_answer(self, reported: Reported) -> list[type[topics.Topic]]:
+        """The kinds of all that came up to the acknowledgement of a report: what is not among them was not sent."""
+        kinds: list[type[topics.Topic]] = []
+        while True:
+            topic, payload = self.inbox.get(timeout=10)
+            kinds.append(type(topics.parse(topic)))
+            if kinds[-1] is topics.Ack and self.verify(payload, Ack).nonce == reported.nonce:
+                return kinds
+
+    def _ack(self) -> Ack:
         ack: Ack = self.verify(self.next(topics.Ack)[1], Ack)
         return ack
 
@@ -186,8 +239,11 @@ class Device:
         values: dict[str, Any] = {
             "device": self.id,
             "boot": self.boot,
+            "starts": self.starts,
             "seq": self.seq,
+            "nonce": f"report-{self.starts}-{self.seq}",
             "time": TIME,
+            "sealing_key": public_text(self.sealing.public_key()),
             "agent": "0.1.0",
             "profile": self.kit.profile.name,
             "hardware": "test",
@@ -200,11 +256,27 @@ class Device:
         return reported
 
     def batch(self, *seqs: int, nonce: str = "n", **record: Any) -> TelemetryBatch:
+        """The next batch that this device would send."""
+        self.sent += 1
         records = tuple(TelemetryRecord(seq=s, start=TIME, end=TIME, **record) for s in seqs)
-        return TelemetryBatch(device=self.id, boot=self.boot, nonce=nonce, records=records)
+        return TelemetryBatch(
+            device=self.id, boot=self.boot, starts=self.starts, sent=self.sent, nonce=nonce, records=records
+        )
 
     def send(self, batch: TelemetryBatch, *, signer: CryptoSigner | None = None) -> None:
         self.say(topics.Telemetry(self.id), batch, signer=signer)
+
+    def next_command(self) -> Command:
+        command: Command = self.verify(self.next(topics.Command)[1], Command)
+        return command
+
+    def reply(self, command: Command, outcome: Any = "done") -> None:
+        reply = Reply(device=self.id, epoch=command.epoch, seq=command.seq, outcome=outcome)
+        self.say(topics.Reply(self.id), reply)
+
+    def keys(self, desired: Desired) -> dict[str, bytes]:
+        """The keys of blobs that a desired state brings."""
+        return open_keys(desired.keys, self.sealing, self.id)
 
     def want(self, digest: str, indexes: range, count: int) -> None:
         want = Want(digest=digest, count=count, missing=to_bitmap(indexes, count))
@@ -217,7 +289,7 @@ class Device:
         until(lambda: self.view()["status"] == status, what=f"{self.id} {status}")
 
 
-NewDevice = Callable[[str], Device]
+NewDevice = Callable[..., Device]
 
 
 @pytest.fixture(scope="module")
@@ -236,8 +308,8 @@ def publisher(fleet: FleetProcess) -> Publisher:
 def devices_of(fleet: FleetProcess, folder: Path) -> Iterator[NewDevice]:
     made: list[Device] = []
 
-    def make(name: str) -> Device:
-        kit = fleet.api("POST", "/api/v1/devices", {"device": name, "profile": "x86-64"})
+    def make(name: str, group: str = "default") -> Device:
+        kit = fleet.api("POST", "/api/v1/devices", {"device": name, "profile": "x86-64", "group": group})
         device = Device(fleet, EnrolmentKit.from_value(kit), folder)
         device.enrol()
         made.append(device)

@@ -10,6 +10,8 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -208,13 +210,14 @@ def test_what_many_devices_keep_retained_all_reaches_a_fleet_that_connects(tmp_p
     server, client = authority.server(["127.0.0.1"], now), authority.client(topics.FLEET_CLIENT, now)
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = BrokerAddress("127.0.0.1", free.getsockname()[1])
-    broker = Broker("mosquitto", tmp_path / "broker", address, server, client, authority.certificate_path)
+    broker = Broker("mosquitto", tmp_path / "broker", address, server, client, authority.believed_path)
+    broker.restrict(topics.access_rules(), authority.current.revocation_list([], now))
 
     def publish_and_read() -> None:
         for retained in (False, True):
             seen: set[str] = set()
             take = lambda topic, _, kept: seen.add(topic) if kept == retained else None  # noqa: E731, B023
-            link = Link(client, authority.certificate_path, session="s")
+            link = Link(client, authority.believed_path, session="s")
             link.start(address.local, address.port, receive=take, connected=lambda: None)
             link.wait_until_up(10)
             for i in range(0 if retained else many):
@@ -230,6 +233,99 @@ def test_what_many_devices_keep_retained_all_reaches_a_fleet_that_connects(tmp_p
             await broker.stop()
 
     asyncio.run(story())
+
+
+def test_a_device_that_floods_neither_fills_the_broker_nor_keeps_others_waiting(tmp_path: Path, enrolling: Any) -> None:
+    """Attack: a device sends large batches as fast as it can. Before it was shut out, others were not heard at all."""
+    with FleetProcess(tmp_path / "fleet") as fleet, enrolling(fleet, tmp_path) as new_device:
+        initialise_trust(fleet)
+        attacker, other = new_device("attacker"), new_device("other")
+        attacker.connect()
+        other.connect()
+        broker, service = psutil.Process(broker_of(fleet)["pid"]), psutil.Process(fleet.pid)
+        before = broker.memory_info().rss + service.memory_info().rss
+        ended, sent = threading.Event(), 0
+
+        def flood() -> None:
+            nonlocal sent
+            topic = topics.Telemetry(attacker.id).topic
+            while not ended.is_set() and attacker.client.is_connected():
+                if len(attacker.client._out_messages) > 500:  # what waits there is the attacker's own memory
+                    time.sleep(0.001)
+                    continue
+                attacker.client.publish(topic, b"x" * 60_000, qos=1)
+                sent += 1
+
+        thread = threading.Thread(target=flood)
+        thread.start()
+        try:
+            peak, slowest, seq = 0, 0.0, 0
+            deadline = time.monotonic() + 8
+            while time.monotonic() < deadline:
+                seq += 1
+                begun = time.monotonic()
+                other.send(other.batch(seq))
+                assert other.next_ack().stored == seq
+                slowest = max(slowest, time.monotonic() - begun)
+                peak = max(peak, broker.memory_info().rss + service.memory_info().rss - before)
+        finally:
+            ended.set()
+            thread.join()
+        assert sent > 1000, "there was no flood"
+        assert any("flood" in event["reason"] for event in attacker.view()["security"])
+        assert peak < 100 * 2**20
+        assert slowest < 5
+
+
+def test_a_packet_over_the_limit_ends_its_connection_before_it_is_buffered(
+    fleet: FleetProcess, new_device: Any
+) -> None:
+    """Attack: a device announces a packet of 200 MB and begins to send it."""
+    device, broker = new_device("large"), psutil.Process(broker_of(fleet)["pid"])
+    before = broker.memory_info().rss
+    host, port = fleet.broker.split(":")
+    hello = b"\x10\x0f\x00\x04MQTT\x05\x02\x00\x0a\x00\x00\x02zz"
+    announced = b"\x30\x80\x80\xb0\x5f"  # PUBLISH, remaining length 200 MB
+    sent = 0
+    with (
+        socket.create_connection((host, int(port)), timeout=10) as raw,
+        device.tls().wrap_socket(raw, server_hostname=host) as secure,
+    ):
+        secure.sendall(hello)
+        assert secure.recv(100)[:1] == b"\x20"
+        secure.sendall(announced)
+        with suppress(OSError):
+            while sent < 200:
+                secure.sendall(b"x" * 2**20)
+                sent += 1
+    assert sent < 50
+    assert broker.memory_info().rss - before < 32 * 2**20
+
+
+def test_a_full_broker_refuses_the_next_connection_and_keeps_the_others(tmp_path: Path, enrolling: Any) -> None:
+    """Attack: a device opens connections until nobody else gets one. Those that are there go on."""
+    with (
+        FleetProcess(tmp_path / "fleet", broker_connections=10) as fleet,
+        enrolling(fleet, tmp_path) as new_device,
+        ExitStack() as held,
+    ):
+        initialise_trust(fleet)
+        device = new_device("a")
+        device.connect()
+        host, port = fleet.broker.split(":")
+        tls = device.tls()
+
+        def is_refused() -> bool:
+            raw = held.enter_context(socket.create_connection((host, int(port)), timeout=10))
+            try:
+                held.enter_context(tls.wrap_socket(raw, server_hostname=host))
+            except OSError:
+                return True
+            return False
+
+        until(is_refused, what="a refusal")
+        device.send(device.batch(1))
+        assert device.next_ack().stored == 1
 
 
 def answers(port: int) -> bool:

@@ -48,7 +48,9 @@ def test_a_kit_gives_one_certificate_for_its_device(fleet: FleetProcess, publish
     assert fleet.api("GET", "/api/v1/devices/once")["status"] == "offline"
 
     status, body = est.enrol(fleet, "once", kit.token, est.request("once", new_key()))
-    assert (status, b"token was used" in body) == (401, True)
+    assert (status, b"token was used" in body) == (403, True)
+    (event,) = fleet.api("GET", "/api/v1/devices/once")["security"]
+    assert (event["subject"], "token was used" in event["reason"]) == ("enrolment", True)
 
 
 def test_a_device_whose_answer_was_lost_gets_the_same_certificate_again(

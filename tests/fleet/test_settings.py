@@ -38,7 +38,7 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(tmp_p
         ('upstream_key_file = "/nowhere/key"', "there is no file"),
         ('log_level = "loud"', "one of debug"),
         ("public_names = []", "host names"),
-        ("no_such = 1", "there is no such setting: use one of broker_host"),
+        ("no_such = 1", "there is no such setting: use one of ack_lifetime"),
     ],
 )
 def test_a_bad_value_is_told_with_file_and_key(tmp_path: Path, line: str, words: str) -> None:

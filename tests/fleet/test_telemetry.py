@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 from fleet_process import FleetProcess, Publisher, initialise_trust, until
 
+from fleet.mqtt.security import AT_ONCE
 from wire import topics
 from wire.dsse import seal
 from wire.messages import Health, InferenceStats
 from wire.sketch import Sketch
+from wire.units import instant
 
 DIGEST = "sha256:" + "0" * 64
 WINDOW = {
@@ -113,14 +117,101 @@ def test_records_stored_by_a_fleet_that_was_killed_before_it_could_acknowledge_s
         assert (stats["records"], stats["requests"]) == (40, 160)
 
 
-def test_a_flood_of_forgeries_keeps_the_newest_only(new_device: Any) -> None:
-    device = new_device("flooded")
+def test_a_recorded_batch_sent_again_is_refused_and_not_even_counted(new_device: Any) -> None:
+    """Attack: who could read the topic once replays an old batch of the device."""
+    device = new_device("recorded")
     device.connect()
-    for i in range(120):
-        device.publish(topics.Telemetry(device.id).topic, f"not an envelope {i}".encode())
-    device.send(device.batch(1))
-    device.next_ack()
-    assert len(device.view()["security"]) == 100
+    old = device.batch(1, nonce="old", **WINDOW)
+    device.send(old)
+    device.send(device.batch(2, nonce="new", **WINDOW))
+    device.send(old)
+    event = until(lambda: device.view()["security"], what="a security event")[-1]
+    assert "1.2 came before" in event["reason"]
+    assert [device.next_ack().nonce, device.next_ack().nonce] == ["old", "new"]
+    stats = device.view()["stats"]
+    assert (stats["records"], stats["duplicates"]) == (2, 0)
+
+
+def test_a_batch_that_mqtt_delivers_twice_is_acknowledged_twice_and_counted_once(new_device: Any) -> None:
+    device = new_device("twice")
+    device.connect()
+    batch = device.batch(1, nonce="same", **WINDOW)
+    for _ in range(2):
+        device.send(batch)
+    first, second = device.next_ack(), device.next_ack()
+    assert (first.nonce, first.stored) == (second.nonce, second.stored) == ("same", 1)
+    assert second.seq == first.seq + 1
+    stats = device.view()["stats"]
+    assert (stats["records"], stats["duplicates"], device.view()["security"]) == (1, 0, [])
+
+
+def test_another_batch_of_the_same_number_is_refused_so_that_no_record_is_acknowledged_unstored(
+    new_device: Any,
+) -> None:
+    """Attack: a clone of the device's disk, key and all, sends from another machine."""
+    device = new_device("cloned")
+    device.connect()
+    device.send(device.batch(1, nonce="mine", **WINDOW))
+    device.sent -= 1
+    device.send(device.batch(2, nonce="clone", **WINDOW))
+    event = until(lambda: device.view()["security"], what="a security event")[-1]
+    assert "two machines use this identity" in event["reason"]
+    device.send(device.batch(3, nonce="next"))
+    assert [device.next_ack().nonce, device.next_ack().nonce] == ["mine", "next"]
+
+
+def test_a_start_that_is_newer_sends_on_and_the_one_before_it_is_refused(new_device: Any) -> None:
+    """Attack: an image of the device's disk from an earlier day is started somewhere."""
+    device = new_device("imaged")
+    device.connect()
+    device.starts, device.boot = 7, "boot-7"
+    device.send(device.batch(1, nonce="seventh"))
+    assert device.next_ack().nonce == "seventh"
+    device.starts, device.boot, device.sent = 6, "boot-6", 900
+    device.send(device.batch(1, nonce="sixth"))
+    event = until(lambda: device.view()["security"], what="a security event")[-1]
+    assert "telemetry 6.901" in event["reason"]
+    assert device.view()["stats"]["records"] == 1
+
+
+def test_an_acknowledgement_is_an_order_with_dates_that_rises_and_answers_reports_too(new_device: Any) -> None:
+    device = new_device("answered")
+    device.connect()
+    device.send(device.batch(1, nonce="batch"))
+    of_batch = device.next_ack()
+    report = device.report()
+    of_report = device.answer_to(report)
+    assert (of_report.nonce, of_report.boot, of_report.stored) == (report.nonce, "boot-1", 0)
+    assert of_report.number > of_batch.number
+    assert (of_report.desired_epoch, of_report.desired_seq) == (1, 1)
+    lifetime = instant(of_report.expires) - instant(of_report.issued)
+    assert lifetime == timedelta(minutes=10)
+    assert abs(of_report.time - datetime.now(UTC)) < timedelta(seconds=60)
+
+
+def test_a_flood_of_one_device_costs_neither_disk_nor_memory_nor_the_others(tmp_path: Path, enrolling: Any) -> None:
+    """Attack: a device sends as fast as it can; most of it is dropped before anything looks at it."""
+    settings = {"mqtt_rate": 10}
+    with FleetProcess(tmp_path / "fleet", **settings) as fleet, enrolling(fleet, tmp_path) as new_device:
+        initialise_trust(fleet)
+        loud, quiet = new_device("loud"), new_device("quiet")
+        loud.connect()
+        quiet.connect()
+        topic, rubbish = topics.Telemetry(loud.id).topic, b"x" * 20_000
+        memory = psutil.Process(fleet.pid).memory_info().rss
+        for round_ in range(6):
+            for _ in range(500):
+                loud.client.publish(topic, rubbish, qos=0)
+            quiet.send(quiet.batch(round_ + 1, nonce=f"round-{round_}"))
+            assert quiet.next_ack().nonce == f"round-{round_}"
+        security = until(
+            lambda: (events := loud.view()["security"]) and any("flood:" in e["reason"] for e in events) and events,
+            what="the flood in the security events",
+        )
+        assert len(security) <= AT_ONCE + 5, "each event is a write to the disk"
+        assert psutil.Process(fleet.pid).memory_info().rss - memory < 60 * 1024 * 1024
+        assert quiet.view()["stats"]["records"] == 6
+        assert quiet.view()["security"] == []
 
 
 def test_the_status_adds_up_all_devices(fleet: FleetProcess, publisher: Publisher) -> None:

@@ -1,0 +1,113 @@
+"""Who may call which route: one static table. A route that is not in it answers 403 to everybody.
+
+    rule = rule_of("POST", "/api/v1/devices/kitchen-1/revoke")   # (template, Rule)
+
+What a permission is and which role has it stands in `fleet.access`. Rights within a route, such as the groups of an
+operator, are the route's own affair (`Caller.check_group`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from starlette.routing import compile_path
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Who may: anybody, any person or program, those with a permission, a device by its certificate."""
+
+    permission: str = ""
+    public: bool = False
+    """Asked of anybody: what proves who asks stands inside the request, and the route looks at it."""
+    anyone: bool = False
+    """Any person or program with a credential: the route looks at what they may do to what."""
+    device: bool = False
+    audited: bool = True
+    """Whether a call that changes something has an entry of its own in the audit log; a refused one always counts."""
+
+
+def may(permission: str) -> Rule:
+    """Those whose roles have a permission."""
+    return Rule(permission=permission)
+
+
+PUBLIC: Final = Rule(public=True)
+ANYONE: Final = Rule(anyone=True)
+DEVICE: Final = Rule(device=True)
+# It changes nothing here, and a device calls it as often as it likes: an entry each would fill the disk.
+GATEWAY: Final = Rule(permission="gateway.use", device=True, audited=False)
+
+POLICY: Final[Mapping[tuple[str, str], Rule]] = {
+    ("GET", "/healthz"): PUBLIC,
+    ("GET", "/api/v1/status"): may("status.read"),
+    ("GET", "/api/v1/profiles"): may("status.read"),
+    # enrolment
+    ("GET", "/.well-known/est/cacerts"): PUBLIC,
+    ("POST", "/.well-known/est/simpleenroll"): PUBLIC,  # a kit's token or a batch's claim certificate
+    ("POST", "/.well-known/est/simplereenroll"): DEVICE,
+    ("POST", "/api/v1/renewals"): PUBLIC,  # a statement signed by the key of a certificate that ran out
+    # devices
+    ("GET", "/api/v1/devices"): may("devices.read"),
+    ("POST", "/api/v1/devices"): may("devices.enrol"),
+    ("GET", "/api/v1/devices/{device}"): may("devices.read"),
+    ("POST", "/api/v1/devices/{device}/accept"): may("devices.enrol"),
+    ("POST", "/api/v1/devices/{device}/reject"): may("devices.enrol"),
+    ("POST", "/api/v1/devices/{device}/revoke"): may("devices.revoke"),
+    ("POST", "/api/v1/devices/{device}/retire"): may("devices.revoke"),
+    ("GET", "/api/v1/batches"): may("devices.read"),
+    ("POST", "/api/v1/batches"): may("devices.enrol"),
+    ("POST", "/api/v1/batches/{batch}/revoke"): may("devices.revoke"),
+    ("POST", "/api/v1/devices/{device}/commands"): may("devices.command"),
+    # authorities
+    ("GET", "/api/v1/authorities"): may("authorities.read"),
+    ("POST", "/api/v1/authorities"): may("authorities.manage"),
+    ("POST", "/api/v1/authorities/{fingerprint}/use"): may("authorities.manage"),
+    ("DELETE", "/api/v1/authorities/{fingerprint}"): may("authorities.manage"),
+    # releases
+    ("GET", "/api/v1/trust"): may("releases.read"),
+    ("POST", "/api/v1/trust"): may("releases.publish"),
+    ("POST", "/api/v1/trust/keys"): may("authorities.manage"),
+    ("HEAD", "/api/v1/blobs/{digest}"): may("releases.publish"),
+    ("PUT", "/api/v1/blobs/{digest}"): may("releases.publish"),
+    ("POST", "/api/v1/evidence"): may("releases.publish"),
+    ("GET", "/api/v1/models"): may("releases.read"),
+    # rollouts
+    ("GET", "/api/v1/rollouts"): may("rollouts.read"),
+    ("POST", "/api/v1/rollouts"): may("rollouts.run"),
+    ("GET", "/api/v1/rollouts/{rollout}"): may("rollouts.read"),
+    ("POST", "/api/v1/rollouts/{rollout}/abort"): may("rollouts.run"),
+    # people and programs
+    ("POST", "/api/v1/sessions"): PUBLIC,  # name and password
+    ("DELETE", "/api/v1/sessions/current"): ANYONE,
+    ("GET", "/api/v1/me"): ANYONE,
+    ("GET", "/api/v1/users"): may("people.manage"),
+    ("POST", "/api/v1/users"): may("people.manage"),
+    ("POST", "/api/v1/users/{user}/disable"): may("people.manage"),
+    ("POST", "/api/v1/users/{user}/enable"): may("people.manage"),
+    ("POST", "/api/v1/users/{user}/password"): ANYONE,  # one's own, with the old one; an admin another's
+    ("GET", "/api/v1/tokens"): ANYONE,  # one's own; an admin all
+    ("POST", "/api/v1/tokens"): ANYONE,
+    ("DELETE", "/api/v1/tokens/{token}"): ANYONE,
+    # audit
+    ("GET", "/api/v1/audit"): may("audit.read"),
+    ("GET", "/api/v1/audit/newest"): may("audit.read"),
+    # gateway
+    ("POST", "/v1/chat/completions"): GATEWAY,
+    ("GET", "/v1/models"): GATEWAY,
+}
+
+_PATTERNS: Final[tuple[tuple[str, re.Pattern[str], str], ...]] = tuple(
+    (method, compile_path(template)[0], template) for method, template in POLICY
+)
+
+
+def rule_of(method: str, path: str) -> tuple[str, Rule] | None:
+    """The template that a request matches, and its rule; None when there is none."""
+    for known, pattern, template in _PATTERNS:
+        if method == known and pattern.match(path):
+            return template, POLICY[method, template]
+    return None

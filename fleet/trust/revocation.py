@@ -1,0 +1,182 @@
+"""Who may not use the broker: from the database into its access and revocation lists, and off its live connections.
+
+revocations.apply()            # after the transaction that revoked something: in force when it returns
+revocations.tick()             # finds what nobody applied, and ends the connections of those who were shut out
+revocations.hold("kitchen-1")  # out for a minute: it floods
+
+Three things shut a device out, each for what the others leave open. The access list takes every right from its live
+connection, its will too. The revocation list refuses its certificate on a new one. And a moment later the fleet takes
+the live connection over, which ends it and drops what was queued for it: a device that kept it open would else have its
+rights back the day its id is enrolled again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final
+
+from sqlmodel import Session, col, func, select
+
+from fleet.errors import Unavailable
+from fleet.mqtt.broker import Broker
+from fleet.mqtt.link import Link
+from fleet.mqtt.takeover import take_over
+from fleet.store.database import Database
+from fleet.store.tables import CertificateRow, ClaimRow, Device
+from fleet.trust.ca import Authority
+from wire.topics import Desired, Reported, State, access_rules
+from wire.units import show_instant
+
+DENIED: Final = ("revoked", "retired", "rejected")
+"""States in which a device has no right on the broker."""
+UNUSABLE: Final = ("revoked", "old")
+"""States of a certificate that no connection is let in with."""
+HELD_FOR: Final = 60.0
+"""Seconds that a device stays out which floods; its next flood is told no earlier (`fleet.mqtt.limits.EVERY`)."""
+LOOK_EVERY: Final = 2.0
+"""Seconds between two looks for what was revoked and not applied."""
+RELOADED_AFTER: Final = 0.5
+"""Seconds that the broker is given to read its lists before live connections are ended, so that nobody comes back."""
+_EARLIER: Final = timedelta(hours=1)
+"""The lists are dated back, so that the broker finds none from the future however fast they follow one another."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Barred:
+    """Who is shut out: device ids and batch names by the access list, serial numbers by the revocation lists.
+
+    `devices` are out for good, `held` for a moment.
+    """
+
+    devices: frozenset[str] = frozenset()
+    held: frozenset[str] = frozenset()
+    batches: frozenset[str] = frozenset()
+    serials: frozenset[int] = frozenset()
+
+
+@dataclass
+class Revocations:
+    """Used on the serial thread. `authority` and `database` say who is barred, `broker` and `link` carry it out."""
+
+    database: Database
+    authority: Authority
+    broker: Broker
+    link: Link
+    clock: Callable[[], datetime]
+    applied: Barred | None = None
+    """What is in force; None before the first time."""
+    _dated: datetime | None = None
+    _seen: tuple[int, ...] = ()
+    _looked: float = 0.0
+    _leaving: dict[str, float] = field(default_factory=dict)
+    _held: dict[str, float] = field(default_factory=dict)
+
+    def apply(self, session: Session | None = None) -> None:
+        """Put what the database says in force, within the broker's next look at its connections.
+
+        Within a transaction that is not committed yet give its session.
+        """
+        if session is None:
+            with self.database.transaction() as own:
+                self._apply(own)
+        else:
+            self._apply(session)
+
+    def reissue(self) -> None:
+        """Sign the lists again though nobody was revoked: the authorities changed."""
+        self.applied, before = None, self.applied
+        self.apply()
+        self._shut_out(before)
+
+    def hold(self, device: str) -> None:
+        """Shut a device out for a minute: what it may say is bounded, but reading its flood keeps others waiting."""
+        self._held[device] = time.monotonic() + HELD_FOR
+        self.apply()
+
+    def tick(self) -> None:
+        """Apply what was revoked without a word to us, and end the live connections of who was shut out."""
+        now = time.monotonic()
+        if now - self._looked >= LOOK_EVERY:
+            self._looked = now
+            with self.database.transaction() as session:
+                if _counts(session) != self._seen:
+                    self._apply(session)
+        for device in [d for d, due in self._leaving.items() if now >= due]:
+            self._end(device)
+        over = [d for d, until in self._held.items() if now >= until]
+        for device in over:
+            del self._held[device]
+        if over:
+            self.apply()
+
+    def _apply(self, session: Session) -> None:
+        # Who is on the way out stays barred until it is out, even if its id may come in again.
+        held = frozenset(self._leaving) | frozenset(self._held)
+        barred, before = _barred(session, self.clock(), held), self.applied
+        self._seen = _counts(session)
+        if barred == before:
+            return
+        self.broker.restrict(access_rules(barred.devices | barred.held | barred.batches), self._lists(barred))
+        self.applied = barred
+        self._shut_out(before)
+
+    def _lists(self, barred: Barred) -> bytes:
+        """A list of each authority, for without one the broker refuses all its certificates.
+
+        Serial numbers are random, so each list may hold those of all.
+        """
+        earliest = (
+            self._dated + timedelta(seconds=1) if self._dated else datetime.min.replace(tzinfo=self.clock().tzinfo)
+        )
+        self._dated = max(self.clock() - _EARLIER, earliest).replace(microsecond=0)
+        serials = sorted(barred.serials)
+        return b"".join(issuer.revocation_list(serials, self._dated) for issuer in self.authority.issuers())
+
+    def _shut_out(self, before: Barred | None) -> None:
+        """What the broker keeps of those who are barred now and were not before goes; their connection follows."""
+        if before is None or self.applied is None:
+            return
+        for device in self.applied.devices - before.devices:
+            for topic in (Desired(device), Reported(device), State(device)):
+                self.link.publish(topic.topic, b"", retain=True)
+        for device in (self.applied.devices | self.applied.held) - (before.devices | before.held):
+            self._leaving[device] = time.monotonic() + RELOADED_AFTER
+
+    def _end(self, device: str) -> None:
+        try:
+            take_over(device, self.authority, self.broker.address, self.clock())
+        except Unavailable as e:  # the broker is down, and so is the connection; else it is tried again
+            self._leaving[device] = time.monotonic() + LOOK_EVERY
+            _log.warning("%s", e)
+        else:
+            del self._leaving[device]
+            self.apply()
+
+
+def _barred(session: Session, now: datetime, held: frozenset[str]) -> Barred:
+    serial, state = col(CertificateRow.serial), col(CertificateRow.state)
+    unusable = select(serial).where(state.in_(UNUSABLE), CertificateRow.expires > show_instant(now))
+    of_held = select(serial).where(col(CertificateRow.device).in_(held))
+    denied = frozenset(session.exec(select(Device.id).where(col(Device.state).in_(DENIED))))
+    claims = session.exec(select(ClaimRow.batch, ClaimRow.serial)).all()
+    # A claim is good for asking for admission over HTTPS, and for nothing here, ever.
+    serials = {*session.exec(unusable), *session.exec(of_held), *(serial for _, serial in claims)}
+    return Barred(
+        devices=denied,
+        held=held - denied,
+        batches=frozenset(batch for batch, _ in claims),
+        serials=frozenset(int(serial, 16) for serial in serials),
+    )
+
+
+def _counts(session: Session) -> tuple[int, ...]:
+    """What changes whenever somebody is barred: cheap enough to ask every few seconds."""
+    of_devices = select(func.count()).select_from(Device).where(col(Device.state).in_(DENIED))
+    of_certificates = select(func.count()).select_from(CertificateRow).where(col(CertificateRow.state).in_(UNUSABLE))
+    of_claims = select(func.count()).select_from(ClaimRow)
+    return tuple(session.exec(query).one() for query in (of_devices, of_certificates, of_claims))
