@@ -3,8 +3,8 @@
     fleet = Fleet.connect(data=Path("~/.shoal"))
     fleet.get("/api/v1/devices")
 
-Where the fleet is comes from the data folder of a fleet on this machine, or from `SHOAL_FLEET_URL`, `SHOAL_TOKEN`
-and `SHOAL_CA` (a PEM file) for one elsewhere.
+Where the fleet is, the first that is there: the data folder that an option names; `SHOAL_FLEET_URL`, `SHOAL_TOKEN` and
+`SHOAL_CA` (a PEM file); the login of `shoal login`; the default data folder of a fleet on this machine.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import os
 import secrets
 import ssl
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from cli.errors import BadInput, Refused, Unavailable
+from cli.session import Session
 
 _TIMEOUT_S = 60.0
 
@@ -44,8 +46,21 @@ class Fleet:
         if data is None and url:
             if not token or not ca:
                 raise BadInput("SHOAL_FLEET_URL is set: SHOAL_TOKEN and SHOAL_CA (a PEM file) are needed with it")
-            return cls(url, token, _context(Path(ca)))
+            return cls(url, token, context(Path(ca)))
+        session = Session.load() if data is None else None
+        if session is not None:
+            return cls.of(session)
         return cls._on_this_machine(data or default_data())
+
+    @classmethod
+    def of(cls, session: Session) -> Fleet:
+        """The fleet that a person logged in to. Raises `Unavailable` once the login ran out."""
+        if datetime.now(UTC) >= datetime.fromisoformat(session.expires):
+            raise Unavailable(
+                f"the login of {session.name} at {session.url} ran out: run `shoal login {session.name}` again, "
+                "or `shoal logout` to go on without"
+            )
+        return cls(session.url, session.token, context(session.ca))
 
     @classmethod
     def _on_this_machine(cls, data: Path) -> Fleet:
@@ -60,7 +75,7 @@ class Fleet:
             ) from e
         except (ValueError, KeyError) as e:
             raise BadInput(f"{run}: not what a fleet writes: restart it") from e
-        return cls(f"https://localhost:{port}", token, _context(data / "ca" / "ca.pem"))
+        return cls(f"https://localhost:{port}", token, context(data / "ca" / "ca.pem"))
 
     def get(self, path: str) -> Any:
         """The JSON answer of a GET. Raises `Refused` or `Unavailable`."""
@@ -73,6 +88,10 @@ class Fleet:
             "POST", path, data, {"Content-Type": "application/json", "Idempotency-Key": secrets.token_hex(16)}
         )
 
+    def delete(self, path: str) -> Any:
+        """The JSON answer of a DELETE. Raises `Refused` or `Unavailable`."""
+        return self._json("DELETE", path)
+
     def put_file(self, path: str, file: Path) -> None:
         """Upload a file, unless the fleet has it."""
         if self._send("HEAD", path, None, {}, accept=(200, 404))[0] == http.client.NOT_FOUND:
@@ -81,7 +100,7 @@ class Fleet:
 
     def _json(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Any:
         _, data = self._send(method, path, body, headers or {})
-        return json.loads(data)
+        return json.loads(data) if data else None
 
     def _send(
         self, method: str, path: str, body: Any, headers: dict[str, str], accept: tuple[int, ...] = (200, 201, 204)
@@ -91,7 +110,8 @@ class Fleet:
             address.hostname or "", address.port or 443, timeout=_TIMEOUT_S, context=self.tls
         )
         try:
-            connection.request(method, path, body, {"Authorization": f"Bearer {self.token}", **headers})
+            credential = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+            connection.request(method, path, body, {**credential, **headers})
             response = connection.getresponse()
             data = response.read()
         except ssl.SSLCertVerificationError as e:
@@ -107,13 +127,16 @@ class Fleet:
         return response.status, data
 
 
-def _context(ca: Path) -> ssl.SSLContext:
+def context(ca: Path | str) -> ssl.SSLContext:
+    """TLS 1.3 to a fleet whose CA stands in a PEM file, or is a PEM text. Raises `Unavailable`."""
     try:
-        context = ssl.create_default_context(cafile=str(ca))
-    except (OSError, ssl.SSLError) as e:
-        raise Unavailable(f"{ca}: cannot be read as the fleet's CA: {e}") from e
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    return context
+        pem = ca.read_text() if isinstance(ca, Path) else ca
+        made = ssl.create_default_context(cadata=pem)
+    except (OSError, ValueError, ssl.SSLError) as e:
+        where = ca if isinstance(ca, Path) else "the CA of the login"
+        raise Unavailable(f"{where}: cannot be read as the fleet's CA: {e}") from e
+    made.minimum_version = ssl.TLSVersion.TLSv1_3
+    return made
 
 
 def _reason(method: str, path: str, status: int, data: bytes) -> str:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from cli import audit, authority, backup, device, model, profile, release, rollout, status, token, up, user
 from cli import compile as compile_commands
-from cli import device, model, profile, release, rollout, status, up
 from cli.demo import command as demo
 
 app = typer.Typer(
@@ -30,11 +30,19 @@ def _main(show_version: Annotated[bool, typer.Option("--version", help="Print th
 
 app.command("up")(up.up)
 app.command("status")(status.status)
+app.command("login")(user.login)
+app.command("logout")(user.logout)
+app.command("backup")(backup.backup)
+app.command("restore")(backup.restore)
 app.command("compile")(compile_commands.compile_)
 app.command("tune")(compile_commands.tune)
 app.command("demo")(demo.demo)
 app.add_typer(profile.app, name="profile")
 app.add_typer(release.app, name="release")
 app.add_typer(device.app, name="device")
+app.add_typer(authority.app, name="authority")
 app.add_typer(model.app, name="model")
 app.add_typer(rollout.app, name="rollout")
+app.add_typer(user.app, name="user")
+app.add_typer(token.app, name="token")
+app.add_typer(audit.app, name="audit")

@@ -1,122 +1,171 @@
-"""`shoal device`: let hardware join, and see how it does."""
+"""`shoal device`: let hardware join, see how it does, and put it out again."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 import typer
-from rich.console import RenderableType
 
+from cli.asking import Yes, confirm
 from cli.client import Fleet
+from cli.device_views import batch_table, details, device_table
 from cli.errors import BadInput
 from cli.options import Data
-from cli.output import Json, console, show, table
-from wire.units import show_size
+from cli.output import Json, console, show
+from wire.document import check_device
 
-app = typer.Typer(help="Let hardware join, and see how it does.", no_args_is_help=True)
+app = typer.Typer(help="Let hardware join, see how it does, and put it out.", no_args_is_help=True)
 
-_STATUS_STYLE = {"online": "green", "offline": "red", "enrolling": "yellow"}
+Device = Annotated[str, typer.Argument(help="Device id.")]
+Group = Annotated[str | None, typer.Option(help="Group of devices that the same people operate.")]
+Reason = Annotated[str, typer.Option(help="Why: kept with what is known of the device.")]
+
+_DAY = 86_400
 
 
 @app.command()
 def kit(
-    device: Annotated[str, typer.Argument(help="Device id: a-z, 0-9 and -, up to 63 characters.")],
     profile: Annotated[str, typer.Option(help="Hardware class of the device; 'shoal profile list' shows them.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write. [default: DEVICE.kit]")] = None,
+    device: Annotated[
+        str | None, typer.Argument(help="Device id: a-z, 0-9 and -, up to 63 characters.", show_default=False)
+    ] = None,
+    group: Annotated[str, typer.Option(help="Group of devices that the same people operate.")] = "default",
+    batch: Annotated[
+        str | None, typer.Option(help="Make one kit for many devices, each of which waits until it is accepted.")
+    ] = None,
+    quota: Annotated[int | None, typer.Option(min=1, help="How many devices of the batch may ask.")] = None,
+    days: Annotated[int | None, typer.Option(min=1, help="How long they may.  [default: 30]")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write. [default: NAME.kit]")] = None,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Make the enrolment kit with which one device joins, once."""
-    path = output or Path(f"{device}.kit")
+    """Make the enrolment kit with which one device joins, once; or many devices of a batch."""
+    name = _name_of_kit(device, batch, quota, days)
+    path = output or Path(f"{name}.kit")
     if path.exists():
         raise BadInput(f"{path}: exists already: choose another name with --output")
-    document = Fleet.connect(data).post("/api/v1/devices", {"device": device, "profile": profile})
-    # The kit holds a token: only its owner may read it.
-    path.touch(mode=0o600)
-    path.write_text(json.dumps(document))
-    view = (
-        f"{path}: kit of [bold]{device}[/], works once until {document['expires']}\n"
-        f"On the device: shoal-agent enrol --kit {path.name} --state /var/lib/shoal"
-    )
-    show({"device": device, "kit": str(path), "expires": document["expires"]}, as_json, view)
+    if batch is None:
+        asked: dict[str, Any] = {"device": name, "profile": profile, "group": group}
+        document = Fleet.connect(data).post("/api/v1/devices", asked)
+        what = f"kit of [bold]{name}[/], works once until {document['expires']}"
+    else:
+        asked = {"batch": name, "profile": profile, "group": group, "quota": quota, "lifetime_s": (days or 30) * _DAY}
+        document = Fleet.connect(data).post("/api/v1/batches", asked)
+        what = f"kit of batch [bold]{name}[/], for up to {quota} devices until {document['expires']}"
+    _write_secret(path, json.dumps(document))
+    more = "\nThen, for each of them: shoal device accept DEVICE" if batch else ""
+    view = f"{path}: {what}\nOn the device: shoal-agent enrol --kit {path.name} --state /var/lib/shoal{more}"
+    key = "device" if batch is None else "batch"
+    show({key: name, "kit": str(path), "expires": document["expires"]}, as_json, view)
+
+
+@app.command()
+def accept(
+    device: Device,
+    group: Group = None,
+    profile: Annotated[str | None, typer.Option(help="Hardware class, if it is not that of the batch.")] = None,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Let a pending device of a batch in."""
+    value = Fleet.connect(data).post(_path(device, "accept"), {"group": group, "profile": profile})
+    show(value, as_json, f"{device}: accepted into group {value['group']} as {value['profile']}")
+
+
+@app.command()
+def reject(device: Device, reason: Reason, data: Data = None, as_json: Json = False) -> None:
+    """Turn a pending device of a batch away."""
+    value = Fleet.connect(data).post(_path(device, "reject"), {"reason": reason})
+    show(value, as_json, f"{device}: rejected")
 
 
 @app.command("list")
-def list_(data: Data = None, as_json: Json = False) -> None:
-    """List every device: what it runs and how it does."""
-    devices = Fleet.connect(data).get("/api/v1/devices")
+def list_(
+    pending: Annotated[bool, typer.Option("--pending", help="Only those that wait to be accepted.")] = False,
+    group: Group = None,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """List every device: what it runs and how it does; and the batches."""
+    fleet = Fleet.connect(data)
+    query = [*([("status", "pending")] if pending else []), *([("group", group)] if group else [])]
+    devices = fleet.get("/api/v1/devices" + (f"?{urlencode(query)}" if query else ""))
     show(devices, as_json, device_table(devices))
+    if not as_json and (batches := fleet.get("/api/v1/batches")):
+        console.print(batch_table(batches))
 
 
 @app.command("show")
-def show_(device: Annotated[str, typer.Argument(help="Device id.")], data: Data = None, as_json: Json = False) -> None:
-    """Show one device: slots, the newest updates, security events, health."""
-    value = Fleet.connect(data).get(f"/api/v1/devices/{device}")
+def show_(device: Device, data: Data = None, as_json: Json = False) -> None:
+    """Show one device: certificates, slots, the newest updates, security events, health."""
+    value = Fleet.connect(data).get(_path(device))
     show(value, as_json, device_table([value]))
     if not as_json:
-        for view in _details(value):
+        for view in details(value):
             console.print(view)
 
 
-def device_table(devices: list[dict[str, Any]]) -> RenderableType:
-    """One row a device."""
-    columns = ("Device", "Profile", "Status", "Runs", "Update", "#Requests", "#p50 ms", "#Accuracy", "Seen")
-    return table(
-        "Devices", columns, [_row(d) for d in devices], empty="no device yet: shoal device kit NAME --profile P"
-    )
+@app.command()
+def revoke(
+    device: Annotated[str | None, typer.Argument(help="Device id.", show_default=False)] = None,
+    reason: Annotated[str, typer.Option(help="Why: kept with what is known of the device.")] = "",
+    batch: Annotated[str | None, typer.Option(help="Take no device of this batch in any more.")] = None,
+    yes: Yes = False,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Put a device out at once: broker, API and renewal refuse it. Only a new kit lets it in again."""
+    if device is not None and batch is not None:
+        raise BadInput("revoke: name either a device, or a batch with --batch")
+    if batch is not None:
+        confirm(f"Revoke batch {batch}? No further device gets in with its kit.", yes=yes)
+        value = Fleet.connect(data).post(f"/api/v1/batches/{check_device(batch, 'batch')}/revoke", {})
+        show(value, as_json, f"batch {batch}: revoked; the {value['devices']} devices that asked stay what they are")
+        return
+    if device is None:
+        raise BadInput("revoke: name either a device, or a batch with --batch")
+    if not reason:
+        raise BadInput(f"revoke {device}: say why with --reason")
+    confirm(f"Revoke {device}? Only a new kit lets it in again.", yes=yes)
+    value = Fleet.connect(data).post(_path(device, "revoke"), {"reason": reason})
+    show(value, as_json, f"{device}: revoked")
 
 
-def _row(d: dict[str, Any]) -> list[object]:
-    stats = d["stats"]
-    style = _STATUS_STYLE.get(d["status"], "white")
-    return [
-        d["device"],
-        f"{d['profile']} [dim]emulated[/]" if d["emulated"] else d["profile"],
-        f"[{style}]{d['status']}[/]",
-        ", ".join(_short(s["target"]) for s in d["slots"] if s["slot"] == "active"),
-        ", ".join(f"{_short(u['target'])} {u['phase']}" for u in d["updates"] if u["phase"] != "committed"),
-        stats["requests"],
-        _number(stats["latency_p50_ms"]),
-        _accuracy(stats),
-        (d["last_seen"] or "")[:19].replace("T", " "),
-    ]
+@app.command()
+def retire(
+    device: Device,
+    now: Annotated[bool, typer.Option("--now", help="Do not wait until it has wiped itself.")] = False,
+    yes: Yes = False,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Have a device forget its identity, keys, models and data, and put it out."""
+    confirm(f"Retire {device}? It wipes itself.", yes=yes)
+    value = Fleet.connect(data).post(_path(device, "retire"), {"now": now})
+    waits = ": it wipes itself as soon as it is there; --now does not wait" if value["status"] == "retiring" else ""
+    show(value, as_json, f"{device}: {value['status']}{waits}")
 
 
-def _details(d: dict[str, Any]) -> list[RenderableType]:
-    slots = [[s["slot"], s["target"], s["digest"][:19]] for s in d["slots"]]
-    updates = [[u["target"], u["phase"], u["reason"]] for u in d["updates"]]
-    events = [[e["at"][:19], e["subject"], e["reason"]] for e in d["security"]]
-    views = [
-        table("Slots", ("Slot", "Release", "Digest"), slots),
-        table("Updates", ("Release", "Phase", "Reason"), updates),
-        table("Security events", ("At", "Subject", "Reason"), events, empty="none"),
-    ]
-    if h := d["health"]:
-        memory = f"{show_size(h['memory_used'])} of {show_size(h['memory_total'])}"
-        disk = f"{show_size(h['disk_free'])} of {show_size(h['disk_total'])}"
-        cells = [
-            f"{h['cpu_percent']:.0f} %",
-            memory,
-            show_size(h["agent_memory"]),
-            disk,
-            _number(h.get("temperature_c")),
-        ]
-        views.append(table("Health", ("#CPU", "Memory", "Agent", "Disk free", "#Temperature C"), [cells]))
-    return views
+def _name_of_kit(device: str | None, batch: str | None, quota: int | None, days: int | None) -> str:
+    if batch is None and (quota is not None or days is not None):
+        raise BadInput("kit: --quota and --days are of a batch: name it with --batch")
+    if batch is not None and quota is None:
+        raise BadInput(f"kit: batch {batch}: say with --quota how many devices may ask")
+    name = batch if device is None else device
+    if name is None or (device is not None and batch is not None):
+        raise BadInput("kit: name either a device, or a batch with --batch")
+    return name
 
 
-def _short(target: str) -> str:
-    """`kitchen 1.0.0` of a target path."""
-    _, _, name, version, _ = target.split("/")
-    return f"{name} {version}"
+def _path(device: str, *more: str) -> str:
+    return "/".join(("/api/v1/devices", check_device(device, "device"), *more))
 
 
-def _number(value: float | None) -> str | None:
-    return None if value is None else f"{value:.1f}"
-
-
-def _accuracy(stats: dict[str, Any]) -> str | None:
-    total = stats["feedback_total"]
-    return f"{stats['feedback_correct'] / total:.3f} (n={total})" if total else None
+def _write_secret(path: Path, text: str) -> None:
+    """A kit lets its holder in: only its owner may read it, from the first byte on."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)

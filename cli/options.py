@@ -18,3 +18,9 @@ TrustFolder = Annotated[
     typer.Option("--trust", help="Folder of the offline keys and the metadata they signed; keep it off the fleet."),
 ]
 DEFAULT_TRUST = Path("shoal-trust")
+KeysFolder = Annotated[
+    Path | None,
+    typer.Option("--keys", help="Folder of the keys that you hold. [default: the trust folder]", show_default=False),
+]
+Unencrypted = Annotated[bool, typer.Option("--unencrypted", help="Keep new keys without a passphrase.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]

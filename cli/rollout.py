@@ -26,6 +26,7 @@ def start(
     model: Annotated[str, typer.Argument(help="Family and name: intents/kitchen.")],
     version: Annotated[str, typer.Argument(help="The version to send.")],
     waves: Annotated[str, typer.Option(help="Rising shares of the devices in percent, ending at 100.")] = "25,100",
+    group: Annotated[str | None, typer.Option(help="Only devices of this group.")] = None,
     wait: Annotated[float, typer.Option(help="Seconds to wait for the end; 0 returns at once.")] = 0,
     data: Data = None,
     as_json: Json = False,
@@ -35,7 +36,7 @@ def start(
     if not name:
         raise BadInput(f"{model!r}: expected family and name, such as intents/kitchen")
     fleet = Fleet.connect(data)
-    body = {"family": family, "name": name, "version": version, "waves": parse_waves(waves)}
+    body = {"family": family, "name": name, "version": version, "waves": parse_waves(waves), "group": group}
     rollout = fleet.post("/api/v1/rollouts", body)
     if wait:
         rollout = watch_until_ended(fleet, rollout["rollout"], wait)
@@ -71,7 +72,7 @@ def list_(data: Data = None, as_json: Json = False) -> None:
     """List every rollout."""
     values = Fleet.connect(data).get("/api/v1/rollouts")
     rows = [[*_head(v), v["started"][:19].replace("T", " "), "; ".join(v["reasons"])] for v in values]
-    columns = ("Rollout", "Release", "State", "Verdict", "Wave", "Devices", "Started", "Reasons")
+    columns = ("Rollout", "Release", "Group", "State", "Verdict", "Wave", "Devices", "Started", "Reasons")
     show(values, as_json, table("Rollouts", columns, rows, empty="no rollout yet: shoal rollout start"))
 
 
@@ -109,8 +110,8 @@ def watch_until_ended(fleet: Fleet, rollout: str, timeout_s: float) -> dict[str,
 def rollout_view(value: dict[str, Any]) -> RenderableType:
     """One rollout: a row a device."""
     rows = [[d["device"], d["target"], d["wave"] + 1, d["state"], d["reason"]] for d in value["devices"]]
-    _, release, state, verdict, wave, _ = _head(value)
-    title = f"Rollout {value['rollout']}: {release}, {state}, wave {wave}, {verdict}"
+    _, release, group, state, verdict, wave, _ = _head(value)
+    title = f"Rollout {value['rollout']}: {release} to {group}, {state}, wave {wave}, {verdict}"
     view = table(title, ("Device", "Release", "#Wave", "State", "Reason"), rows)
     return Group(view, *(f"  {reason}" for reason in value["reasons"]))
 
@@ -120,7 +121,8 @@ def _head(v: dict[str, Any]) -> list[str]:
     settled = sum(d["state"] == "committed" for d in v["devices"])
     wave = f"{min(v['wave'] + 1, len(v['waves']))} of {len(v['waves'])}"
     release = f"{v['family']}/{v['name']} {v['version']}"
-    return [v["rollout"], release, v["state"], f"[{style}]{v['verdict']}[/]", wave, f"{settled} of {len(v['devices'])}"]
+    verdict, devices = f"[{style}]{v['verdict']}[/]", f"{settled} of {len(v['devices'])}"
+    return [v["rollout"], release, v["group"] or "every group", v["state"], verdict, wave, devices]
 
 
 def _exit_unless_done(value: dict[str, Any]) -> None:

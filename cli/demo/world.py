@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from cli.client import Fleet
-from cli.device import device_table
+from cli.device_views import device_table
 from cli.errors import Refused, Unavailable
 from cli.model import model_table
 from cli.output import console

@@ -1,0 +1,109 @@
+"""How devices and batches look on a terminal."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import RenderableType
+
+from cli.output import table
+from wire.units import instant, show_seconds, show_size
+
+_STATUS_STYLE = {
+    "online": "green",
+    "offline": "red",
+    "enrolling": "yellow",
+    "pending": "bold magenta",
+    "retiring": "yellow",
+    "rejected": "dim",
+    "retired": "dim",
+    "revoked": "dim red",
+}
+
+
+def device_table(devices: list[dict[str, Any]]) -> RenderableType:
+    """One row a device."""
+    columns = ("Device", "Profile", "Group", "Status", "Runs", "Update", "#Requests", "#p50 ms", "#Accuracy", "Seen")
+    return table(
+        "Devices", columns, [_row(d) for d in devices], empty="no device yet: shoal device kit NAME --profile P"
+    )
+
+
+def batch_table(batches: list[dict[str, Any]]) -> RenderableType:
+    """One row a batch."""
+    columns = ("Batch", "Profile", "Group", "#Devices", "#Quota", "Until", "State")
+    return table("Batches", columns, [_batch_row(b) for b in batches], empty="none")
+
+
+def details(d: dict[str, Any]) -> list[RenderableType]:
+    """What a row does not say of a device."""
+    certificates = [
+        [c["serial"][:16], c["state"], c["issued"][:19], _expiry(c), c["reason"]] for c in d["certificates"]
+    ]
+    slots = [[s["slot"], s["target"], s["digest"][:19]] for s in d["slots"]]
+    updates = [[u["target"], u["phase"], u["reason"]] for u in d["updates"]]
+    events = [[e["at"][:19], e["subject"], e["reason"]] for e in d["security"]]
+    views = [
+        table("Certificates", ("Serial", "State", "Issued", "Expires", "Reason"), certificates, empty="none"),
+        table("Slots", ("Slot", "Release", "Digest"), slots),
+        table("Updates", ("Release", "Phase", "Reason"), updates),
+        table("Security events", ("At", "Subject", "Reason"), events, empty="none"),
+    ]
+    return [*views, *_health(d["health"])]
+
+
+def _health(h: dict[str, Any] | None) -> list[RenderableType]:
+    if not h:
+        return []
+    cells = [
+        f"{h['cpu_percent']:.0f} %",
+        f"{show_size(h['memory_used'])} of {show_size(h['memory_total'])}",
+        show_size(h["agent_memory"]),
+        f"{show_size(h['disk_free'])} of {show_size(h['disk_total'])}",
+        _number(h.get("temperature_c")),
+    ]
+    return [table("Health", ("#CPU", "Memory", "Agent", "Disk free", "#Temperature C"), [cells])]
+
+
+def _row(d: dict[str, Any]) -> list[object]:
+    stats = d["stats"]
+    style = _STATUS_STYLE.get(d["status"], "white")
+    return [
+        d["device"],
+        f"{d['profile']} [dim]emulated[/]" if d["emulated"] else d["profile"],
+        d["group"],
+        f"[{style}]{d['status']}[/]" + (f" of batch {d['batch']}" if d["status"] == "pending" else ""),
+        ", ".join(_short(s["target"]) for s in d["slots"] if s["slot"] == "active"),
+        ", ".join(f"{_short(u['target'])} {u['phase']}" for u in d["updates"] if u["phase"] != "committed"),
+        stats["requests"],
+        _number(stats["latency_p50_ms"]),
+        _accuracy(stats),
+        (d["last_seen"] or "")[:19].replace("T", " "),
+    ]
+
+
+def _batch_row(b: dict[str, Any]) -> list[object]:
+    over = instant(b["expires"]) <= datetime.now(UTC)
+    state = "[dim red]revoked[/]" if b["revoked"] else "[dim]over[/]" if over else "[green]open[/]"
+    return [b["batch"], b["profile"], b["group"], b["devices"], b["quota"], b["expires"][:10], state]
+
+
+def _expiry(certificate: dict[str, Any]) -> str:
+    left = (instant(certificate["expires"]) - datetime.now(UTC)).total_seconds()
+    return f"{certificate['expires'][:19]} ({f'in {show_seconds(left)}' if left > 0 else '[red]expired[/]'})"
+
+
+def _short(target: str) -> str:
+    """`kitchen 1.0.0` of a target path."""
+    _, _, name, version, _ = target.split("/")
+    return f"{name} {version}"
+
+
+def _number(value: float | None) -> str | None:
+    return None if value is None else f"{value:.1f}"
+
+
+def _accuracy(stats: dict[str, Any]) -> str | None:
+    total = stats["feedback_total"]
+    return f"{stats['feedback_correct'] / total:.3f} (n={total})" if total else None
