@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
@@ -27,6 +27,8 @@ log = logging.getLogger("agent.acks")
 
 MOST: Final = 64
 """Nonces that wait at one time; the oldest is given up."""
+ANSWERED: Final = 8
+"""Nonces whose second answer is no attack: the line may bring a question twice, and the fleet answers each."""
 EARLIER_START: Final = 60.0
 """Seconds after the start in which an answer to the agent's start before this one may still come."""
 
@@ -45,6 +47,7 @@ class Acks:
         self._clock = clock
         self._started = clock.uptime()
         self._waiting: OrderedDict[str, float] = OrderedDict()
+        self._answered: deque[str] = deque(maxlen=ANSWERED)
         self._last = (0, 0)
 
     def ask(self) -> str:
@@ -57,12 +60,17 @@ class Acks:
         return nonce
 
     def take(self, payload: bytes) -> Ack | None:
-        """A fresh answer; None for one to an earlier start of this agent. Raises `WireError` for anything else."""
+        """A fresh answer. Raises `WireError` for anything else.
+
+        None for one that says nothing new: to an earlier start of this agent, or to what was answered just now.
+        """
         ack = open_by_role(payload, Ack, self._trusted.targets())
         check_order(ack, device=self._device, last=(-1, -1), now=ack.time)
         at = self._clock.uptime()
         sent = self._waiting.get(ack.nonce)
         if sent is None:
+            if ack.nonce in self._answered and ack.number > self._last:
+                return None
             if ack.boot != self._boot and at - self._started < EARLIER_START:
                 log.info("an acknowledgement of an earlier start of this agent is not needed any more")
                 return None
@@ -71,5 +79,6 @@ class Acks:
             raise Untrusted(f"ack {ack.epoch}.{ack.seq}: came {at - sent:.0f} s after its nonce was sent: too late")
         check_order(ack, device=self._device, last=self._last, now=ack.time)
         del self._waiting[ack.nonce]
+        self._answered.append(ack.nonce)
         self._last = ack.number
         return ack

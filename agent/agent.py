@@ -12,8 +12,9 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from agent import hardware
 from agent.clock import Clock
@@ -34,8 +35,6 @@ from wire.trust import TrustedSet
 
 log = logging.getLogger("agent")
 
-STATE_FILE: Final = "agent.db"
-
 
 class Agent:
     """A device with its sockets: the line to the broker, and the local API. Make it on the loop that runs it."""
@@ -46,7 +45,11 @@ class Agent:
         self._wiped = asyncio.Event()
         self._clock = Clock(state)
         self._renewal = Renewal(
-            credentials, self._clock, on_renewed=lambda: self._link.hang_up("the certificate was renewed")
+            credentials,
+            self._clock,
+            state,
+            spread=settings.renewal_spread,
+            on_renewed=lambda: self._link.hang_up("the certificate was renewed"),
         )
         self._link = MqttLink(
             credentials,
@@ -55,6 +58,7 @@ class Agent:
             on_down=self._line_down,
             on_message=self._message,
             on_expired=self._renewal.expired,
+            on_authority=self._renewal.served_by,
         )
         self._core = Core(
             about=_about(credentials),
@@ -67,6 +71,7 @@ class Agent:
             wipe=self._wipe,
             on_trust=self._believe,
             on_time=self._link.check_again,
+            on_epoch=self._renewal.told_by,
         )
 
     # --- the story --------------------------------------------------------------------------------------------
@@ -96,7 +101,11 @@ class Agent:
     async def _close_windows(self) -> None:
         while True:
             await asyncio.sleep(self._settings.window)
-            self._core.close_window()
+            try:
+                self._core.close_window()
+            except Exception:
+                # What the kernel says of a machine in trouble is beyond us; the next window must be counted.
+                log.exception("a telemetry window is not closed")
 
     def _believe(self, trusted: TrustedSet) -> None:
         """Other metadata is trusted: it may name other authorities for broker and fleet."""
@@ -160,17 +169,30 @@ def _about(credentials: Credentials) -> About:
 @contextmanager
 def locked(state: Path) -> Iterator[None]:
     """One agent per state folder. Raises `Unavailable` naming the other one's process."""
-    path = state / "agent.lock"
-    with path.open("a+") as file:
+    with _lock_file(state / "agent.lock") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
             file.seek(0)
-            raise Unavailable(f"{state}: an agent runs here already (process {file.read().strip()}): stop it") from e
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+            other = file.read().decode(errors="replace").strip()
+            raise Unavailable(f"{state}: an agent runs here already (process {other}): stop it") from e
+        try:
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
+        except OSError as e:
+            log.warning("%s: this process is not named there: %s", state, e)
         yield
+
+
+def _lock_file(path: Path) -> FileIO:
+    """For writing, and for reading on a disk that is read-only: a lock needs no more."""
+    try:
+        return path.open("ab+", buffering=0)
+    except OSError as e:
+        try:
+            return path.open("rb", buffering=0)
+        except OSError:
+            raise Unavailable(f"{path}: cannot be made: {e.strerror}: make room, or check the disk") from e
 
 
 def version() -> str:

@@ -20,6 +20,8 @@ from wire.bundle import BundleManifest
 from wire.chunks import ChunkList, digest
 from wire.units import show_size
 
+FOLDER: Final = "blobs"
+"""Where the store of a device stands in its state folder."""
 _READ: Final = 1024 * 1024
 _PARTIAL: Final = ".partial"
 

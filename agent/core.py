@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from securesystemslib.signer import Signer
 
 from agent.acks import Acks
+from agent.blobs import FOLDER as BLOBS
 from agent.blobs import Blobs
 from agent.clock import Clock
 from agent.commands import Commands
@@ -66,7 +67,8 @@ class About:
 class Core:
     """A device. `signer()` gives the key of the certificate in use; `wipe` marks it for wiping and stops the agent.
 
-    `on_trust` is called when other metadata is trusted, `on_time` when the fleet has told the time.
+    `on_trust` is called when other metadata is trusted, `on_time` when the fleet has told the time, `on_epoch` with the
+    epoch of every desired state that is acted on.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Core:
         wipe: Callable[[], None],
         on_trust: Callable[[TrustedSet], None] = lambda _trusted: None,
         on_time: Callable[[], None] = lambda: None,
+        on_epoch: Callable[[int], None] = lambda _epoch: None,
     ) -> None:
         self.about = about
         self.boot = uuid.uuid4().hex
@@ -90,9 +93,11 @@ class Core:
         self._state = state
         self._link = link
         self._sealing_key = public_text(sealing_key.public_key())
-        self._on_trust, self._on_time = on_trust, on_time
+        self._on_trust, self._on_time, self._on_epoch = on_trust, on_time, on_epoch
         self._capped_by = 0
-        self._asked_again = self._said_frozen = self._stopped = False
+        self._asked_again: float | None = None
+        self._said_frozen = self._stopped = False
+        self._line_since: float | None = None
         self._watching: asyncio.Task[None] | None = None
 
         self.freshness = Freshness(settings.freeze_after)
@@ -121,7 +126,7 @@ class Core:
         self._wire_inbox(wipe)
 
     def _wire_updates(self, keys: ChunkKeys) -> None:
-        self.store = Blobs(self._settings.state / "blobs", self._settings.min_free)
+        self.store = Blobs(self._settings.state / BLOBS, self._settings.min_free)
         self.fetcher = Fetcher(
             *(self.about.device, self._link, self.store, keys),
             timeout=self._settings.fetch_timeout,
@@ -162,7 +167,7 @@ class Core:
             commands=self.commands,
             heard=Heard(
                 ack=self._answered,
-                desired=lambda: self.freshness.holds(self._state.last_desired()),
+                desired=self._acted,
                 fleet=self._fleet,
                 trust=self._trusts,
                 rotated=self._another_time,
@@ -210,6 +215,7 @@ class Core:
         """Connected: hear what is retained, and say what is."""
         if self._stopped:
             return
+        self._line_since = self.clock.uptime()
         self.freshness.line_is_up(self.clock.uptime())
         self.inbox.line_is_up()
         self._subscribe()
@@ -219,6 +225,7 @@ class Core:
 
     def line_is_down(self) -> None:
         """The connection is lost."""
+        self._line_since = self.clock.uptime()
         self.freshness.line_is_down(self.clock.uptime())
         self.inbox.line_is_down()
         self.outbox.forget()
@@ -238,10 +245,16 @@ class Core:
             self._link.subscribe(pattern)
 
     def _fleet(self, there: bool) -> None:
-        self.outbox.open = there
+        was_there, self.outbox.open = self.outbox.open, there
         if there:
-            self.outbox.kick()
+            (self.outbox.kick if was_there else self.outbox.again)()
             self.reporter.fleet_is_there()
+
+    def _acted(self) -> None:
+        """A newer desired state is acted on."""
+        epoch, seq = self._state.last_desired()
+        self.freshness.holds((epoch, seq))
+        self._on_epoch(epoch)
 
     def _trusts(self) -> None:
         """Other metadata is trusted: the fleet may be believed now when it tells the time."""
@@ -282,21 +295,30 @@ class Core:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(min(self._settings.freeze_after / 4, WATCH_EVERY))
-            self.look()
+            try:
+                self.look()
+            except (WireError, AgentError) as e:
+                log.error("not looked at freshness: %s", e)  # noqa: TRY400  a disk that cannot be read, not a bug
 
     def look(self) -> None:
         """Whether this device is frozen: said once when it begins. A desired state that does not come is asked for."""
         self.security.fold_when_due()
-        late = self.freshness.behind(self.clock.uptime()) > self._settings.freeze_after / 2
-        if late and not self._asked_again:
-            self._link.subscribe(topics.Desired(self.about.device).topic)
-        self._asked_again = late
+        self._ask_for_desired()
         frozen = self._frozen()
         if frozen is None:
             self._said_frozen = False
         elif self.outbox.open and not self._said_frozen:  # a fleet that says that it is away is no attack
             self._said_frozen = True
             self.note_security("freshness", frozen.why)
+
+    def _ask_for_desired(self) -> None:
+        """Again and again: what came may have met a full disk, or been kept by somebody who is gone."""
+        at, pause = self.clock.uptime(), self._settings.freeze_after
+        if self.freshness.behind(at) <= pause / 2:
+            self._asked_again = None
+        elif self._asked_again is None or at - self._asked_again >= pause:
+            self._asked_again = at
+            self._link.subscribe(topics.Desired(self.about.device).topic)
 
     def _frozen(self) -> Frozen | None:
         until, now = self.keeper.fresh_until(), self.clock.now()
@@ -343,7 +365,13 @@ class Core:
             "hardware": self.about.hardware,
             "agent": self.about.agent,
             "boot": self.boot,
-            "link": {"up": self._link.up, "fleet": self.outbox.open},
+            "link": {
+                "up": self._link.up,
+                "fleet": self.outbox.open,
+                "since": self._shown(self._line_since),
+                "why": self._link.fault,
+            },
+            "disk": self._state.fault,
             "desired": {"epoch": epoch, "seq": seq},
             "trust": self._trust(),
             "slots": [slot.to_value() for slot in self.installer.slots()],

@@ -3,7 +3,8 @@
 Two ways in: the one-time token of one device, or the claim certificate of a batch, with which a device names itself and
 waits until an operator accepts it. The keys are made here and never leave. Everything that can fail without the network
 is done first, and what was begun stays on the disk (`enrolling/`): an enrolment that was killed is run again with the
-same keys and the same name. The identity appears in one rename. Neither token nor claim is kept.
+same keys and the same name. The identity appears in one rename. Neither token nor claim is kept: the kit of a batch
+goes before that rename, so that a power cut never leaves a device that works with the key of its batch beside it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
 from urllib.parse import urlsplit
 
 from cryptography import x509
@@ -28,11 +28,12 @@ from agent.blobs import sync_folder
 from agent.claim import claim_context, device_id
 from agent.errors import Malformed, Unavailable, Untrusted
 from agent.est import TIMEOUT, Est, Wait, certificate_request, check_answer, token_of
-from agent.identity import FOLDER, Joined
-from agent.keys import key_pem, load_key, new_key, write_private, writing
-from agent.state import StateFile
+from agent.identity import FOLDER, Identity, Joined
+from agent.keys import key_pem, load_key, new_key, write_private, write_whole, writing
+from agent.slots import BEGUN
+from agent.state import STATE_FILE, StateFile
 from agent.tls import Https, fleet_context, host_and_port
-from agent.wipe import BEGUN, finish_wipe
+from agent.wipe import finish_wipe
 from wire.document import check_device
 from wire.errors import WireError
 from wire.messages import EnrolmentKit
@@ -40,8 +41,6 @@ from wire.trust import TrustedSet
 from wire.units import instant
 
 log = logging.getLogger("agent.enrol")
-
-STATE_FILE: Final = "agent.db"
 
 
 @dataclass(frozen=True)
@@ -62,14 +61,24 @@ class Patience:
     sleep: Callable[[float], None] = time.sleep
 
 
-def enrol(kit_file: Path, state: Path, device: str | None = None, patience: Patience | None = None) -> Joined:
+def enrol(
+    kit_file: Path,
+    state: Path,
+    device: str | None = None,
+    patience: Patience | None = None,
+    *,
+    keep_kit: bool = False,
+) -> Joined:
     """Make this machine a device of the kit's fleet; `device` is its name in a batch, made of the machine if None.
 
-    Raises `AgentError`, or `WireError` for a bad kit.
+    The kit of a batch is removed unless `keep_kit`. Raises `AgentError`, or `WireError` for a bad kit.
     """
+    patience = patience or Patience()
+    finish_wipe(state)
+    if slots.finish_enrolment(state):  # it was killed at its last step, and the kit may be gone
+        return Identity.load(state).joined
     kit = read_kit(kit_file)
     wanted = device_of(kit, device)
-    finish_wipe(state)
     if any((state / name).exists() for name in (FOLDER, slots.NEXT, slots.OLD)):
         raise Malformed(f"{state}: a device is enrolled here already: choose another --state, or remove this folder")
     trust = trust_of(kit)
@@ -78,11 +87,14 @@ def enrol(kit_file: Path, state: Path, device: str | None = None, patience: Pati
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         begun = begin(state, joined(kit, wanted), kit.ca)
     remember(state, trust, instant(kit.issued))
-    certificate = ask(est, headers, begun, patience or Patience())
+    certificate = ask(est, headers, begun, patience)
     check_answer(certificate, wanted, begun.key, kit.fleet)
     remember(state, trust, certificate.not_valid_before_utc)
     with writing(state):
-        finish(state, begun, certificate)
+        write_whole(begun.folder / "cert.pem", certificate.public_bytes(Encoding.PEM))
+    if kit.claim is not None and not keep_kit:
+        remove_claim(kit_file, patience.tell)
+    slots.finish_enrolment(state)
     return begun.joined
 
 
@@ -229,9 +241,11 @@ def remember(state: Path, trust: TrustedSet, signed: datetime) -> None:
         file.close()
 
 
-def finish(state: Path, begun: Begun, certificate: x509.Certificate) -> None:
-    """The whole identity in one rename."""
-    write_private(begun.folder / "cert.pem", certificate.public_bytes(Encoding.PEM))
-    sync_folder(begun.folder)
-    begun.folder.rename(state / FOLDER)
-    sync_folder(state)
+def remove_claim(kit: Path, tell: Callable[[str], None]) -> None:
+    """The key of a whole batch must not lie about on every device of it."""
+    try:
+        kit.unlink()
+        sync_folder(kit.absolute().parent)
+        tell(f"{kit} was removed: the key of its batch must not stay on a device")
+    except OSError as e:
+        tell(f"{kit}: remove it from this device: it holds the key of its batch ({e.strerror})")

@@ -6,7 +6,8 @@
     ├── Untrusted      a certificate, token, chunk or statement does not hold
     ├── Incompatible   sound, and this device cannot run it
     └── Unavailable    the network, the disk or a process did not do its part: try again, or make room
-        └── Expired    this device's own certificate ran out: it is renewed by a signed request
+        ├── Expired    this device's own certificate ran out: it is renewed by a signed request
+        └── Keyless    the fleet has not sealed a key to this device: a newer desired state brings it
 
 What `wire` raises keeps its own tree (`wire.errors`); the update machine turns both into a reason in words.
 """
@@ -40,3 +41,7 @@ class Unavailable(AgentError):
 
 class Expired(Unavailable):
     """The fleet or its broker says that the certificate of this device ran out."""
+
+
+class Keyless(Unavailable):
+    """The key of a blob is not here."""

@@ -105,8 +105,14 @@ class Inbox:
         return (*(topic.topic for topic in mine), *retained)
 
     def take(self, topic: str, payload: bytes) -> None:
-        """One message. Raises `WireError` for one that is not what its topic promises, `AgentError` for the disk."""
-        match topics.parse(topic):
+        """One message. Raises `WireError` for one that is not what its topic promises, `AgentError` for the disk.
+
+        An empty one says that what was retained is gone, as of a revoked device: nothing to act on, and no attack.
+        """
+        parsed = topics.parse(topic)
+        if not payload:
+            return
+        match parsed:
             case topics.Chunk() as chunk:
                 self._fetcher.receive(chunk, payload)
             case topics.TrustRoot() | topics.TrustRole() as document:

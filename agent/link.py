@@ -20,6 +20,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final, Protocol
 
+from cryptography import x509
 from paho.mqtt import client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.properties import Properties
@@ -27,7 +28,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from agent.credentials import Credentials, Slot
 from agent.errors import AgentError, Unavailable, Untrusted
-from agent.tls import check_expiry, expiry, says_expired
+from agent.tls import check_expiry, expiry, issuer, says_expired
 from wire import topics
 from wire.messages import Presence
 
@@ -37,6 +38,10 @@ PACKET_LIMIT: Final = 8 * 1024 * 1024
 """Largest packet in bytes that is read at all; the largest document is a release role of 5 MB."""
 IN_FLIGHT: Final = 64
 """Pieces of `PACKET_LIMIT / IN_FLIGHT` bytes between paho's thread and the loop; every message takes at least one."""
+UNACKNOWLEDGED: Final = 64
+"""Messages that may wait for the broker's PUBACK; one that owes more is hung up on."""
+QOS_1: Final = 1
+"""The most that is ever asked for. A message above it would be held by the client library until the broker lets go."""
 KEEPALIVE: Final = 30
 BACK_OFF: Final = (1, 60)
 """Shortest and longest pause in seconds between two attempts to connect."""
@@ -49,10 +54,14 @@ class Link(Protocol):
     def up(self) -> bool:
         """Whether the broker can be reached now."""
 
+    @property
+    def fault(self) -> str:
+        """Why there is no line, in words; "" while there is one, and before the first attempt has ended."""
+
     def publish(self, topic: topics.Topic, payload: bytes, *, retain: bool = False) -> None:
         """Send at QoS 1 if the line is up; otherwise nothing happens."""
 
-    def subscribe(self, pattern: str, qos: int = 1) -> None:
+    def subscribe(self, pattern: str, qos: int = QOS_1) -> None:
         """Ask for a topic filter if the line is up."""
 
     def unsubscribe(self, pattern: str) -> None:
@@ -71,11 +80,16 @@ class MqttLink:
         on_down: Callable[[], None],
         on_message: Callable[[str, bytes], None],
         on_expired: Callable[[], None] = lambda: None,
+        on_authority: Callable[[x509.Name], None] = lambda _issuer: None,
     ) -> None:
-        """`now` is signed time: the broker's certificate is held against it. `on_expired`: ours ran out, it says."""
+        """`now` is signed time: the broker's certificate is held against it. `on_expired`: ours ran out, it says.
+
+        `on_authority` hears after every connect who issued the broker's certificate.
+        """
         self._credentials = credentials
         self._now = now
         self._on_up, self._on_down, self._on_message, self._on_expired = on_up, on_down, on_message, on_expired
+        self._on_authority = on_authority
         self._loop = asyncio.get_running_loop()
         self._room = threading.BoundedSemaphore(IN_FLIGHT)
         self._state = topics.State(credentials.device)
@@ -83,6 +97,7 @@ class MqttLink:
         self._session = ""
         self._shown, self._terms = credentials.offer(), credentials.terms()
         self._peer_expires: datetime | None = None
+        self._peer_issuer: x509.Name | None = None
         self._up = False
         self._stopping = False
         self._client = self._new_client()
@@ -95,6 +110,7 @@ class MqttLink:
         client.new_context = self._new_context
         client.tls_set_context(self._new_context())
         client.reconnect_delay_set(*BACK_OFF)
+        client.max_queued_messages_set(UNACKNOWLEDGED)
         client.on_pre_connect = self._before_connect
         client.on_connect = self._connected
         client.on_disconnect = self._disconnected
@@ -107,6 +123,11 @@ class MqttLink:
     def up(self) -> bool:
         """Whether the broker can be reached now."""
         return self._up
+
+    @property
+    def fault(self) -> str:
+        """Why there is no line, in words; "" while there is one, and before the first attempt has ended."""
+        return "" if self._up else self._client.fault
 
     def start(self) -> None:
         """Connect in the background, and again for ever."""
@@ -138,9 +159,11 @@ class MqttLink:
     def publish(self, topic: topics.Topic, payload: bytes, *, retain: bool = False) -> None:
         """Send at QoS 1 if the line is up; otherwise nothing happens."""
         if self._up:
-            self._client.publish(topic.topic, payload, qos=1, retain=retain)
+            sent = self._client.publish(topic.topic, payload, qos=QOS_1, retain=retain)
+            if sent.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
+                self.hang_up(f"the broker owes the acknowledgement of {UNACKNOWLEDGED} messages")
 
-    def subscribe(self, pattern: str, qos: int = 1) -> None:
+    def subscribe(self, pattern: str, qos: int = QOS_1) -> None:
         """Ask for a topic filter if the line is up."""
         if self._up:
             self._client.subscribe(pattern, qos)
@@ -163,11 +186,14 @@ class MqttLink:
         log.info("connected to %s:%s", self._host, self._port)
         self._say(online=True)
         self._on_up()
+        if self._peer_issuer is not None:
+            self._on_authority(self._peer_issuer)
 
     def _went_down(self, reason: str) -> None:
         if self._up:
             self._up = False
             if not self._stopping:
+                self._client.fault = self._client.fault or reason
                 log.warning("lost the broker (%s): trying again for ever", reason)
             self._on_down()
 
@@ -200,7 +226,7 @@ class MqttLink:
         return self._credentials.tls_of(self._shown)
 
     def _check_peer(self, connection: ssl.SSLSocket) -> None:
-        self._peer_expires = expiry(connection)
+        self._peer_expires, self._peer_issuer = expiry(connection), issuer(connection)
         check_expiry(self._peer_expires, self._now())
 
     def _connected(
@@ -243,8 +269,10 @@ def _pieces(payload: bytes | bytearray) -> int:
 
 
 class _Client(mqtt.Client):
-    """paho with six of its gaps closed.
+    """paho with eight of its gaps closed.
 
+    * A packet that it cannot read ends the connection, not the thread: it would never connect again.
+    * A message of QoS 2, which nobody asked for, ends it too: each would be held in memory until the broker lets go.
     * A packet above the limit is cut off before it is buffered: `MaximumPacketSize` is only a request.
     * The peer is checked (`check_peer`, raises `Untrusted`) before anything is said to it. Hanging up later, in
       `on_connect`, would end paho's thread: a broker whose certificate was renewed would never be tried again.
@@ -260,7 +288,8 @@ class _Client(mqtt.Client):
     """Whether this connection waits for the broker's CONNACK."""
     last_error = ""
     """What broke this connection, as TLS or the socket said it: paho forgets it."""
-    _last_fault = ""
+    fault = ""
+    """Why there is no line, as it was said last; "" after a connection was accepted."""
 
     def reconnect(self) -> MQTTErrorCode:
         self.knocking, self.last_error = True, ""
@@ -271,6 +300,23 @@ class _Client(mqtt.Client):
         except OSError as e:
             self.note_fault(str(e) or type(e).__name__)
             raise
+        except Exception as e:  # a bug, or a certificate that nobody thought of: paho tries again after an OSError only
+            log.exception("the connection was not made")
+            raise ConnectionAbortedError(str(e)) from e
+
+    def _loop(self, timeout: float = 1.0) -> MQTTErrorCode:
+        try:
+            return super()._loop(timeout)
+        except Exception as e:  # whatever a broker can write; paho's thread would end with it
+            self.last_error = f"a packet that cannot be read: {type(e).__name__}: {e}"[:200]
+            log.warning("hanging up on the broker: %s", self.last_error, exc_info=True)
+            return self._loop_rc_handle(MQTTErrorCode.MQTT_ERR_PROTOCOL)
+
+    def _handle_publish(self) -> MQTTErrorCode:
+        qos = (self._in_packet["command"] & 0x06) >> 1
+        if qos > QOS_1:
+            raise ValueError(f"a message of QoS {qos}, and {QOS_1} is the most that was asked for")
+        return super()._handle_publish()
 
     def _made_context(self, make: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
         try:
@@ -280,13 +326,13 @@ class _Client(mqtt.Client):
 
     def is_accepted(self) -> None:
         """The broker took this connection."""
-        self.knocking, self._last_fault = False, ""
+        self.knocking, self.fault = False, ""
 
     def note_fault(self, fault: str) -> None:
         """Say once why there is no line."""
-        if fault != self._last_fault:
+        if fault != self.fault:
             log.warning("no line to the broker at %s:%s (%s): trying again for ever", self.host, self.port, fault)
-        self._last_fault = fault
+        self.fault = fault
 
     def cut(self) -> None:
         """End the connection from another thread; paho's makes the next one."""

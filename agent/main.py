@@ -18,19 +18,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agent.agent import STATE_FILE, Agent, locked
+from agent.agent import Agent, locked
 from agent.credentials import Credentials
-from agent.enrol import Patience, enrol, read_kit
-from agent.errors import AgentError, Malformed, Unavailable
+from agent.errors import AgentError, Unavailable
 from agent.identity import Identity
 from agent.settings import AgentSettings, load
-from agent.state import StateFile
+from agent.state import STATE_FILE, StateFile
 from agent.wipe import finish_wipe
 from wire.errors import WireError
 from wire.units import seconds
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
+REFUSED = 3
+"""Refusals that the status shows, the newest ones."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,32 +74,22 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _enrol(options: argparse.Namespace, _environment: Mapping[str, str]) -> int:
+    from agent.enrol import Patience, enrol  # noqa: PLC0415  what a device needs once is not in the memory of its agent
+
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     patience = Patience(seconds(options.wait, where="--wait") if options.wait else None, _tell)
-    joined = enrol(options.kit, options.state.absolute(), options.device, patience)
+    joined = enrol(options.kit, options.state.absolute(), options.device, patience, keep_kit=options.keep_kit)
     _print(
         options.json,
         {"device": joined.device, "profile": joined.profile.name, "fleet": joined.fleet},
         f"{joined.device} is enrolled at {joined.fleet} as {joined.profile.name}.\n"
         f"Start it: shoal-agent run --state {options.state}",
     )
-    if not options.keep_kit:
-        _remove_claim(options.kit)
     return 0
 
 
 def _tell(words: str) -> None:
     sys.stderr.write(f"{words}\n")
-
-
-def _remove_claim(kit: Path) -> None:
-    """The key of a whole batch must not lie about on every device of it."""
-    try:
-        if read_kit(kit).claim is not None:
-            kit.unlink()
-            _tell(f"{kit} was removed: the key of its batch must not stay on a device")
-    except (OSError, Malformed) as e:
-        _tell(f"{kit}: remove it from this device: it holds the key of its batch ({e})")
 
 
 def _run(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
@@ -162,8 +153,10 @@ def _in_words(status: Mapping[str, Any]) -> str:
     emulated = ", emulated" if status["emulated"] else ""
     lines = [
         f"{status['device']}: {status['profile']}{emulated} on {status['hardware']}",
-        f"line to the fleet: {'up' if status['link']['up'] else 'down: models go on answering'}",
+        f"line to the fleet: {_line_in_words(status['link'])}",
     ]
+    if disk := status.get("disk"):
+        lines.append(f"disk: NOTHING IS KEPT: {disk}")
     if certificate := status.get("certificate"):
         lines.append(f"certificate until {certificate['expires'][:10]}, renewal {certificate['renewal']}")
     if trust := status.get("trust"):
@@ -171,7 +164,16 @@ def _in_words(status: Mapping[str, Any]) -> str:
     lines += [f"{slot['slot']:<10} {slot['target']} {slot['digest'][:19]}" for slot in status["slots"]]
     lines += [f"update     {u['target']}: {u['phase']} {u['reason']}".rstrip() for u in status["updates"]]
     lines.append("telemetry  " + ", ".join(f"{n} {what}" for what, n in status["telemetry"].items()))
+    lines += [f"refused    {e['at']} {e['subject']}: {e['reason']}" for e in status.get("security", [])[-REFUSED:]]
     return "\n".join(lines)
+
+
+def _line_in_words(link: Mapping[str, Any]) -> str:
+    since = f" since {link['since']}" if link.get("since") else ""
+    if link["up"]:
+        return f"up{since}" + ("" if link["fleet"] else ", and the fleet is away: it says so, or said nothing yet")
+    why = f" ({link['why']})" if link.get("why") else ""
+    return f"down{since or ' since the start'}{why}: models go on answering"
 
 
 def _trust_in_words(trust: Mapping[str, Any]) -> str:

@@ -1,12 +1,16 @@
 """The device's certificate, renewed from the middle of its life on; after its end by a signed request.
 
-    renewal = Renewal(credentials, clock, on_renewed=lambda: link.hang_up("a renewed certificate"))
+    renewal = Renewal(credentials, clock, state, spread=600, on_renewed=lambda: link.hang_up("a renewed certificate"))
     task = asyncio.create_task(renewal.run())
     renewal.expired()                      # the broker refuses our certificate as expired: do not wait
+    renewal.told_by(epoch)                 # a fleet of a higher epoch was restored: soon
+    renewal.served_by(issuer)              # broker and certificate are of two authorities: soon
 
 A new key is made, the fleet signs it, and `Credentials` try it on the next connection. A renewal that fails is tried
 again, ever more slowly, and shown in the agent's status. Devices that enrolled in one hour do not renew in one minute:
-each has a moment of its own, which does not move when the agent is restarted.
+each has a moment of its own, which does not move when the agent is restarted. So it is, within `spread`, when something
+calls all devices at once: a fleet that was restored may have forgotten our certificate, and takes it in when it is
+shown; one that changed its authority waits for every device to do so too.
 """
 
 from __future__ import annotations
@@ -16,9 +20,11 @@ import base64
 import hashlib
 import logging
 import random
+import ssl
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -26,15 +32,18 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from agent.clock import Clock
 from agent.credentials import Credentials
-from agent.errors import AgentError, Expired
-from agent.est import TIMEOUT, Est, certificate_request, check_answer
+from agent.errors import AgentError, Expired, Unavailable
 from agent.keys import key_of, writing
 from agent.slots import RENEWAL_KEY
+from agent.state import StateFile
 from agent.tls import Https
 from wire.dsse import seal
 from wire.errors import WireError
 from wire.messages import Renewal as RenewalStatement
 from wire.units import show_instant
+
+if TYPE_CHECKING:
+    from agent.est import Est
 
 log = logging.getLogger("agent.renewal")
 
@@ -46,6 +55,8 @@ LOOK: Final = 60.0
 """Seconds between two looks at the clock, which may jump."""
 BACK_OFF: Final = (30.0, 3600.0)
 """Pause in seconds after the first failure, doubled after each further one, and the longest."""
+LONGEST_FAULT: Final = 400
+"""Characters of a fault in the status."""
 SETTLE: Final = 3600.0
 """Longest pause in seconds after a renewal that succeeded: a clock that is far off must not ask for one after another.
 A certificate that lives only hours is renewed again after a quarter of what is left of it."""
@@ -54,33 +65,57 @@ A certificate that lives only hours is renewed again after a quarter of what is 
 def due(certificate: x509.Certificate) -> datetime:
     """When a certificate is renewed: in the middle of its life or up to `SPREAD` of it later, the same every time."""
     begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return begins + (ends - begins) * (0.5 + SPREAD * share(certificate))
+
+
+def share(certificate: x509.Certificate) -> float:
+    """A number from 0 to 1 that spreads devices: of one certificate always the same."""
     seed = hashlib.sha256(certificate.public_bytes(Encoding.DER)).digest()
-    part = int.from_bytes(seed[:4], "big") / 2**32
-    return begins + (ends - begins) * (0.5 + SPREAD * part)
+    return int.from_bytes(seed[:4], "big") / 2**32
+
+
+@dataclass(frozen=True)
+class Call:
+    """A reason to renew before the time, and from when on, by `Clock.uptime`."""
+
+    why: str
+    at: float
 
 
 class Renewal:
     """Keeps the certificate of a device alive. `on_renewed` makes the line connect again; everything is on one loop.
 
+    `spread`: seconds within which all devices of a fleet follow a call.
+
     A renewal is due by trusted time. The server's certificate is held against the newest signed time alone: a device at
     2100 must be able to renew before it knows better, and what it sends here is no secret.
     """
 
-    def __init__(self, credentials: Credentials, clock: Clock, *, on_renewed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        credentials: Credentials,
+        clock: Clock,
+        state: StateFile,
+        *,
+        spread: float,
+        on_renewed: Callable[[], None],
+    ) -> None:
         self._credentials = credentials
         self._clock = clock
+        self._state = state
+        self._spread = spread
         self._on_renewed = on_renewed
-        fleet = credentials.joined.fleet
-        self._est = Est(Https(fleet, credentials.tls, clock.signed, TIMEOUT))
-        self._est_nameless = Est(Https(fleet, credentials.nameless_tls, clock.signed, TIMEOUT))
+        self._call: Call | None = None
+        self._followed: x509.Name | None = None
         self._awake = asyncio.Event()
         self._refused_as_expired = False
         self._failures = 0
         self._fault = ""
-        self._started = self._not_before = clock.uptime()
+        self._started = self._not_before = self._rests_until = clock.uptime()
 
     async def run(self) -> None:
         """Renew whenever it is time, for ever."""
+        self.told_by(self._state.last_desired()[0])
         while True:
             if self._is_due():
                 await self._renew()
@@ -95,6 +130,30 @@ class Renewal:
         self._refused_as_expired = True
         self._awake.set()
 
+    def told_by(self, epoch: int) -> None:
+        """A desired state of this epoch is acted on. Only a restore raises it: remembered until it was followed."""
+        try:
+            last = self._state.renewed_in()
+            if epoch > last > 0:
+                self._call_soon(f"the fleet was restored, and is in epoch {epoch}")
+            elif epoch > last:
+                self._state.note_renewed_in(epoch)
+        except Unavailable as e:
+            log.error("not known whether the fleet was restored: %s", e)  # noqa: TRY400  a sick disk, not a bug
+
+    def served_by(self, issuer: x509.Name) -> None:
+        """The broker's certificate is by this authority. It is followed once: the fleet may issue from another one."""
+        if issuer not in (self._credentials.newest.issuer, self._followed):
+            self._followed = issuer
+            self._call_soon(f"the fleet has another authority, {issuer.rfc4514_string()}"[:LONGEST_FAULT])
+
+    def _call_soon(self, why: str) -> None:
+        if self._call is None:
+            pause = self._spread * share(self._credentials.newest)
+            self._call = Call(why, self._clock.uptime() + pause)
+            log.info("%s: renewing the certificate in %.0f s", why, pause)
+            self._awake.set()
+
     def status(self) -> dict[str, Any]:
         """When the certificate ends, and how its renewal goes, in words."""
         certificate = self._credentials.certificate
@@ -105,6 +164,8 @@ class Renewal:
             return "a renewed certificate is tried"
         if self._fault:
             return f"failed {self._failures} times: {self._fault}"
+        if self._call is not None:
+            return f"soon: {self._call.why}"
         if self._credentials.lost_renewed:
             return "the broker refused the renewed certificate: another is asked for within the hour"
         return f"due {show_instant(due(certificate))}"
@@ -112,9 +173,19 @@ class Renewal:
     # --- when -------------------------------------------------------------------------------------------------
 
     def _is_due(self) -> bool:
-        if self._clock.uptime() < self._not_before:
-            return False
-        return self._refused_as_expired or (self._knows_time() and self._clock.now() >= self._due())
+        return self._left() <= 0
+
+    def _left(self) -> float:
+        """Seconds to the next renewal: when it was called for, or when it is time, and not before a failure's pause."""
+        at = self._clock.uptime()
+        by_time = max(self._left_by_time(), self._rests_until - at)
+        called = self._call.at - at if self._call is not None else by_time
+        return max(self._not_before - at, min(by_time, called))
+
+    def _left_by_time(self) -> float:
+        if self._refused_as_expired:
+            return 0.0
+        return (self._due() - self._clock.now()).total_seconds() if self._knows_time() else 1.0
 
     def _due(self) -> datetime:
         # One that is tried is given all its life: the line may be down.
@@ -125,24 +196,28 @@ class Renewal:
         return self._clock.learnt or self._clock.uptime() - self._started >= GRACE
 
     def _pause(self) -> float:
-        left = self._not_before - self._clock.uptime()
-        if left <= 0:
-            left = (self._due() - self._clock.now()).total_seconds() if self._knows_time() else 1.0
-        return min(LOOK, max(0.05, left))
+        return min(LOOK, max(0.05, self._left()))
 
     # --- how --------------------------------------------------------------------------------------------------
 
     async def _renew(self) -> None:
+        epoch, _ = self._state.last_desired()
         try:
             key, certificate = await asyncio.to_thread(self._ask)
             self._credentials.store_renewed(key, certificate)
+            self._state.note_renewed_in(epoch)
         except (AgentError, WireError) as e:
             self._failed(str(e))
             return
+        except Exception as e:
+            # A bug, or an answer that nobody thought of, must not be the last renewal of this device.
+            log.exception("the certificate is not renewed")
+            self._failed(f"{type(e).__name__}: {e}"[:LONGEST_FAULT])
+            return
         log.info("a new certificate until %s: trying it", f"{certificate.not_valid_after_utc:%Y-%m-%d %H:%M}")
-        self._failures, self._fault, self._refused_as_expired = 0, "", False
+        self._failures, self._fault, self._refused_as_expired, self._call = 0, "", False, None
         left = (certificate.not_valid_after_utc - self._clock.now()).total_seconds()
-        self._not_before = self._clock.uptime() + (min(SETTLE, left / 4) if left > 0 else SETTLE)
+        self._rests_until = self._clock.uptime() + (min(SETTLE, left / 4) if left > 0 else SETTLE)
         self._on_renewed()
 
     def _failed(self, fault: str) -> None:
@@ -157,6 +232,9 @@ class Renewal:
 
     def _ask(self) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
         """A certificate for a new key. Blocking."""
+        # 1.5 MB and 30 ms that a device pays when it renews, not at every start.
+        from agent.est import certificate_request, check_answer  # noqa: PLC0415
+
         credentials = self._credentials
         key = self._new_key()
         request = certificate_request(credentials.device, key)
@@ -177,10 +255,15 @@ class Renewal:
         ends = self._credentials.certificate.not_valid_after_utc
         if not self._refused_as_expired and self._clock.now() < ends:
             try:
-                return self._est.renew(request)
+                return self._est(self._credentials.tls).renew(request)
             except Expired as e:
                 log.info("%s: asking by a signed request", e)
-        return self._est_nameless.renew_expired(self._statement(request))
+        return self._est(self._credentials.nameless_tls).renew_expired(self._statement(request))
+
+    def _est(self, context: Callable[[], ssl.SSLContext]) -> Est:
+        from agent.est import TIMEOUT, Est  # noqa: PLC0415
+
+        return Est(Https(self._credentials.joined.fleet, context, self._clock.signed, TIMEOUT))
 
     def _statement(self, request: bytes) -> bytes:
         credentials = self._credentials

@@ -97,6 +97,8 @@ class AgentSettings:
     """Answers without an error after which a new model is committed,"""
     probation_time: float = _duration("30 s", "100 ms", "1 d")
     """or the time without an error, whichever is first."""
+    renewal_spread: float = _duration("10 min", "0 s", "1 d")
+    """Time over which the devices of a fleet renew their certificates when all have to at once."""
     min_free: int = _size("16 MiB", "0 B", "1 GiB")
     """Room that stays free on the disk: an update that would take it is not begun."""
     cloud_timeout: float = _duration("60 s", "1 s", "1 h")

@@ -10,6 +10,7 @@ A crash between any two steps leaves an identity that works. The sealing key sta
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Final
@@ -22,9 +23,13 @@ from agent.blobs import sync_folder
 from agent.identity import FOLDER, Identity
 from agent.keys import key_pem, write_private, writing
 
+log = logging.getLogger("agent.slots")
+
 NEXT: Final = f"{FOLDER}.next"
 OLD: Final = f"{FOLDER}.old"
 NEW: Final = f"{FOLDER}.next.new"
+BEGUN: Final = "enrolling"
+"""An enrolment under way; with a certificate in it, one that only has to be given its name."""
 RENEWAL_KEY: Final = "renewal.pem"
 """The key of a renewal under way: asked again with the same one, a fleet whose answer was lost gives the same."""
 
@@ -63,20 +68,38 @@ def drop_next(state: Path) -> None:
         _remove(state / NEXT)
 
 
+def finish_enrolment(state: Path) -> bool:
+    """Give an enrolment its name that has its certificate. Whether there was one. Raises `Unavailable`."""
+    with writing(state):
+        if (state / FOLDER).exists() or not (state / BEGUN / "cert.pem").exists():
+            return False
+        (state / BEGUN).rename(state / FOLDER)
+        sync_folder(state)
+        return True
+
+
 def recover(state: Path) -> None:
-    """Finish or undo what a crash interrupted. Raises `Unavailable`."""
+    """Finish or undo what a crash interrupted. Raises `Unavailable` when no identity can be had without the disk."""
+    finish_enrolment(state)
     with writing(state):
         # Without a first slot the crash came between the two renames of `promote`: the broker had accepted the second.
         for spare in (NEXT, OLD):
             if not (state / FOLDER).exists() and (state / spare / "device.json").exists():
                 (state / spare).rename(state / FOLDER)
                 sync_folder(state)
-        for leftover in (OLD, NEW):
-            _remove(state / leftover)
-        if (state / NEXT).exists():
-            if not (state / NEXT / "device.json").exists():
-                _remove(state / NEXT)  # its removal was interrupted
-            (state / RENEWAL_KEY).unlink(missing_ok=True)
+    try:
+        _tidy(state)
+    except OSError as e:
+        log.warning("%s: leftovers stay for now: %s", state, e)  # a disk that is read-only: the first slot is whole
+
+
+def _tidy(state: Path) -> None:
+    for leftover in (OLD, NEW):
+        _remove(state / leftover)
+    if (state / NEXT).exists():
+        if not (state / NEXT / "device.json").exists():
+            _remove(state / NEXT)  # its removal was interrupted
+        (state / RENEWAL_KEY).unlink(missing_ok=True)
 
 
 def _remove(folder: Path) -> None:

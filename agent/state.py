@@ -2,14 +2,20 @@
 
 Write-ahead log with `synchronous=FULL`: measured with the power cut, what was committed is there (NORMAL lost it).
 Things that belong together change in one transaction. Every method is one short transaction on the caller's thread.
+
+A disk that cannot be written at the start (full, or mounted read-only) must not keep a model from answering: then what
+is there is read from a copy in memory, and every write tries the disk again first.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +26,9 @@ from agent.update import ModelState
 from wire.messages import SecurityEvent
 from wire.units import instant, show_instant
 
+log = logging.getLogger("agent.state")
+
+STATE_FILE: Final = "agent.db"
 SCHEMA_VERSION: Final = 2
 SECURITY_KEPT: Final = 50
 LONGEST_SUBJECT: Final = 200
@@ -49,27 +58,30 @@ class Queued:
 class StateFile:
     """The open file. Raises `Unavailable` when the disk does not do its part."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: Path, fault: str = "") -> None:
         self._db = connection
         self._path = path
+        self.fault = fault
+        """Why nothing is kept now: what is read comes from a copy in memory. "" while the disk does its part."""
 
     @classmethod
     def open(cls, path: Path) -> Self:
         """Open, or make when absent. Raises `Unavailable` for a file that is corrupt or of a newer agent."""
         try:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives its log the same mode
-            connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
-        except (OSError, sqlite3.Error) as e:
-            raise Unavailable(f"{path}: the agent's state cannot be opened ({e}): {_WAY_OUT}") from e
-        try:
-            _prepare(connection, path)
-        except sqlite3.Error as e:
-            connection.close()
-            raise Unavailable(f"{path}: the agent's state is damaged ({e}): {_WAY_OUT}") from e
-        except Unavailable:
-            connection.close()
-            raise
-        return cls(connection, path)
+            return cls(_on_disk(path), path)
+        except Unavailable as e:
+            copy = _in_memory(path)
+            if copy is None:
+                raise
+            log.error("nothing is kept until the disk can be written again: %s", e)  # noqa: TRY400  no bug
+            return cls(copy, path, str(e))
+
+    def _back_on_disk(self) -> None:
+        """The copy was not changed, so the file says the same. Raises `Unavailable` while the disk takes nothing."""
+        connection = _on_disk(self._path)
+        self._db.close()
+        self._db, self.fault = connection, ""
+        log.warning("%s: the disk can be written again", self._path)
 
     def close(self) -> None:
         """Close the file."""
@@ -77,6 +89,8 @@ class StateFile:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        if self.fault:
+            self._back_on_disk()
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -175,6 +189,15 @@ class StateFile:
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO meta VALUES ('command', ?)", (f"{number[0]}.{number[1]} {outcome}",))
 
+    def renewed_in(self) -> int:
+        """The epoch in which the fleet saw the certificate last, to renew it; 0 as long as none was noted."""
+        return int(self._meta("renewed-in", "0"))
+
+    def note_renewed_in(self, epoch: int) -> None:
+        """Remember that epoch."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('renewed-in', ?)", (str(epoch),))
+
     # --- time and security ------------------------------------------------------------------------------------
 
     def newest_time(self) -> datetime:
@@ -264,6 +287,12 @@ class StateFile:
             gone = db.execute("DELETE FROM telemetry WHERE boot = ? AND seq <= ?", (boot, stored)).rowcount
             _count(db, "acknowledged", gone)
 
+    def lose(self, boot: str, seq: int) -> None:
+        """Forget one record that cannot be read any more; it is counted as dropped."""
+        with self._transaction() as db:
+            gone = db.execute("DELETE FROM telemetry WHERE boot = ? AND seq = ?", (boot, seq)).rowcount
+            _count(db, "dropped", gone)
+
     def telemetry(self) -> dict[str, int]:
         """Records produced, acknowledged and dropped since enrolment, and those that wait."""
         counts = {key: int(self._meta(key, "0")) for key in ("produced", "acknowledged", "dropped")}
@@ -271,6 +300,55 @@ class StateFile:
 
 
 _WAY_OUT: Final = "move it away and enrol this device again with a new kit"
+
+
+def _on_disk(path: Path) -> sqlite3.Connection:
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives its log the same mode
+        connection = _connect(path)
+    except (OSError, sqlite3.Error) as e:
+        raise Unavailable(f"{path}: the agent's state cannot be opened ({e}): make room, or check the disk") from e
+    try:
+        _prepare(connection, path)
+    except sqlite3.OperationalError as e:  # a full disk, a read-only one, or another program in the file
+        connection.close()
+        raise Unavailable(f"{path}: the agent's state cannot be used ({e}): make room, or check the disk") from e
+    except sqlite3.Error as e:
+        connection.close()
+        raise Unavailable(f"{path}: the agent's state is damaged ({e}): {_WAY_OUT}") from e
+    except Unavailable:
+        connection.close()
+        raise
+    return connection
+
+
+def _in_memory(path: Path) -> sqlite3.Connection | None:
+    """A copy that nothing can be written to, of the file and its log; None where there is none, or it is damaged."""
+    for place in (Path("/dev/shm"), None):  # noqa: S108  in memory where there is one: the disk may be full
+        with suppress(OSError, sqlite3.Error, Unavailable), tempfile.TemporaryDirectory(dir=place) as folder:
+            for name in (path.name, f"{path.name}-wal"):
+                if name == path.name or path.with_name(name).exists():
+                    shutil.copyfile(path.with_name(name), Path(folder) / name)
+            return _copied(Path(folder) / path.name)
+    return None
+
+
+def _copied(path: Path) -> sqlite3.Connection:
+    file, copy = _connect(path), _connect(":memory:")
+    try:
+        _prepare(file, path)
+        file.backup(copy)
+    except BaseException:
+        copy.close()
+        raise
+    finally:
+        file.close()
+    copy.execute("PRAGMA query_only=ON")
+    return copy
+
+
+def _connect(path: Path | str) -> sqlite3.Connection:
+    return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
 
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:

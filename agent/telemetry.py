@@ -3,7 +3,7 @@
     record -> StateFile (boot, seq) -> signed batch -> broker -> fleet -> signed Ack -> forgotten here
 
 One batch is unacknowledged at a time. A lost batch or a lost Ack means the same records again under a new number and
-nonce; the fleet stores each `(boot, seq)` once.
+nonce, each time after twice the pause: somebody pays for the line. The fleet stores each `(boot, seq)` once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -22,6 +22,7 @@ from agent.serving.bundles import Prediction
 from agent.state import Queued, StateFile
 from agent.voice import Voice
 from wire import topics
+from wire.errors import WireError
 from wire.messages import Health, InferenceStats, TelemetryBatch, TelemetryRecord
 from wire.orders import Ack
 from wire.sketch import Histogram, Sketch
@@ -31,6 +32,8 @@ log = logging.getLogger("agent.telemetry")
 
 BATCH_BYTES: Final = 40 * 1024
 """Records in one batch: with base64 and a signature it stays below 64 KiB on the wire."""
+LONGEST_PAUSE: Final = 300.0
+"""Seconds between two sendings of a batch that nobody answers."""
 RECENT_ANSWERS: Final = 1000
 """Answers that feedback can still be given on."""
 MOST_LABELS: Final = 400
@@ -195,7 +198,7 @@ class Outbox:
         self._state = state
         self._voice = voice
         self._acks = acks
-        self._timeout = timeout
+        self._timeout = self._pause = timeout
         self._count = 0
         self._sent: _Sent | None = None
         self._resend: asyncio.TimerHandle | None = None
@@ -212,7 +215,13 @@ class Outbox:
             log.error("no telemetry is sent now: %s", e)  # noqa: TRY400  a full disk, not a bug
 
     def again(self) -> None:
-        """What was under way may be lost (a new connection, a timeout): send it again under a new nonce."""
+        """A new connection, or the fleet is back: what was under way may be lost, and is sent again at once."""
+        self._pause = self._timeout
+        self.forget()
+        self.kick()
+
+    def _unanswered(self) -> None:
+        self._pause = min(2 * self._pause, LONGEST_PAUSE)
         self.forget()
         self.kick()
 
@@ -223,10 +232,9 @@ class Outbox:
         self._sent = self._resend = None
 
     def _send(self) -> None:
-        queued = self._state.oldest(BATCH_BYTES)
-        if not queued:
+        queued, records = self._waiting()
+        if not records:
             return
-        records = tuple(TelemetryRecord.from_bytes(q.record) for q in queued)
         starts = self._voice.starts()
         self._count += 1
         batch = TelemetryBatch(
@@ -238,8 +246,22 @@ class Outbox:
             records=records,
         )
         self._sent = _Sent(batch.nonce, batch.boot, records[-1].seq)
-        self._resend = asyncio.get_running_loop().call_later(self._timeout, self.again)
+        self._resend = asyncio.get_running_loop().call_later(self._pause, self._unanswered)
         self._voice.say(topics.Telemetry(self._voice.device), batch)
+
+    def _waiting(self) -> tuple[Sequence[Queued], tuple[TelemetryRecord, ...]]:
+        """The oldest records. One that the disk changed is given up: everything behind it would wait for ever."""
+        while True:
+            queued = self._state.oldest(BATCH_BYTES)
+            records = []
+            for one in queued:
+                try:
+                    records.append(TelemetryRecord.from_bytes(one.record))
+                except WireError as e:
+                    log.warning("record %s of boot %s is given up: %s", one.seq, one.boot, e)
+                    self._state.lose(one.boot, one.seq)
+            if len(records) == len(queued):
+                return queued, tuple(records)
 
     def answered(self, ack: Ack) -> None:
         """Forget what the fleet says it stored, if it answers the batch under way. Raises `Unavailable`."""
@@ -247,6 +269,7 @@ class Outbox:
             return  # of an earlier sending; the one under way gets its own
         self._state.acknowledged(ack.boot, min(ack.stored, self._sent.last))
         progress = ack.stored >= self._sent.last
+        self._pause = self._timeout
         self.forget()
         if progress:
             self.kick()

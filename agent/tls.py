@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import urlsplit
 
+from cryptography import x509
+
 from agent.errors import Expired, Malformed, Unavailable, Untrusted
 
 NO_CHECK_TIME: Final = 0x200000
@@ -38,6 +40,12 @@ def expiry(connection: object) -> datetime:
     if not found:
         raise Untrusted("the connection is not encrypted, or gone")
     return datetime.fromtimestamp(ssl.cert_time_to_seconds(str(found["notAfter"])), UTC)
+
+
+def issuer(connection: object) -> x509.Name | None:
+    """The name of the authority that issued the peer's certificate; None without one."""
+    found = connection.getpeercert(binary_form=True) if isinstance(connection, ssl.SSLSocket) else None
+    return x509.load_der_x509_certificate(found).issuer if found else None
 
 
 def check_certificate(connection: object, now: datetime) -> None:

@@ -37,6 +37,8 @@ class Event(StrEnum):
     DONE = "done"
     FAULT = "fault"
     UNTRUSTED = "untrusted"
+    KEYLESS = "keyless"
+    """A key that the fetch needs is not here: waiting for it is part of verifying, and holds up nobody."""
     KILLED = "killed"
 
 
@@ -85,6 +87,7 @@ def _table() -> dict[tuple[str, Event], tuple[State, Action]]:
         table[state, Event.KILLED] = (state, action)
     # What was trusted before a restart is asked again before more is fetched; verified chunks stay.
     table["fetching", Event.KILLED] = table["staging", Event.KILLED] = ("verifying", Action.VERIFY)
+    table["fetching", Event.KEYLESS] = ("verifying", Action.VERIFY)
     # A candidate on probation is not loaded any more after a restart: it goes in again before it is watched.
     table["probation", Event.KILLED] = ("switching", Action.SWITCH)
     return table

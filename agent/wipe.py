@@ -13,17 +13,17 @@ import shutil
 from pathlib import Path
 from typing import Final
 
+from agent.blobs import FOLDER as BLOBS
 from agent.blobs import sync_folder
 from agent.identity import FOLDER
 from agent.keys import write_private, writing
-from agent.slots import NEW, NEXT, OLD, RENEWAL_KEY
+from agent.slots import BEGUN, NEW, NEXT, OLD, RENEWAL_KEY
+from agent.state import STATE_FILE
 
 MARKER: Final = "wiping"
-BEGUN: Final = "enrolling"
-"""An enrolment under way."""
 OURS: Final = (
     *(FOLDER, NEXT, OLD, NEW, BEGUN, f"{BEGUN}.new", RENEWAL_KEY, f"{RENEWAL_KEY}.new"),
-    *("agent.db-wal", "agent.db", "agent.db-shm", "agent.db-journal", "blobs"),
+    *(f"{STATE_FILE}-wal", STATE_FILE, f"{STATE_FILE}-shm", f"{STATE_FILE}-journal", BLOBS),
 )
 """What goes, in this order. Named one by one: a state folder may be anybody's, and hold what is not ours."""
 

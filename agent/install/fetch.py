@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from agent.blobs import Blobs, Partial
-from agent.errors import AgentError, Unavailable, Untrusted
+from agent.errors import AgentError, Keyless, Unavailable, Untrusted
 from agent.install.keys import ChunkKeys
 from agent.link import Link
 from wire import topics
@@ -68,14 +68,15 @@ class Fetcher:
         self._transfers: dict[str, _Transfer] = {}
 
     async def fetch(self, chunks: ChunkList, on_chunk: Callable[[int], None]) -> None:
-        """Get a blob into the store; `on_chunk(n)` hears how many more chunks are here. Waits for the line and the key.
+        """Get a blob into the store; `on_chunk(n)` hears how many more chunks are here. Waits for the line.
 
-        Raises `Untrusted` for chunks that stay wrong, `Unavailable` for the disk.
+        Raises `Untrusted` for chunks that stay wrong, `Unavailable` for the disk, `Keyless` where the key is not here:
+        chunks that came stay.
         """
         if await asyncio.to_thread(self._store.is_sound, chunks.blob):
             on_chunk(len(chunks.chunks))
             return
-        await self._keys.wait_for(chunks.blob)
+        self._check_key(chunks.blob)
         partial = await to_the_end(lambda: self._store.begin(chunks), undo=Partial.close)
         transfer = _Transfer(chunks, partial, on_chunk)
         self._transfers[chunks.blob] = transfer
@@ -92,10 +93,15 @@ class Fetcher:
     async def _until_complete(self, transfer: _Transfer) -> None:
         wait = self._timeout
         while transfer.partial.missing:
+            self._check_key(transfer.chunks.blob)
             before = len(transfer.partial.missing)
             self._ask(transfer)
             await transfer.until_quiet(wait)
             wait = self._timeout if len(transfer.partial.missing) < before else min(2 * wait, LONGEST_WAIT)
+
+    def _check_key(self, blob: str) -> None:
+        if self._keys.get(blob) is None:
+            raise Keyless(f"{blob}: the fleet has not sealed its key to this device")
 
     def _subscribe(self, transfer: _Transfer) -> None:
         self._link.subscribe(topics.every(topics.Chunk, digest=transfer.chunks.blob), qos=0)

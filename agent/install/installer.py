@@ -9,7 +9,8 @@
     watch      probation: a number of answers or a time without an error
     commit     the candidate is the active model; what nobody needs is removed
 
-Every step is on disk before it is taken, so a killed agent knows where it was.
+Every step is on disk before it is taken, so a killed agent knows where it was; a disk that takes none holds the update
+up until it does.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import datetime
+from typing import Final
 
 from agent import update
 from agent.blobs import Blobs
-from agent.errors import AgentError, Incompatible, Untrusted
+from agent.errors import AgentError, Incompatible, Keyless, Unavailable, Untrusted
 from agent.install.download import Download
 from agent.install.fetch import Fetcher, to_the_end
 from agent.install.keys import ChunkKeys
@@ -41,6 +43,9 @@ from wire.release import Release
 from wire.trust import TrustedSet
 
 log = logging.getLogger("agent.install.installer")
+
+DISK_AGAIN: Final = 30.0
+"""Seconds until a step that the disk did not take is written again."""
 
 
 class Installer:
@@ -90,9 +95,7 @@ class Installer:
         self._sweep_soon()  # before any update: what a killed one left must not take the room of the next
         for name, model in list(self._models.items()):
             if model.busy:
-                after, action = update.step(model, Event.KILLED)
-                self._save(name, after)
-                self._start(name, action)
+                self._begin_task(name, self._resume(name))
 
     async def desire(self, desired: Desired) -> None:
         """A newer desired state, verified and addressed to this device: it supersedes every other.
@@ -143,7 +146,8 @@ class Installer:
     # --- starting and ending ----------------------------------------------------------------------------------
 
     async def _restore_active(self, name: str, model: ModelState) -> None:
-        """The active model, or the previous one when the active one's files are damaged."""
+        """The active model, or the previous one when the active one's files are damaged: those are fetched again."""
+        wanted = model
         for placed in (model.active, model.previous):
             if placed is None:
                 continue
@@ -151,17 +155,25 @@ class Installer:
                 self._service.place(name, await self._load(placed.digest))
             except (AgentError, WireError) as e:
                 log.error("%s: %s cannot answer: %s", name, placed.target, e)  # noqa: TRY400  a reason, not a bug
+                if placed is model.active and isinstance(e, Unavailable):
+                    wanted = _wanted_again(model)
                 continue
             except Exception:
                 # A bug met by one model must not keep the others, and the next update, from this device.
                 log.exception("%s: %s cannot answer", name, placed.target)
                 continue
             if placed is not model.active:
-                self._models[name] = dataclasses.replace(model, active=placed, previous=None)
-                self._state.save_model(name, self._models[name])
+                self._models[name] = dataclasses.replace(wanted, active=placed, previous=None)
+                self._save_if_it_can(name)
             return
         # Said as it is: nothing of this name is loaded. The files stay until a newer desired state.
-        self._models[name] = dataclasses.replace(model, active=None, previous=None)
+        self._models[name] = dataclasses.replace(wanted, active=None, previous=None)
+
+    def _save_if_it_can(self, name: str) -> None:
+        try:
+            self._state.save_model(name, self._models[name])
+        except Unavailable as e:
+            log.error("%s: the next start finds this again: %s", name, e)  # noqa: TRY400  a full disk, not a bug
 
     async def _load(self, digest: str) -> Served:
         prepare()
@@ -179,7 +191,10 @@ class Installer:
                 self._start(name, action)
 
     def _start(self, name: str, action: Action) -> None:
-        self._tasks[name] = asyncio.create_task(self._drive(name, action), name=f"update {name}")
+        self._begin_task(name, self._drive(name, action))
+
+    def _begin_task(self, name: str, work: Coroutine[None, None, None]) -> None:
+        self._tasks[name] = asyncio.create_task(work, name=f"update {name}")
 
     async def _cancel(self, *names: str) -> None:
         """All at once: one that went on while another ends would take a step in an update that is not its own."""
@@ -188,8 +203,17 @@ class Installer:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _save(self, name: str, model: ModelState) -> None:
-        self._state.save_model(name, model)
+    async def _save(self, name: str, model: ModelState) -> None:
+        """Write a step, as soon as the disk takes it: nothing is done before."""
+        while True:
+            try:
+                self._state.save_model(name, model)
+                break
+            except Unavailable as e:
+                log.error("%s: the update waits: %s", name, e)  # noqa: TRY400  a full disk, not a bug
+                self._models[name] = _waiting(self._models[name], str(e))
+                self._on_change()
+            await asyncio.sleep(DISK_AGAIN)
         self._models[name] = model
         assert model.update is not None
         log.info("%s: %s is %s%s", name, model.update.target, model.update.state, _because(model.update.reason))
@@ -197,19 +221,28 @@ class Installer:
 
     # --- one update -------------------------------------------------------------------------------------------
 
+    async def _resume(self, name: str) -> None:
+        """Go on with an update that a restart interrupted."""
+        model, action = update.step(self._models[name], Event.KILLED)
+        await self._save(name, model)
+        await self._drive(name, action)
+
     async def _drive(self, name: str, action: Action) -> None:
-        """From one state to the next until the update ends. Waiting for metadata holds up no other model."""
-        if action is Action.VERIFY:
-            action = await self._advance(name, action)
-        async with self._one_at_a_time:
-            while action not in (Action.COMMIT, Action.DROP, Action.ROLL_BACK):
+        """From one state to the next until the update ends. Waiting for metadata or keys holds up no other model."""
+        while True:
+            if action is Action.VERIFY:
                 action = await self._advance(name, action)
-            await self._end(name, action)
+            async with self._one_at_a_time:
+                while action not in (Action.VERIFY, Action.COMMIT, Action.DROP, Action.ROLL_BACK):
+                    action = await self._advance(name, action)
+                if action is not Action.VERIFY:
+                    await self._end(name, action)
+                    return
 
     async def _advance(self, name: str, action: Action) -> Action:
         event, reason = await self._attempt(name, action)
         model, following = update.step(self._models[name], event, reason)
-        self._save(name, model)
+        await self._save(name, model)
         return following
 
     async def _attempt(self, name: str, action: Action) -> tuple[Event, str]:
@@ -218,6 +251,8 @@ class Installer:
             await self._perform(name, action)
         except (Untrusted, UntrustedByWire) as e:
             return Event.UNTRUSTED, str(e)
+        except Keyless as e:
+            return Event.KEYLESS, str(e)
         except (AgentError, WireError) as e:
             return Event.FAULT, str(e)
         except Exception as e:
@@ -256,20 +291,28 @@ class Installer:
                 missing = str(e)
             else:
                 self._check(release, wanted.digest)
-                if self._keys.get(wanted.digest) is not None or self._store.has(wanted.digest):
+                if not await asyncio.to_thread(self._keyless, wanted.digest):
                     return release
                 missing = "the fleet has not sealed the keys of this release to this device yet"
-            self._note_waiting(name, wanted, missing)
+            await self._note_waiting(name, missing)
             await self._news.wait()
+
+    def _keyless(self, manifest: str) -> set[str]:
+        """What this device needs of a bundle and could not read if it came; all it knows without its manifest."""
+        try:
+            needed = {manifest} | self._store.blobs_of(manifest)
+        except (AgentError, WireError):  # damaged on the disk: it comes again
+            needed = {manifest}
+        return {blob for blob in needed if self._keys.get(blob) is None and not self._store.has(blob)}
 
     def _check(self, release: Release, digest: str) -> None:
         floor = self._state.floor(release.model)
         check_release(release, digest=digest, profile=self._profile, runtimes=self._runtimes, floor=floor)
 
-    def _note_waiting(self, name: str, wanted: update.Update, reason: str) -> None:
-        waiting = dataclasses.replace(wanted, reason=f"waiting: {reason}")
-        if waiting != self._models[name].update:
-            self._save(name, dataclasses.replace(self._models[name], update=waiting))
+    async def _note_waiting(self, name: str, reason: str) -> None:
+        waiting = _waiting(self._models[name], reason)
+        if waiting != self._models[name]:
+            await self._save(name, waiting)
 
     async def _fetch(self, name: str, release: Release) -> None:
         self._downloads[name] = Download(self._store, self._fetcher, self._on_change)
@@ -327,6 +370,20 @@ class Installer:
     def _needed(self) -> set[str]:
         manifests = {digest for model in self._models.values() for digest in model.digests}
         return manifests | {blob for digest in manifests for blob in self._store.blobs_of(digest)}
+
+
+def _waiting(model: ModelState, reason: str) -> ModelState:
+    assert model.update is not None
+    said = f"waiting: {reason}"[: update.LONGEST_REASON]
+    return dataclasses.replace(model, update=dataclasses.replace(model.update, reason=said))
+
+
+def _wanted_again(model: ModelState) -> ModelState:
+    """The update that brought the active model begins anew: the fleet has no reason to say again what it wants."""
+    last = model.update
+    if last is None or last.state != "committed" or model.active is None or last.digest != model.active.digest:
+        return model
+    return dataclasses.replace(model, update=dataclasses.replace(last, state="verifying", reason="", starts=0))
 
 
 def _because(reason: str) -> str:

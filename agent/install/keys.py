@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -20,7 +19,6 @@ class ChunkKeys:
         self._device = device
         self._private = private
         self._keys: dict[str, bytes] = {}
-        self._came = asyncio.Event()
 
     def take(self, sealed: str) -> bool:
         """Open a key ring; whether it is good. An empty one changes nothing: nor does one for another sealing key.
@@ -34,15 +32,8 @@ class ChunkKeys:
         except WireError as e:
             log.warning("the keys in the desired state do not open (%s): waiting for newer ones", e)
             return False
-        self._came.set()
         return True
 
     def get(self, blob: str) -> bytes | None:
         """The key of a blob, None while it has not come."""
         return self._keys.get(blob)
-
-    async def wait_for(self, blob: str) -> None:
-        """Until the key of a blob is here."""
-        while blob not in self._keys:
-            self._came.clear()
-            await self._came.wait()

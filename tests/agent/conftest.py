@@ -291,6 +291,7 @@ class SimLink:
     def __init__(self, sim: SimFleet) -> None:
         self.sim = sim
         self.up = False
+        self.fault = ""
         self.subscribed: set[str] = set()
         self.published: list[tuple[str, bytes]] = []
         self.deliver: Callable[[str, bytes], None] = lambda _topic, _payload: None

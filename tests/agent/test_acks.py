@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from trust_repository import new_signer
 
-from agent.acks import EARLIER_START, MOST, Acks
+from agent.acks import ANSWERED, EARLIER_START, MOST, Acks
 from agent.clock import Clock
 from agent.state import StateFile
 from wire import topics
@@ -92,6 +92,18 @@ def test_an_answer_to_the_start_before_this_one_is_no_attack_for_a_minute(asking
     asking.at += EARLIER_START
     with pytest.raises(Untrusted):
         asking.acks.take(sim.ack("nonce-of-it", "boot-1"))
+
+
+def test_a_second_answer_to_one_question_is_no_attack_and_says_nothing(asking, sim) -> None:
+    """Accident: the line brings a report twice, and the fleet answers both copies."""
+    nonce = asking.acks.ask()
+    first, second = (sim.ack(nonce, BOOT) for _ in range(2))
+    assert asking.acks.take(first) is not None
+    assert asking.acks.take(second) is None
+    for _ in range(ANSWERED):
+        asking.acks.take(sim.ack(asking.acks.ask(), BOOT))
+    with pytest.raises(Untrusted, match="a replay"):
+        asking.acks.take(sim.ack(nonce, BOOT))
 
 
 def test_nonces_that_nobody_answers_take_a_bounded_room(asking) -> None:

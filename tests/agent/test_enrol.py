@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import stat
 import subprocess
@@ -18,6 +19,7 @@ from trust_repository import Repository
 
 from agent import enrol as enrolment
 from agent.claim import device_id
+from agent.credentials import Credentials
 from agent.enrol import Patience, enrol, time_of
 from agent.errors import AgentError, Malformed, Unavailable, Untrusted
 from agent.identity import Identity
@@ -166,6 +168,29 @@ for step in map(int, sys.stdin):
 """
 
 
+KILLED_AT_THE_END = """
+import os, signal, sys
+from pathlib import Path
+from agent.main import main
+from agent import enrol
+folder, left = Path(sys.argv[1]), int(sys.argv[2])
+at_the_end = False
+def hook(event, arguments):
+    global left
+    if at_the_end and event in ("open", "os.rename", "os.remove", "os.mkdir"):
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+def check(*arguments, before=enrol.check_answer):
+    global at_the_end
+    before(*arguments)
+    at_the_end = True  # the fleet has answered
+enrol.check_answer = check
+sys.addaudithook(hook)
+os._exit(main(["enrol", "--kit", str(folder / "kit.json"), "--device", "hall-1", "--state", str(folder / "state")]))
+"""
+
+
 def test_an_enrolment_that_is_killed_at_any_step_goes_on_and_the_fleet_sees_one_key(est, kit_file, tmp_path) -> None:
     """Accident: SIGKILL before the n-th file operation in the state folder, for n = 0, 1, 2..., and it is run again."""
     asked_twice = 0
@@ -299,8 +324,9 @@ def test_a_device_of_a_batch_waits_until_it_is_accepted_and_keeps_no_claim(est, 
         found = enrol(path, tmp_path / "state", "hall-1", Patience(None, told.append, sleep))
     assert (found.device, est.paths) == ("hall-1", ["simpleenroll"] * 3)
     assert pauses == [1.0, 1.0], "as the fleet's Retry-After says"
-    (words,) = told
-    assert "shoal device accept hall-1" in words
+    asked, removed = told
+    assert "shoal device accept hall-1" in asked
+    assert "was removed" in removed
     assert len(est.signed) == 1
     kept = b"".join(p.read_bytes() for p in (tmp_path / "state").rglob("*") if p.is_file())
     assert claim["claim"]["key"].splitlines()[1].encode() not in kept
@@ -317,6 +343,47 @@ def test_the_command_removes_the_kit_of_a_batch_and_says_so(est, kit_file, claim
         assert main([*words, str(tmp_path / "state")]) == 0
     assert not path.exists()
     assert "the key of its batch must not stay" in capsys.readouterr().err
+
+
+def test_a_device_of_a_batch_that_is_killed_at_any_step_never_works_with_the_kit_beside_it(
+    est, kit_file, claim, tmp_path
+) -> None:
+    """Accident: SIGKILL between the last steps. An agent that starts then goes on; the kit is gone before it does."""
+    est.accepted.add("hall-1")
+    half_way = 0
+    with est.running() as url:
+        kit = kit_file(url, **claim)
+        for step in range(100):
+            folder = tmp_path / "killed" / str(step)
+            folder.mkdir(parents=True)
+            shutil.copy(kit, folder / "kit.json")
+            est.keys.clear()
+            command = [sys.executable, "-c", KILLED_AT_THE_END, str(folder), str(step)]
+            code = subprocess.run(command, capture_output=True, timeout=30, check=False).returncode
+            if code == 0:
+                break
+            assert code == -signal.SIGKILL
+            gone = not (folder / "kit.json").exists()
+            assert gone or not (folder / "state" / "identity").exists()
+            half_way += gone and not (folder / "state" / "identity").exists()
+            if gone:
+                Credentials.open(folder / "state").tls()
+    assert half_way, "the fault must fire"
+    assert not (folder / "kit.json").exists()
+
+
+def test_an_enrolment_whose_kit_is_gone_already_ends_well(est, kit_file, claim, tmp_path, monkeypatch) -> None:
+    """Accident: killed between the removal of the kit and the last rename; the installer runs the command again."""
+    est.accepted.add("hall-1")
+    state = tmp_path / "state"
+    with est.running() as url:
+        words = ["enrol", "--kit", str(kit_file(url, **claim)), "--device", "hall-1", "--state", str(state)]
+        with monkeypatch.context() as patch:
+            patch.setattr("agent.slots.finish_enrolment", lambda _state: False)
+            assert main(words) == 0
+        assert not (state / "identity").exists()
+        assert main(words) == 0
+    assert Identity.load(state).device == "hall-1"
 
 
 def test_patience_ends_and_the_next_run_goes_on_with_the_same_key(est, kit_file, claim, tmp_path, capsys) -> None:

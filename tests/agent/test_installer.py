@@ -5,6 +5,7 @@ import threading
 
 from agent.install.fetch import to_the_end
 from agent.update import ModelState
+from wire import topics
 from wire.chunks import digest
 
 ON = "turn the light on"
@@ -301,6 +302,33 @@ def test_a_file_that_the_disk_changed_is_not_loaded_and_comes_again_with_the_nex
         again.connect()
         await again.until(lambda: again.active() == [bundles["one"].digest])
         assert (await again.service.infer("kitchen", (ON,))).digest == bundles["one"].digest
+        await again.stop()
+
+    asyncio.run(story())
+
+
+def test_a_model_that_the_disk_changed_is_fetched_again_though_the_fleet_says_nothing_new(
+    new_device, sim, bundles
+) -> None:
+    """Accident: the same, on one board of thousands: nobody makes a rollout for it."""
+
+    async def story() -> None:
+        device = new_device()
+        for number, name in enumerate(("one", "two"), start=1):
+            sim.release(bundles[name], counter=number)
+            device.connect()
+            device.hear_retained()
+            device.hear(topics.Desired("kitchen-1"), sim.desire(bundles[name], rollout=name))
+            await device.until(lambda name=name: device.active() == [bundles[name].digest])
+        path = device.store.path(bundles["two"].manifest.file("model").digest)
+        await device.stop()
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+        again = new_device()
+        await again.installer.restore()
+        assert (await again.service.infer("kitchen", (ON,))).digest == bundles["one"].digest
+        again.connect()
+        await again.until(lambda: again.active() == [bundles["two"].digest])
+        assert (again.state.last_desired(), again.events) == ((1, 2), [])
         await again.stop()
 
     asyncio.run(story())

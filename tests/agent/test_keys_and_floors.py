@@ -228,3 +228,49 @@ def test_the_keys_of_one_desired_state_are_those_that_the_next_one_names(new_dev
         await device.stop()
 
     asyncio.run(story())
+
+
+def test_a_key_ring_that_lacks_one_blob_is_waited_for_with_a_reason_and_holds_up_nobody(
+    new_device, sim, bundles, monkeypatch
+) -> None:
+    """Accident: the manifest is here, and the fleet sealed a ring without the key of one file of its bundle."""
+    complete = sim.keys
+    model = max(bundles["one"].manifest.files, key=lambda file: file.size).digest
+    monkeypatch.setattr(sim, "keys", lambda *of: {b: k for b, k in complete(*of).items() if b != model})
+
+    async def story() -> None:
+        device = new_device()
+        sim.release(bundles["one"])
+        sim.desire(bundles["one"])
+        monkeypatch.setattr(sim, "keys", complete)
+        device.connect()
+        await device.until(lambda: device.store.has(bundles["one"].digest))
+        await device.until(lambda: "has not sealed the keys" in device.phases().get("fetching", ""))
+        assert not device.installer._one_at_a_time.locked()
+        assert not device.store.has(model)
+        device.hear(topics.Desired("kitchen-1"), sim.desire(bundles["one"]))
+        await device.until_phase("committed")
+        await device.stop()
+
+    asyncio.run(story())
+
+
+def test_a_key_that_is_taken_away_during_a_download_lets_other_updates_go_on(new_device, sim, bundles) -> None:
+    """Accident: a newer desired state brings a ring without the key of the blob that is coming."""
+
+    async def story() -> None:
+        device = new_device()
+        sim.release(bundles["one"])
+        sim.faults.lose = 1.0
+        sim.desire(bundles["one"])
+        device.connect()
+        await device.until(lambda: sim.faults.fired.get("lost", 0) > 0)
+        device.core.installer._keys._keys.clear()
+        await device.until(lambda: "has not sealed the keys" in device.phases().get("fetching", ""))
+        assert not device.installer._one_at_a_time.locked()
+        sim.faults.lose = 0.0
+        device.hear(topics.Desired("kitchen-1"), sim.desire(bundles["one"]))
+        await device.until_phase("committed")
+        await device.stop()
+
+    asyncio.run(story())

@@ -22,7 +22,7 @@ from est_server import another
 from agent.credentials import Credentials
 from agent.identity import FOLDER, Joined
 from agent.keys import key_pem, new_key
-from agent.link import IN_FLIGHT, PACKET_LIMIT, MqttLink, _Client, _pieces
+from agent.link import IN_FLIGHT, PACKET_LIMIT, UNACKNOWLEDGED, MqttLink, _Client, _pieces
 from wire import topics
 from wire.profile import Profile
 
@@ -224,6 +224,48 @@ def test_without_the_limit_the_same_flood_fills_the_memory(authority) -> None:
     assert downs == 0
     assert sent == HUGE
     assert grown > HUGE
+
+
+def test_a_packet_that_cannot_be_read_ends_the_connection_and_never_the_line(authority, quick) -> None:
+    """Attack: bytes on which the client library stumbles; its thread ended, and the device was never heard again."""
+    publish_with_a_name_that_is_no_text = b"\x30\x06\0\2\xff\xfe\0x"
+    connack_with_an_unknown_property = b"\x20\x05\0\0\2\xee\xee"
+    puback_without_a_number = b"\x40\x00"
+    unasked_qos_2 = b"\x34\x08\0\1t\0\7\0xx"
+    attacks = [
+        *(publish_with_a_name_that_is_no_text, connack_with_an_unknown_property),
+        *(puback_without_a_number, unasked_qos_2),
+    ]
+
+    def after(connection: ssl.SSLSocket) -> None:
+        if attacks:
+            connection.sendall(attacks.pop(0))
+
+    async def story(broker: TlsBroker) -> None:
+        async with line(credentials(authority, broker.server.getsockname()[1])) as link:
+            await until(lambda: broker.greeted == 5 and link.up)
+            assert not link._client._in_messages
+
+    with tls_broker(server_context(authority), after=after) as broker:
+        asyncio.run(story(broker))
+        assert attacks == []
+
+
+def test_a_broker_that_acknowledges_nothing_fills_no_memory(authority, quick) -> None:
+    """Attack, or accident: everything said waits for a PUBACK; a batch every few seconds was half a gigabyte a day."""
+
+    async def story(broker: TlsBroker) -> None:
+        async with line(credentials(authority, broker.server.getsockname()[1])) as link:
+            await until(lambda: link.up)
+            for _ in range(2 * UNACKNOWLEDGED):
+                link.publish(topics.Telemetry("kitchen-1"), bytes(1000))
+            assert len(link._client._out_messages) <= UNACKNOWLEDGED
+            await until(lambda: broker.greeted == 2 and link.up)
+            assert not link.fault
+            assert len(link._client._out_messages) == 1, "the birth of the new connection"
+
+    with tls_broker(server_context(authority)) as broker:
+        asyncio.run(story(broker))
 
 
 # --- certificates -----------------------------------------------------------------------------------------------

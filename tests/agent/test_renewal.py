@@ -16,6 +16,7 @@ from est_server import Est, another
 from mosquitto import free_port, mosquitto
 from securesystemslib.signer import SSlibKey
 
+import agent.est
 from agent import renewal as renewing
 from agent.clock import Clock
 from agent.credentials import Credentials
@@ -77,7 +78,11 @@ class Running:
         self.credentials = Credentials.open(folder)
         self.clock = Clock(state, wall=wall)
         self.renewal = Renewal(
-            self.credentials, self.clock, on_renewed=lambda: self.link.hang_up("the certificate was renewed")
+            self.credentials,
+            self.clock,
+            state,
+            spread=0,
+            on_renewed=lambda: self.link.hang_up("the certificate was renewed"),
         )
         self.ups: list[int] = []
         self.link = MqttLink(
@@ -87,6 +92,7 @@ class Running:
             on_down=lambda: None,
             on_message=lambda _topic, _payload: None,
             on_expired=self.renewal.expired,
+            on_authority=self.renewal.served_by,
         )
 
     @property
@@ -271,6 +277,29 @@ def test_a_broker_that_is_away_does_not_cost_the_renewed_certificate(authority, 
         enrolled(state, authority, now() + HALF, url, port)
         asyncio.run(story())
     assert len(est.requests) == 1
+
+
+def test_a_renewal_that_meets_a_bug_is_not_the_last_one(authority, est, tmp_path, monkeypatch) -> None:
+    """Accident: an answer that nobody thought of. The task that renews ended without a word, and the certificate ran
+    out."""
+    state, faults = tmp_path / "state", [RuntimeError("nobody thought of it")]
+    check = agent.est.check_answer
+
+    def check_answer(*arguments: object) -> None:
+        if faults:
+            raise faults.pop()
+        check(*arguments)
+
+    monkeypatch.setattr(agent.est, "check_answer", check_answer)
+
+    async def story() -> None:
+        async with running(state) as device:
+            await device.until(lambda: "RuntimeError: nobody thought of it" in device.words)
+            await device.until(lambda: has_taken_over(device, est))
+
+    with mosquitto(tmp_path / "broker", authority) as port, est.running() as url:
+        enrolled(state, authority, now() + HALF, url, port)
+        asyncio.run(story())
 
 
 def test_a_certificate_for_another_key_is_not_taken(authority, est, tmp_path) -> None:

@@ -12,6 +12,7 @@ from agent.serving.bundles import Prediction
 from agent.state import Queued, StateFile
 from agent.telemetry import RECENT_ANSWERS, WindowMeter
 from wire import topics
+from wire.messages import Presence
 
 DIGEST = "sha256:" + "1" * 64
 
@@ -144,9 +145,52 @@ def test_a_record_that_the_disk_did_not_take_is_stored_the_next_time(new_device,
     asyncio.run(story())
 
 
-def test_nothing_is_sent_while_the_fleet_is_away(new_device, sim) -> None:
-    from wire.messages import Presence  # noqa: PLC0415
+def test_a_record_that_the_disk_changed_is_given_up_and_counted_and_holds_up_no_other(new_device, sim) -> None:
+    """Accident: flipped bits in the queue; the first record that could not be read ended all telemetry for ever."""
 
+    async def story() -> None:
+        device = new_device()
+        for _ in range(3):
+            device.recorder.close_window()
+        device.state._db.execute("UPDATE telemetry SET record = x'ff' WHERE seq < 3")
+        device.connect()
+        await device.until(lambda: device.state.telemetry()["waiting"] == 0)
+        assert [seq for _, seq in sim.records] == [3]
+        counts = device.state.telemetry()
+        assert (counts["produced"], counts["dropped"], counts["acknowledged"]) == (3, 2, 1)
+        await device.stop()
+
+    asyncio.run(story())
+
+
+def test_a_batch_that_nobody_answers_is_sent_ever_more_seldom(new_device, sim) -> None:
+    """Accident: the fleet takes batches and answers none: a batch every ten seconds is half a gigabyte a day."""
+
+    async def story() -> None:
+        device = new_device(ack_timeout=0.05)
+        sim.faults.mute = True
+        device.recorder.close_window()
+        device.connect()
+        await device.until(lambda: device.outbox._pause >= 0.8)
+        assert sum("telemetry" in topic for topic, _ in device.link.published) <= 6
+        sim.faults.mute = False
+        await device.until(lambda: device.state.telemetry()["waiting"] == 0)
+        assert device.outbox._pause == 0.05
+        device.recorder.close_window()
+        sim.faults.mute = True
+        device.outbox.kick()
+        device.outbox._pause = 300
+        device.outbox._unanswered()
+        for online in (False, True):  # the fleet was restarted: it is not kept waiting for the pause to end
+            device.inbox.take(topics.FleetState().topic, Presence(session="f1", online=online).to_bytes())
+            sim.faults.mute = False
+        await device.until(lambda: device.state.telemetry()["waiting"] == 0)
+        await device.stop()
+
+    asyncio.run(story())
+
+
+def test_nothing_is_sent_while_the_fleet_is_away(new_device, sim) -> None:
     async def story() -> None:
         device = new_device()
         device.connect()

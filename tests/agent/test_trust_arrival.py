@@ -157,3 +157,25 @@ def test_junk_documents_take_a_bounded_room_and_none_of_the_next_connection(new_
         await device.stop()
 
     asyncio.run(story())
+
+
+def test_a_retained_document_that_is_cleared_is_no_attack_and_changes_nothing(new_device, sim, bundles) -> None:
+    """The fleet clears what it retained for a device that it revoked: an empty payload, signed by nobody."""
+
+    async def story() -> None:
+        device = new_device()
+        sim.release(bundles["one"])
+        sim.desire(bundles["one"])
+        device.connect()
+        await device.until_phase("committed")
+        for topic in (topics.Desired("kitchen-1"), topics.TrustRole("timestamp"), topics.FleetState()):
+            device.hear(topic, b"")
+        device.inbox._judge()
+        assert (device.events, device.inbox._waiting, device.outbox.open) == ([], None, True)
+        device.hear(topics.Desired("kitchen-1"), b"{}")
+        await device.until(lambda: device.inbox._waiting_for is not None)
+        device.inbox._judge()
+        assert [subject for subject, _ in device.events] == ["desired state"]
+        await device.stop()
+
+    asyncio.run(story())
