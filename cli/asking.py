@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -13,9 +12,10 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; needed where
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Go on only with a yes. Raises `BadInput` where nobody can be asked."""
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise BadInput(f"{question} Nobody can be asked here, and nothing was changed: say --yes")
-    typer.confirm(question, abort=True)
+    """Go on only with a yes, asked for on standard error. Raises `BadInput` for a no, and where nobody answers."""
+    try:
+        agreed = yes or typer.confirm(question, err=True)
+    except typer.Abort as e:
+        raise BadInput(f"{question} Nobody can be asked here, and nothing was changed: say --yes") from e
+    if not agreed:
+        raise BadInput("nothing was changed")

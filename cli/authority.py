@@ -34,7 +34,7 @@ def next_(data: Data = None, as_json: Json = False) -> None:
     """Make the next authority. Devices learn of it when the offline signers name it in targets metadata."""
     _show(Fleet.connect(data).post(ROUTE, {}), as_json)
     if not as_json:
-        console.print("[dim]shoal release rotate authorities has it signed; then: shoal authority use[/]")
+        console.print("[dim]Have it signed: shoal release fetch, rotate authorities, publish. Then: authority use[/]")
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -41,7 +42,7 @@ def restore(
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Bring a fleet back from a backup, into a new data folder. Devices go on as if nothing had happened."""
+    """Bring a fleet back from a backup, into a new data folder. What happened since the backup is not known to it."""
     from fleet.store.backup import restore as bring_back  # noqa: PLC0415
 
     folder = data or default_data()
@@ -49,11 +50,14 @@ def restore(
     with errors.status("restoring"):
         restored = bring_back(file, folder, passphrase)
     view = (
-        f"[bold]{folder}[/]: {restored.blobs} blobs, database, authorities and keys are back; epoch {restored.epoch}.\n"
+        f"[bold]{folder}[/]: {restored.blobs} blobs, database, authorities and keys are back as of {restored.saved}, "
+        f"in epoch {restored.epoch}.\n"
         f"Stop the old fleet for good before this one starts: shoal up --data {folder}\n"
-        "Released anything since the backup? shoal release publish brings it back."
+        "Released anything since the backup? shoal release publish brings it back.\n"
+        "What was revoked since then, devices, batches, tokens or people, is good again: revoke it again, at once.\n"
+        "Devices that were enrolled or renewed since then, and those with a kit that was not used, need a new kit."
     )
-    show({"data": str(folder), "blobs": restored.blobs, "epoch": restored.epoch}, as_json, view)
+    show({"data": str(folder), **asdict(restored)}, as_json, view)
 
 
 def _new_passphrase() -> str:

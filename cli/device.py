@@ -38,7 +38,7 @@ def kit(
         str | None, typer.Option(help="Make one kit for many devices, each of which waits until it is accepted.")
     ] = None,
     quota: Annotated[int | None, typer.Option(min=1, help="How many devices of the batch may ask.")] = None,
-    days: Annotated[int | None, typer.Option(min=1, help="How long they may.  [default: 30]")] = None,
+    days: Annotated[int | None, typer.Option(min=1, help="Days in which they may ask.  [default: 30]")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write. [default: NAME.kit]")] = None,
     data: Data = None,
     as_json: Json = False,

@@ -23,4 +23,3 @@ KeysFolder = Annotated[
     typer.Option("--keys", help="Folder of the keys that you hold. [default: the trust folder]", show_default=False),
 ]
 Unencrypted = Annotated[bool, typer.Option("--unencrypted", help="Keep new keys without a passphrase.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]

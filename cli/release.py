@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import release_keys
+from cli.asking import Yes, confirm
 from cli.client import Fleet
 from cli.errors import BadInput, Unavailable
-from cli.options import DEFAULT_TRUST, Data, KeysFolder, TrustFolder, Unencrypted, Yes
+from cli.options import DEFAULT_TRUST, Data, KeysFolder, TrustFolder, Unencrypted
 from cli.output import Json, errors, table
 from compiler.layout import FoundBundle, Layout
 from wire.chunks import digest
@@ -34,6 +35,7 @@ def init(
     keys: KeysFolder = None,
     threshold: Annotated[int, typer.Option(min=1, max=10, help="How many release keys must sign.")] = 2,
     unencrypted: Unencrypted = False,
+    yes: Yes = False,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
@@ -46,6 +48,7 @@ def init(
 
     at = desk.Desk.open(trust, keys)
     book, now, fleet = at.trust.book(), datetime.now(UTC), None
+    founded_offline = not book.is_founded() and at.trust.online() is not None
     passphrase = desk.passphrase_for_new(unencrypted)
     if book.is_founded():
         book = ceremony.with_family(book, at.keys, family, now, threshold=threshold, passphrase=passphrase)
@@ -55,7 +58,7 @@ def init(
             fleet = Fleet.connect(data)
             online = _online(fleet)
         book = ceremony.found(at.keys, family, online, now, release_threshold=threshold, passphrase=passphrase)
-    book = at.finish(book)
+    book = at.finish(book, yes=yes, ask=founded_offline)
     if fleet is not None:
         _publish_documents(fleet, book)
     after = "The fleet got the signed metadata only." if fleet else "Carry it back, and run 'shoal release publish'."
@@ -77,7 +80,9 @@ def fetch(
     as_json: Json = False,
 ) -> None:
     """Take the fleet's public keys, authorities and metadata into a folder, for a machine without network."""
-    from cli.trust import desk  # noqa: PLC0415
+    from rich.console import Group  # noqa: PLC0415
+
+    from cli.trust import desk, state  # noqa: PLC0415
 
     fleet = Fleet.connect(data)
     known = fleet.post(f"{_TRUST}/keys", {"role": prepare}) if prepare else fleet.get(_TRUST)
@@ -86,7 +91,8 @@ def fetch(
     folder.save_online(known)
     folder.save(book)
     documents = sorted(book.signed)
-    view = f"{trust}: online.json and {len(documents)} documents: carry it to the machine that signs"
+    carry = f"{trust}: online.json and {len(documents)} documents: carry it to the machine that signs"
+    view = Group(state.online_view(folder.fetched()), carry)
     desk.report({"trust": str(trust), "documents": documents, "next": sorted(known["next"])}, view, book, as_json)
 
 
@@ -108,12 +114,9 @@ def sign(
         book = ceremony.with_roles(book, book.roles(), now)
     else:
         layout = Layout(bundles)
-        manifests = [layout.read(found.digest) for found in layout.bundles()]
+        manifests = [layout.read(found.digest) for found in _bundles(layout)]
         book, added, only = listing.list_bundles(book, manifests, now)
-    if book.staged and (only is None or set(only) & set(before.staged)):
-        desk.show_changes(book)
-        desk.confirm("Add your signatures to this?", yes)
-    book = at.finish(book, None if only is None else [role for role in only if role in book.staged])
+    book = at.finish(book, only, yes=yes)
     complete = sorted(name for name, data in book.signed.items() if before.signed.get(name) != data)
     rows = [[r.target, r.digest[:19], r.runtime, r.counter] for r in added]
     none = f"no new release; complete now: {', '.join(complete) or 'nothing new'}"
@@ -133,7 +136,7 @@ def publish(
 
     fleet, book = Fleet.connect(data), Desk.open(trust).trust.book()
     layout = Layout(bundles) if bundles else None
-    found = layout.bundles() if layout else []
+    found = _bundles(layout) if layout else []
     blobs = _upload(fleet, layout, found) if layout else 0
     sent = _publish_documents(fleet, book)
     evidence = _publish_evidence(fleet, layout, found) if layout else 0
@@ -141,6 +144,13 @@ def publish(
     view = f"{bundles or trust}: {len(found)} bundles, {evidence} with evidence; metadata: {documents}"
     value = {"bundles": len(found), "blobs": blobs, "evidence": evidence, "documents": sent}
     report(value, view, book, as_json)
+
+
+def _bundles(layout: Layout) -> list[FoundBundle]:
+    found = layout.bundles()
+    if not found:
+        raise BadInput(f"{layout.folder}: its index lists no bundle of a model: name what 'shoal compile' wrote")
+    return found
 
 
 @app.command()
@@ -151,6 +161,7 @@ def withdraw(
     all_profiles: Annotated[bool, typer.Option("--all-profiles", help="The releases for every profile.")] = False,
     trust: TrustFolder = DEFAULT_TRUST,
     keys: KeysFolder = None,
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Delist a release: nothing installs it any more. A device that runs it goes on until it is told otherwise."""
@@ -160,7 +171,7 @@ def withdraw(
     book = at.trust.book()
     targets = listing.chosen(book, what, version, profile, every=all_profiles)
     book, gone = listing.withdraw(book, targets, datetime.now(UTC))
-    book = at.finish(book, only={f"release-{r.model.partition('/')[0]}" for r in gone})
+    book = at.finish(book, only={f"release-{r.model.partition('/')[0]}" for r in gone}, yes=yes)
     view = table("Withdrawn", ("Release", "#Counter"), [[r.target, r.counter] for r in gone])
     desk.report({"withdrawn": [_release(r) for r in gone]}, view, book, as_json)
 
@@ -181,9 +192,9 @@ def raise_floor(
     book = at.trust.book()
     killed = [[r.target, r.counter] for r in listing.killed_by(book, model, to)]
     errors.print(table(f"A floor of {to} kills", ("Release", "#Counter"), killed, empty="no listed release"))
-    desk.confirm(f"Raise the floor of {model} to {to}? It never falls again.", yes)
+    confirm(f"Raise the floor of {model} to {to}? It never falls again.", yes=yes)
     book, gone = listing.raise_floor(book, model, to, datetime.now(UTC))
-    book = at.finish(book, only={f"release-{model.partition('/')[0]}"})
+    book = at.finish(book, only={f"release-{model.partition('/')[0]}"}, yes=yes)
     view = f"{model}: floor {to}; {len(gone)} releases are dead once this is signed and published"
     desk.report({"model": model, "floor": to, "killed": [_release(r) for r in gone]}, view, book, as_json)
 

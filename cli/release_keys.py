@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.asking import Yes
 from cli.errors import BadInput
 from cli.options import DEFAULT_TRUST, KeysFolder, TrustFolder, Unencrypted
 from cli.output import Json
@@ -31,6 +32,7 @@ def add_key(
     unencrypted: Unencrypted = False,
     trust: TrustFolder = DEFAULT_TRUST,
     keys: KeysFolder = None,
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Give a role one more key: a new one of yours, or somebody else's."""
@@ -41,8 +43,8 @@ def add_key(
     roles = book.roles()
     ceremony.check_offline(roles, role)
     key = _key(at, role, public, unencrypted=unencrypted)
-    book = at.finish(ceremony.with_roles(book, ceremony.added(roles, role, key, threshold), datetime.now(UTC)))
-    view = f"{role}: one more key {key.keyid[:12]}"
+    book = at.finish(ceremony.with_roles(book, ceremony.added(roles, role, key, threshold), datetime.now(UTC)), yes=yes)
+    view = f"{role}: one more key {key.keyid}"
     desk.report({"role": role, "keyid": key.keyid}, view, book, as_json)
 
 
@@ -53,6 +55,7 @@ def rotate(
     unencrypted: Unencrypted = False,
     trust: TrustFolder = DEFAULT_TRUST,
     keys: KeysFolder = None,
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Replace a key of a role; for fleet, snapshot and timestamp by the one that the fleet has made to follow.
@@ -60,6 +63,7 @@ def rotate(
     `rotate authorities` lets devices believe the certificate authorities that the fleet has now.
     """
     from cli.trust import ceremony, desk  # noqa: PLC0415
+    from cli.trust.roles import ONLINE_ROLES  # noqa: PLC0415
 
     at = desk.Desk.open(trust, keys)
     book = at.trust.book()
@@ -73,16 +77,23 @@ def rotate(
         new = _following(at, roles, role, public, unencrypted=unencrypted)
         after = ceremony.rotated(roles, role, gone, new)
         view = f"{role}: key {gone[:12]} is replaced by {new.keyid[:12]}"
-    book = at.finish(ceremony.with_roles(book, after, datetime.now(UTC)))
+    from_fleet = role == AUTHORITIES or role in ONLINE_ROLES
+    book = at.finish(ceremony.with_roles(book, after, datetime.now(UTC)), yes=yes, ask=from_fleet)
     desk.report({"role": role}, f"{view} once this is signed and published", book, as_json)
 
 
-def renew(role: Role, trust: TrustFolder = DEFAULT_TRUST, keys: KeysFolder = None, as_json: Json = False) -> None:
+def renew(
+    role: Role,
+    trust: TrustFolder = DEFAULT_TRUST,
+    keys: KeysFolder = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
     """Sign a role's metadata for another year, as it is."""
     from cli.trust import ceremony, desk  # noqa: PLC0415
 
     at = desk.Desk.open(trust, keys)
-    book = at.finish(ceremony.renewed(at.trust.book(), role, datetime.now(UTC)))
+    book = at.finish(ceremony.renewed(at.trust.book(), role, datetime.now(UTC)), yes=yes)
     desk.report({"role": role}, f"{role}: signed for another year", book, as_json)
 
 

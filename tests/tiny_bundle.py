@@ -20,6 +20,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from wire.bundle import (
+    MODEL_ARTIFACT,
     OCI_INDEX,
     OCI_MANIFEST,
     BundleConfig,
@@ -243,6 +244,7 @@ def _list_in_index(layout: Path, manifest: BundleManifest) -> None:
     data = manifest.to_bytes()
     entry = {
         "mediaType": OCI_MANIFEST,
+        "artifactType": MODEL_ARTIFACT,
         "digest": digest(data),
         "size": len(data),
         "annotations": {"org.opencontainers.image.ref.name": manifest.target},

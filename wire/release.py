@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any, Final, TypeGuard
 
 from tuf.api.metadata import TargetFile, Targets
 
 from wire.bundle import split_target
 from wire.document import check_digest
 from wire.errors import Malformed
+
+LARGEST: Final = 2**63 - 1
+"""Of counters, floors and versions: what SQLite stores, and our documents carry."""
 
 
 @dataclass(frozen=True)
@@ -112,5 +115,5 @@ def _mark(model: str, value: object) -> Mark:
 
 
 def is_count(value: object) -> TypeGuard[int]:
-    """Whether a JSON value is a whole number from 0 on; `true` is none."""
-    return type(value) is int and value >= 0
+    """Whether a JSON value is a whole number from 0 on that a database holds; `true` is none."""
+    return type(value) is int and 0 <= value <= LARGEST

@@ -28,7 +28,7 @@ from tuf.api.serialization import DeserializationError
 
 from wire.bundle import split_target
 from wire.errors import Malformed, OutOfStep, Untrusted, WireError
-from wire.release import Release, floors, release_of, releases_of
+from wire.release import LARGEST, Release, floors, release_of, releases_of
 
 ROOT_LIMIT: Final = 512_000
 TIMESTAMP_LIMIT: Final = 16_384
@@ -273,15 +273,28 @@ class TrustedSet:
         raise Untrusted(f"{target}: no release role lists it: sign and publish it first")
 
     def releases(self) -> Iterator[Release]:
-        """Every target that is listed by the role that may list it, fresh or not."""
+        """Every target that is listed by the role that may list it, fresh or not.
+
+        Raises `Malformed` for an entry without our fields, and as `search` does.
+        """
         for role in sorted(self._targets):
-            for release in releases_of(self._targets[role].signed):
-                if role in self.search(release.target):
-                    yield release
+            yield from self._listed_by(role)
+
+    def _listed_by(self, role: str) -> Iterator[Release]:
+        return (r for r in releases_of(self._targets[role].signed) if role in self.search(r.target))
+
+    def _readable(self, role: str) -> tuple[Release, ...]:
+        try:
+            return tuple(self._listed_by(role))
+        except WireError:
+            return ()
 
     def floors(self) -> dict[str, int]:
-        """The floor of each model (`wire.release`), over every release that is listed. Keep the highest ever seen."""
-        return floors(self.releases())
+        """The floor of each model (`wire.release`), over every release that is listed. Keep the highest ever seen.
+
+        A role that lists what we cannot read tells none, and hides nobody else's.
+        """
+        return floors(release for role in self._targets for release in self._readable(role))
 
     def authorities(self) -> tuple[str, ...]:
         """The certificate authorities (PEM) that targets metadata names for broker and fleet; empty when it names none.
@@ -358,6 +371,8 @@ def _parse(data: bytes, name: str, kind: type[T], limit: int) -> Metadata[T]:
         raise Malformed(f"{name}: not TUF metadata: {e}") from e
     if not isinstance(md.signed, kind):
         raise Malformed(f"{name}: holds {md.signed.type} metadata")
+    if md.signed.version > LARGEST:
+        raise Malformed(f"{name}: its version has more than 63 bits: no database holds it")
     return md
 
 
@@ -369,8 +384,11 @@ def _check_signed(verify: Callable[..., None], role: str, md: Metadata[Any]) -> 
 
 
 def _check_distinct_keys(keys: Mapping[str, Any], where: str) -> None:
-    """A threshold counts keys: one key under two ids would count twice (GHSA-pwqf-9h7j-7mv8)."""
-    values = [key.keyval.get("public") for key in keys.values()]
+    """A threshold counts keys: one key under two ids would count twice (GHSA-pwqf-9h7j-7mv8).
+
+    Two spellings of it as well: hexadecimal digits are read in both cases and with blanks between them.
+    """
+    values = ["".join(str(key.keyval.get("public")).lower().split()) for key in keys.values()]
     if len(set(values)) != len(values):
         raise Untrusted(f"{where}: one public key stands under two key ids")
 

@@ -10,6 +10,7 @@ and those that a staged document above it will name. A root needs the keys of th
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,17 +75,44 @@ class Book:
             raise BadInput("this trust folder has no root yet: run 'shoal release init', or 'shoal release fetch'")
         return Roles.read(root, targets)
 
+    def order(self) -> list[str]:
+        """Names of the staged documents in the order in which they have to be signed."""
+        return sorted(self.staged, key=lambda name: (not name.startswith("root/"), name != "targets", name))
+
     def missing(self) -> list[Missing]:
         """What every staged document still lacks, in the order in which they have to be signed."""
-        return [lack for name in self._order() for lack in self._lacks(name)]
+        return [lack for name in self.order() for lack in self._lacks(name)]
 
     def faults(self) -> Iterator[str]:
         """Signed documents that their keys do not carry any more, in words: nobody would believe them."""
+        for version in range(1, self.root_version()):
+            if f"root/{version}" not in self.signed:
+                yield f"root/{version}: is missing: a device that has it could not follow"
         for name in sorted(self.signed):
-            for verifier, role in self._verifiers(name, final=True):
-                result = check(verifier, role, parse(name, self.signed[name]))
-                if not result:
-                    yield f"{name}: signed by {len(result.signed)} of {result.threshold} keys of {role}"
+            yield from self._faults_of(name)
+
+    def believed(self) -> Book:
+        """Only the signed documents that a device would believe that starts from `root/1`."""
+        book = Book()
+        while (name := f"root/{book.root_version() + 1}") in self.signed:
+            longer = Book({**book.signed, name: self.signed[name]})
+            if any(longer._faults_of(name)):
+                break
+            book = longer
+        for name in sorted(self.signed, key=lambda name: (name != "targets", name)):
+            longer = Book({**book.signed, name: self.signed[name]})
+            if (
+                not name.startswith("root/")
+                and longer._verifiers(name, final=True)
+                and not any(longer._faults_of(name))
+            ):
+                book = longer
+        return book
+
+    def root_digest(self) -> str | None:
+        """What `root/1` says, signed or staged, as sha256 in hexadecimal: by it people tell fleets apart."""
+        data = self.signed.get("root/1") or self.staged.get("root/1")
+        return hashlib.sha256(parse("root/1", data).signed_bytes).hexdigest() if data is not None else None
 
     def wanted(self) -> frozenset[str]:
         """Ids of keys whose signature a staged document could use."""
@@ -99,7 +127,7 @@ class Book:
     def sign(self, signers: Iterable[Signer], only: Iterable[str] | None = None) -> Book:
         """With the signatures that these keys may give, to everything staged or to `only` some of it."""
         staged, mine = dict(self.staged), list(signers)
-        for name in self._order() if only is None else [n for n in self._order() if n in set(only)]:
+        for name in self.order() if only is None else [n for n in self.order() if n in set(only)]:
             md = parse(name, staged[name])
             may = {k for verifier, role in self._verifiers(name) for k in verifier.get_delegated_role(role).keyids}
             for signer in mine:
@@ -111,7 +139,7 @@ class Book:
     def settle(self) -> Book:
         """With every staged document that has its signatures among the signed ones."""
         book = self
-        for name in self._order():
+        for name in self.order():
             if all(check(v, role, parse(name, book.staged[name])) for v, role in book._all_verifiers(name)):
                 data = book.staged[name]
                 book = Book({**book.signed, name: data}, {n: d for n, d in book.staged.items() if n != name})
@@ -145,8 +173,11 @@ class Book:
 
     # --- parts ------------------------------------------------------------------------------------------------
 
-    def _order(self) -> list[str]:
-        return sorted(self.staged, key=lambda name: (not name.startswith("root/"), name != "targets", name))
+    def _faults_of(self, name: str) -> Iterator[str]:
+        for verifier, role in self._verifiers(name, final=True):
+            result = check(verifier, role, parse(name, self.signed[name]))
+            if not result:
+                yield f"{name}: signed by {len(result.signed)} of {result.threshold} keys of {role}"
 
     def _newest_name(self, role: str) -> str:
         if role != "root":
@@ -157,7 +188,9 @@ class Book:
     def _check_no_fork(self, published: Mapping[str, bytes]) -> None:
         for name, data in self.signed.items():
             version = self._version_of(name)
-            if name in published and published[name] != data and _number(name, published) == version:
+            if name not in published or _number(name, published) != version:
+                continue
+            if parse(name, published[name]).signed_bytes != parse(name, data).signed_bytes:
                 raise BadInput(
                     f"{name}: version {version} of this folder is another one than the fleet's: two people signed it "
                     "apart from each other: fetch the fleet's documents into a new folder and sign the change again"
@@ -186,11 +219,10 @@ class Book:
         ones. `final` looks at signed ones only.
         """
         if name.startswith("root/"):
-            version = int(name.removeprefix("root/"))
-            own = self.signed[name] if final else self.staged[name]
-            before = self.signed.get(f"root/{version - 1}")
-            chain = [before, own] if before is not None else [own]
-            return [(parse(name, data).signed, "root") for data in chain]
+            before = f"root/{int(name.removeprefix('root/')) - 1}"
+            chain = {before: self.signed[before]} if before in self.signed else {}
+            chain[name] = self.signed[name] if final else self.staged[name]
+            return [(parse(each, data).signed, "root") for each, data in chain.items()]
         above = "root" if name == "targets" else "targets"
         verifier = Book(self.signed).newest(above) if final else self.newest(above)
         return [] if verifier is None or not _delegates(verifier, name) else [(verifier, name)]
@@ -208,11 +240,17 @@ def _number(name: str, documents: Mapping[str, bytes]) -> int:
 
 
 def parse(name: str, data: bytes) -> Metadata[Any]:
-    """A document. Raises `BadInput`."""
+    """A document. Raises `BadInput` for what is none, or is of another role or root version than its name says."""
     try:
-        return Metadata[Any].from_bytes(data)
+        md = Metadata[Any].from_bytes(data)
     except (DeserializationError, RecursionError) as e:
         raise BadInput(f"{name}: not TUF metadata: {e}") from e
+    role, _, version = name.partition("/")
+    if md.signed.type != (role if role in ("root", "snapshot", "timestamp") else "targets"):
+        raise BadInput(f"{name}: holds {md.signed.type} metadata")
+    if version and md.signed.version != int(version):
+        raise BadInput(f"{name}: holds version {md.signed.version}")
+    return md
 
 
 def check(verifier: Root | Targets | None, role: str, md: Metadata[Any]) -> VerificationResult:

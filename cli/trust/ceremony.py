@@ -131,7 +131,10 @@ def with_authorities(roles: Roles, online: Online) -> Roles:
     if not online.authorities:
         raise BadInput("online.json names no certificate authority: run 'shoal release fetch' again")
     if online.authorities == roles.authorities:
-        raise BadInput("targets names the fleet's certificate authorities already: nothing to sign")
+        raise BadInput(
+            "targets names the certificate authorities of online.json already: nothing to sign; "
+            "after a change on the fleet run 'shoal release fetch' first"
+        )
     return replace(roles, authorities=online.authorities)
 
 
@@ -161,7 +164,7 @@ def _is_carried(book: Book, role: str) -> bool:
 
 
 def _made(keys: KeyFolder, role: str, count: int, passphrase: str | None) -> tuple[Key, ...]:
-    left = keys.of_role(role)[:count]
+    left = keys.left_over(role, passphrase)[:count]
     return (*left, *keys.make(role, count - len(left), passphrase))
 
 

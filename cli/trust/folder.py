@@ -8,21 +8,33 @@
 | keys.json, keys/ | keys of whoever holds the folder (`cli.trust.keys`) |
 
 Every file is written whole or not at all, and in an order that lets the next command go on after an interrupted one.
+Whatever lies here came on somebody's stick: sizes, names and content are checked before anything is made of them, and
+what is signed is checked again where it is signed (`cli.trust.desk`).
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from securesystemslib.signer import Key
 
 from cli.errors import BadInput
 from cli.trust.book import Book
+from cli.trust.keys import read_file
+from cli.trust.plain import check_key_id, check_plain, fingerprint
 from fleet.store.files import sync_folder, write
+from wire.document import parse_json
+from wire.errors import WireError
+from wire.trust import ROLE_LIMIT
+
+MAX_DOCUMENTS: Final = 10_000
+"""In one folder; each root that ever was stays in it."""
+_DOCUMENT: Final = re.compile(r"root/[1-9]\d{0,5}|targets|release-[a-z0-9._-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,12 @@ class Online:
             keys, following = (
                 {role: _key(key) for role, key in each.items()} for each in (value["online"], value.get("next", {}))
             )
-            return cls(keys, following, tuple(str(pem) for pem in value.get("authorities", ())))
+            authorities = tuple(str(pem) for pem in value.get("authorities", ()))
+            for key in (*keys.values(), *following.values()):
+                check_key_id(key)
+            for pem in authorities:
+                fingerprint(pem)
+            return cls(keys, following, authorities)
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise BadInput(f"{where}: not the online keys of a fleet: run 'shoal release fetch'") from e
 
@@ -52,8 +69,14 @@ class TrustFolder:
     folder: Path
 
     def book(self) -> Book:
-        """Its documents; what an interrupted command left is taken up. Raises `BadInput` for one that is none."""
-        return Book(self._read("metadata"), self._read("staged")).without_stale().settle()
+        """Its documents; what an interrupted command left is taken up.
+
+        Raises `BadInput` for one that is none, and for a staged one that this program did not write (`check_plain`).
+        """
+        book = Book(self._read("metadata"), self._read("staged")).without_stale()
+        for name, data in book.staged.items():
+            check_plain(name, data)
+        return book.settle()
 
     def save(self, book: Book) -> None:
         """Keep documents. All that is new is staged first, so that a stop in the middle leaves nothing half done."""
@@ -71,9 +94,9 @@ class TrustFolder:
         if not path.exists():
             return None
         try:
-            value = json.loads(path.read_text())
-        except ValueError as e:
-            raise BadInput(f"{path}: not JSON: run 'shoal release fetch'") from e
+            value = parse_json(read_file(path, ROLE_LIMIT), what=str(path), limit=ROLE_LIMIT)
+        except WireError as e:
+            raise BadInput(f"{e}: run 'shoal release fetch'") from e
         return Online.read(value, str(path))
 
     def fetched(self) -> Online:
@@ -94,7 +117,9 @@ class TrustFolder:
 
     def _read(self, part: str) -> dict[str, bytes]:
         paths = sorted((self.folder / part).glob("*.json"))
-        return {_name(path): path.read_bytes() for path in paths}
+        if len(paths) > MAX_DOCUMENTS:
+            raise BadInput(f"{self.folder / part}: {len(paths)} documents, expected at most {MAX_DOCUMENTS}")
+        return {_name(path): read_file(path, ROLE_LIMIT) for path in paths}
 
     def _write(self, part: str, documents: Mapping[str, bytes]) -> None:
         if not documents:
@@ -118,4 +143,7 @@ def _path(folder: Path, name: str) -> Path:
 
 
 def _name(path: Path) -> str:
-    return f"root/{path.stem.removeprefix('root.')}" if path.stem.startswith("root.") else path.stem
+    name = f"root/{path.stem.removeprefix('root.')}" if path.stem.startswith("root.") else path.stem
+    if not _DOCUMENT.fullmatch(name):
+        raise BadInput(f"{path}: no document of a trust folder: expected root.<n>, targets or release-<family>")
+    return name

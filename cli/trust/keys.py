@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -38,9 +38,14 @@ from securesystemslib.signer import CryptoSigner, Key, SSlibKey
 
 from cli.errors import BadInput
 from fleet.store.files import private_folder, write
+from wire.document import parse_json
+from wire.errors import WireError
 
-PASSPHRASE = "SHOAL_KEY_PASSPHRASE"  # noqa: S105  the name of a variable
-LIST_FILE = "keys.json"
+PASSPHRASE: Final = "SHOAL_KEY_PASSPHRASE"  # noqa: S105  the name of a variable
+SHORTEST: Final = 12
+"""Characters of a passphrase: PKCS#8 as `cryptography` writes it slows a guess down by 2,048 rounds only."""
+LIST_FILE: Final = "keys.json"
+_KEY_LIMIT, _LIST_LIMIT = 16 * 1024, 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -58,12 +63,16 @@ def known_passphrase() -> str:
 
 
 def new_passphrase() -> str:
-    """A passphrase for new keys: from `SHOAL_KEY_PASSPHRASE`, else asked for twice. Raises `BadInput`."""
-    if text := os.environ.get(PASSPHRASE):
-        return text
-    text = _ask("Passphrase for the new keys: ")
-    if not text or text != _ask("Once more: "):
-        raise BadInput("the passphrases are empty or differ: nothing was made")
+    """A passphrase for new keys: from `SHOAL_KEY_PASSPHRASE`, else asked for twice.
+
+    Raises `BadInput` for one that is shorter than `SHORTEST`.
+    """
+    given = os.environ.get(PASSPHRASE)
+    text = given or _ask("Passphrase for the new keys: ")
+    if len(text) < SHORTEST:
+        raise BadInput(f"the passphrase has {len(text)} characters, fewer than {SHORTEST}: nothing was made")
+    if not given and text != _ask("Once more: "):
+        raise BadInput("the passphrases differ: nothing was made")
     return text
 
 
@@ -71,6 +80,7 @@ def new_passphrase() -> str:
 class KeyFolder:
     """The keys that `keys.json` of a folder lists, and key files that lie in it or in its `keys`.
 
+    The list also keeps which fleet's root these keys signed for: they sign for no other (`belongs_to`).
     `passphrase` gives the one of its encrypted keys; it is asked at most once, and only when one has to be read.
     """
 
@@ -96,7 +106,7 @@ class KeyFolder:
             public = CryptoSigner(key).public_key
             entries.append(KeyEntry(role, self._uri(path), public.keyid))
             made.append(public)
-        self._save(entries)
+        self._save(entries, self.belongs_to())
         return made
 
     def signers(self, wanted: Collection[str]) -> list[CryptoSigner]:
@@ -107,9 +117,28 @@ class KeyFolder:
         """The keys whose file is in reach."""
         return [entry for entry in self.entries() if self._path(entry.uri).exists()]
 
-    def of_role(self, role: str) -> list[Key]:
-        """The public keys that were made for a role and are here."""
-        return [CryptoSigner(self._read(entry)).public_key for entry in self.here() if entry.role == role]
+    def left_over(self, role: str, passphrase: str | None) -> list[Key]:
+        """The public keys that were made for a role and are here.
+
+        Raises `BadInput` for one that does not open with this passphrase: whoever can write into the folder could
+        leave a key of their own in it, to be named as one of ours.
+        """
+        found = [entry for entry in self.here() if entry.role == role]
+        for entry in found if passphrase is not None else ():
+            if b"ENCRYPTED" not in read_file(path := self._path(entry.uri), _KEY_LIMIT):
+                raise BadInput(f"{path}: a key without a passphrase, which is not the one you gave: move it away")
+        opened = KeyFolder(self.folder, lambda: passphrase or self.passphrase())
+        return [CryptoSigner(opened._read(entry)).public_key for entry in found]
+
+    def belongs_to(self) -> str | None:
+        """The root for which these keys have signed (`Book.root_digest`); None before the first time."""
+        root = self._list().get("root")
+        return root if isinstance(root, str) else None
+
+    def keep_root(self, root: str) -> None:
+        """Remember it."""
+        if self.belongs_to() != root:
+            self._save(self._listed(), root)
 
     def _open(self, wanted: Collection[str]) -> Iterator[CryptoSigner]:
         seen: set[str] = set()
@@ -122,7 +151,7 @@ class KeyFolder:
 
     def _read(self, entry: KeyEntry) -> Ed25519PrivateKey:
         path = self._path(entry.uri)
-        pem = path.read_bytes()
+        pem = read_file(path, _KEY_LIMIT)
         text = self.passphrase() if b"ENCRYPTED" in pem else None
         try:
             key = load_pem_private_key(pem, text.encode() if text else None)
@@ -149,24 +178,44 @@ class KeyFolder:
         names = [f"{role}-{n}.pem" for n in range(1, len(taken) + count + 1)]
         return [folder / name for name in names if name not in taken][:count]
 
-    def _listed(self) -> list[KeyEntry]:
+    def _list(self) -> dict[str, Any]:
         path = self.folder / LIST_FILE
         if not path.exists():
-            return []
-        try:
-            return [_entry(value) for value in json.loads(path.read_text())["keys"]]
-        except (ValueError, KeyError, TypeError) as e:
-            raise BadInput(f"{path}: not a list of keys: expected keyid, role and uri of each") from e
+            return {"keys": []}
+        value = parse_json(read_file(path, _LIST_LIMIT), what=str(path), limit=_LIST_LIMIT)
+        if not isinstance(value, dict):
+            raise BadInput(f"{path}: not a list of keys")
+        return value
 
-    def _save(self, entries: list[KeyEntry]) -> None:
-        value = {"keys": [{"keyid": e.keyid, "role": e.role, "uri": e.uri} for e in entries]}
+    def _listed(self) -> list[KeyEntry]:
+        try:
+            return [_entry(value) for value in self._list()["keys"]]
+        except (WireError, KeyError, TypeError) as e:
+            raise BadInput(
+                f"{self.folder / LIST_FILE}: not a list of keys: expected keyid, role and uri of each"
+            ) from e
+
+    def _save(self, entries: list[KeyEntry], root: str | None) -> None:
+        value: dict[str, Any] = {"keys": [{"keyid": e.keyid, "role": e.role, "uri": e.uri} for e in entries]}
+        value |= {"root": root} if root is not None else {}
         write(self.folder / LIST_FILE, json.dumps(value, indent=2).encode() + b"\n")
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """A whole file that somebody else may have put there. Raises `BadInput` for none, or over `limit` bytes."""
+    if not path.is_file():
+        raise BadInput(f"{path}: not a file")
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise BadInput(f"{path}: over {limit} bytes")
+    return data
 
 
 def read_public(path: Path) -> Key:
     """Somebody else's public key: a PEM file. Raises `BadInput`."""
     try:
-        key = load_pem_public_key(path.read_bytes())
+        key = load_pem_public_key(read_file(path, _KEY_LIMIT))
     except (ValueError, UnsupportedAlgorithm) as e:
         raise BadInput(f"{path}: not a public key: expected PEM, as 'openssl pkey -pubout' writes it") from e
     if not isinstance(key, Ed25519PublicKey):

@@ -31,15 +31,16 @@ class Roles:
     authorities: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, root: Root, targets: Targets) -> Roles:
-        """What these two documents say."""
-        keys = {name: RoleKeys(tuple(root.keys[k] for k in r.keyids), r.threshold) for name, r in root.roles.items()}
-        delegations = targets.delegations
+    def read(cls, root: Root | None, targets: Targets | None) -> Roles:
+        """What these two documents say, or one of them. Raises `BadInput` for authorities that are no texts."""
+        keys: dict[str, RoleKeys] = {}
+        if root is not None:
+            keys |= {n: RoleKeys(tuple(root.keys[k] for k in r.keyids), r.threshold) for n, r in root.roles.items()}
+        delegations = targets.delegations if targets is not None else None
         for name, role in ((delegations.roles or {}) if delegations else {}).items():
             assert delegations is not None
             keys[name] = RoleKeys(tuple(delegations.keys[k] for k in role.keyids), role.threshold)
-        custom = targets.unrecognized_fields.get("custom")
-        return cls(keys, tuple(custom.get("authorities", ())) if isinstance(custom, dict) else ())
+        return cls(keys, _authorities(targets))
 
     def of(self, role: str) -> RoleKeys:
         """Keys and threshold of a role. Raises `BadInput` for a role that is not there."""
@@ -83,6 +84,14 @@ class Roles:
             and all(same(mine[name], theirs[name]) for name in mine)
             and self.authorities == other.authorities
         )
+
+
+def _authorities(targets: Targets | None) -> tuple[str, ...]:
+    custom = targets.unrecognized_fields.get("custom") if targets is not None else None
+    named = custom.get("authorities", []) if isinstance(custom, dict) else []
+    if not isinstance(named, list) or not all(isinstance(pem, str) for pem in named):
+        raise BadInput("targets: its certificate authorities are not a list of texts")
+    return tuple(named)
 
 
 def same(one: RoleKeys, other: RoleKeys) -> bool:

@@ -12,7 +12,9 @@ from rich.text import Text
 from cli.output import table
 from cli.trust.book import Book, Missing, parse
 from cli.trust.changes import short
+from cli.trust.folder import Online
 from cli.trust.listing import everything
+from cli.trust.plain import fingerprint
 from cli.trust.roles import ONLINE_ROLES
 
 WARN_DAYS: Final = 30
@@ -40,6 +42,14 @@ def staged_view(book: Book) -> RenderableType | None:
     rows = [_staged_row(lack) for lack in book.missing()]
     hint = "Whoever holds one of these keys: 'shoal release sign' with this trust folder adds its signature."
     return Group(table("Waits for signatures", ("Document", "Signed", "Missing", "Keys that can sign"), rows), hint)
+
+
+def online_view(online: Online) -> RenderableType:
+    """What a fleet says of itself, whole, for people to compare where it is signed."""
+    rows = [[role, key.keyid] for role, key in sorted(online.keys.items())]
+    rows += [[f"{role}, next", key.keyid] for role, key in sorted(online.next.items())]
+    rows += [["certificate authority", fingerprint(pem)] for pem in online.authorities]
+    return table("Compare these where they are signed", ("What", "Id or SHA-256 fingerprint"), rows)
 
 
 def role_values(book: Book, mine: Collection[str], fleet: Mapping[str, int] | None, now: datetime) -> list[Any]:

@@ -135,7 +135,7 @@ def test_on_a_terminal_a_no_changes_nothing(fleet: FleetProcess, shoal: Shoal, t
         os.close(master)
         os.close(slave)
     assert answer.returncode != 0
-    assert "Revoke cli-asked?" in answer.stdout
+    assert "Revoke cli-asked?" in answer.stderr
     assert shown(shoal, "cli-asked")["status"] == "offline"
 
 

@@ -54,7 +54,7 @@ def fleet() -> OnlineSide:
 def trust(tmp_path: Path, fleet: OnlineSide) -> str:
     """A trust folder that was founded offline, with every key in it."""
     fleet.fetch_into(tmp_path / "trust")
-    shoal("init", "--family", "intents", "--trust", str(tmp_path / "trust"), "--unencrypted")
+    shoal("init", "--family", "intents", "--trust", str(tmp_path / "trust"), "--unencrypted", "--yes")
     return str(tmp_path / "trust")
 
 
@@ -65,7 +65,7 @@ def releases(trust: str) -> dict[str, int]:
 def test_the_whole_ceremony_needs_no_network(tmp_path: Path, fleet: OnlineSide) -> None:
     trust = str(tmp_path / "trust")
     fleet.fetch_into(tmp_path / "trust")
-    made = shoal("init", "--family", "intents", "--trust", trust)
+    made = shoal("init", "--family", "intents", "--trust", trust, "--yes")
     assert (made["published"], made["staged"]) == (False, [])
     for version in ("1.0.0", "1.1.0"):
         layout = layout_of(tmp_path / version, manifest(version))
@@ -74,7 +74,7 @@ def test_the_whole_ceremony_needs_no_network(tmp_path: Path, fleet: OnlineSide) 
     for role in ("snapshot", "timestamp", "fleet"):
         fleet.prepare(role)
         fleet.fetch_into(tmp_path / "trust")
-        assert shoal("rotate", role, "--trust", trust)["staged"] == []
+        assert shoal("rotate", role, "--trust", trust, "--yes")["staged"] == []
         fleet.switch(role)
     for role in ("root", "targets", "release-intents"):
         first = TrustFolder(Path(trust)).book().roles().ids(role)[0]
@@ -111,7 +111,7 @@ def test_two_signers_in_two_places_release_together(
 ) -> None:
     ada, bob = two_people
     layout = layout_of(tmp_path / "bundles", manifest("1.0.0"))
-    signed = shoal("sign", str(layout), "--trust", trust, "--keys", ada)
+    signed = shoal("sign", str(layout), "--trust", trust, "--keys", ada, "--yes")
     (lack,) = signed["staged"]
     assert (lack["document"], lack["missing"], len(lack["signed"])) == ("release-intents", 1, 1)
     assert list(fleet.device_view(TrustFolder(Path(trust)).book()).releases()) == []
@@ -129,7 +129,7 @@ def test_a_root_that_replaces_a_key_needs_the_old_and_the_new_threshold(
     book = TrustFolder(Path(trust)).book()
     device = fleet.device_view(book)
     (ada_key,) = (s.public_key.keyid for s in KeyFolder(Path(ada)).signers(book.roles().ids("root")))
-    staged = shoal("rotate", "root", "--old", ada_key, "--trust", trust, "--keys", ada)["staged"]
+    staged = shoal("rotate", "root", "--old", ada_key, "--trust", trust, "--keys", ada, "--yes")["staged"]
     assert {(s["document"], s["missing"]) for s in staged} == {("root/2", 1)}
     assert shoal("sign", "--trust", trust, "--keys", bob, "--yes")["staged"] == []
     assert fleet.device_view(TrustFolder(Path(trust)).book(), device).root_version == 2
@@ -140,11 +140,11 @@ def test_who_signs_what_others_staged_sees_it_first_and_can_say_no(
 ) -> None:
     """Attack: somebody slips a release of their own into the folder and hopes that it is signed unread."""
     ada, bob = two_people
-    shoal("sign", str(layout_of(tmp_path / "bundles", manifest("6.6.6"))), "--trust", trust, "--keys", ada)
+    shoal("sign", str(layout_of(tmp_path / "bundles", manifest("6.6.6"))), "--trust", trust, "--keys", ada, "--yes")
     done = CliRunner().invoke(app, ["sign", "--trust", trust, "--keys", bob], input="n\n", env={"COLUMNS": "200"})
     assert f"+ release {HOME}/6.6.6/x86-64 counter 1" in done.stderr
     assert isinstance(done.exception, BadInput)
-    with pytest.raises(BadInput, match="--yes answers for scripts"):
+    with pytest.raises(BadInput, match="say --yes"):
         shoal("sign", "--trust", trust, "--keys", bob, answer="")
     mine = layout_of(tmp_path / "mine", manifest("1.0.0"))
     with pytest.raises(BadInput, match="nothing was changed"):

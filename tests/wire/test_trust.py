@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 from securesystemslib.signer import CryptoSigner
@@ -10,7 +12,7 @@ from tuf.api.metadata import DelegatedRole, Delegations, Targets
 from wire.chunks import digest
 from wire.errors import Malformed, OutOfStep, Untrusted
 from wire.release import Release
-from wire.signing import release_document, sign, targets_document
+from wire.signing import RoleKeys, release_document, sign, targets_document
 from wire.trust import TrustedSet
 
 TARGET = "models/intents/kitchen/1.0.0/x86-64"
@@ -311,3 +313,46 @@ def test_the_ids_of_the_online_keys_change_with_timestamp_and_snapshot_only(
     trust.offer({"root/2": repo.roots[2]}, repo.now)
     assert trust.root_version == 2
     assert (trust.online_keys() != before) == changes
+
+
+def test_one_key_in_two_spellings_does_not_count_twice() -> None:
+    """Attack: as GHSA-pwqf-9h7j-7mv8, where the twin's hexadecimal digits are written otherwise."""
+    repo = Repository(release_threshold=2)
+    signer = repo.keys["release"][0]
+    twin = new_signer()
+    text = signer.public_key.keyval["public"]
+    twin.public_key.keyval = {"public": f"{text[:2]} {text[2:].upper()}"}
+    assert bytes.fromhex(twin.public_key.keyval["public"]) == bytes.fromhex(text)
+    repo.keys["release"] = [signer, twin]
+    repo.sign_targets()
+    repo.publish()
+    refused = TrustedSet.from_root(repo.roots[1]).offer(repo.offered(), repo.now)
+    assert "one public key stands under two key ids" in str(refused[0].error)
+
+
+def test_a_version_that_no_database_holds_is_refused(repo: Repository, trust: TrustedSet) -> None:
+    """Attack: a stolen timestamp key, and a device that cannot store or report what it took."""
+    repo.versions["timestamp"] = 2**63 - 1
+    repo.publish()
+    (refusal,) = trust.offer(repo.offered(), repo.now)
+    assert refusal.document == "timestamp"
+    assert "63 bits" in str(refusal.error)
+
+
+@pytest.mark.parametrize("counter", [2**63, "1"])
+def test_a_role_that_cannot_be_read_hides_no_floor_of_another(repo: Repository, counter: Any) -> None:
+    """Attack: who signs for one family keeps devices from learning the floors of all the others."""
+    role = RoleKeys((repo.keys["release"][0].public_key,))
+    families = {"intents": role, "locks": role}
+    signers = repo.keys["targets"]
+    repo.documents["targets"] = targets_document(2, repo.role("fleet"), families, repo.expires, signers)
+    floored = Release("models/locks/front/1.0.0/x86-64", digest(b"x"), 1, "x86-64", "onnxruntime", 7, 7)
+    unreadable = replace(floored, target=TARGET, counter=counter)
+    for family, release in (("locks", floored), ("intents", unreadable)):
+        repo.documents[f"release-{family}"] = release_document(2, [release], repo.expires, repo.keys["release"])
+    repo.publish()
+    trust = TrustedSet.from_root(repo.roots[1])
+    assert trust.offer(repo.offered(), repo.now) == ()
+    with pytest.raises(Malformed, match="counter"):
+        list(trust.releases())
+    assert trust.floors() == {"locks/front": 7}
