@@ -68,6 +68,8 @@ class Audit:
         self._newest = 0
         self.refused = Folding(_SOURCES)
         """Refusals of somebody unknown, by address."""
+        self.denied = Folding(_DEVICES, each=20)
+        """Refusals of somebody known, by name."""
         self.repeated = Folding(_DEVICES)
         """What a device did that was no refusal, by its name: it may ask for a certificate as often as it likes."""
 
@@ -172,6 +174,9 @@ class Audit:
         for source, count in self.refused.due(now, window=window):
             detail = f"{count} more requests of somebody unknown were refused"
             self.record(Deed(who="-", action=_FOLDED, subject="", source=source, outcome="refused", detail=detail))
+        for who, count in self.denied.due(now, window=window):
+            detail = f"{count} more requests were refused"
+            self.record(Deed(who=who, action=_FOLDED, subject="", source="", outcome="refused", detail=detail))
         for who, count in self.repeated.due(now, window=window):
             detail = f"{count} more requests were answered"
             self.record(Deed(who=who, action=_FOLDED, subject="", source="", outcome="done", detail=detail))

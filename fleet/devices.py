@@ -45,13 +45,19 @@ def last_report(device: Device) -> Reported | None:
 
 
 def record_refusal(session: Session, device: str, subject: str, reason: str, now: datetime) -> None:
-    """Note what was refused, and forget the oldest beyond `SECURITY_HELD`."""
-    session.add(SecurityRow(device=device, at=show_instant(now), subject=subject, reason=reason[:1000]))
+    """Note what was refused, and forget the oldest beyond `SECURITY_HELD`.
+
+    The same again takes the place of itself: whoever tries one thing a hundred times must not push the rest out.
+    """
+    mine, reason = select(SecurityRow).where(SecurityRow.device == device), reason[:1000]
+    for same in session.exec(mine.where(SecurityRow.subject == subject, SecurityRow.reason == reason)):
+        session.delete(same)
+    session.add(SecurityRow(device=device, at=show_instant(now), subject=subject, reason=reason))
     session.flush()
-    mine = select(SecurityRow.id).where(SecurityRow.device == device).order_by(col(SecurityRow.id).desc())
-    oldest = session.exec(mine.offset(SECURITY_HELD - 1).limit(1)).first()
+    newest_first = mine.order_by(col(SecurityRow.id).desc())
+    oldest = session.exec(newest_first.offset(SECURITY_HELD - 1).limit(1)).first()
     if oldest is not None:
-        session.exec(delete(SecurityRow).where(col(SecurityRow.device) == device, col(SecurityRow.id) < oldest))
+        session.exec(delete(SecurityRow).where(col(SecurityRow.device) == device, col(SecurityRow.id) < oldest.id))
 
 
 @contextmanager

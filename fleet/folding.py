@@ -1,8 +1,7 @@
 """Many alike requests folded into one: a flood of them must not fill the disk with entries of the audit log.
 
-The first one of a key is worth an entry at once; those that follow within a minute are counted, and the minute's end
-makes one entry of the count. So a key gives one entry a minute at most after its first, and all keys beyond `most`
-count as one.
+The first `each` of a key in a minute are worth an entry at once; those that follow are counted, and the minute's end
+makes one entry of the count. All keys beyond `most` count as one.
 """
 
 from __future__ import annotations
@@ -18,14 +17,16 @@ OTHERS = "many others"
 @dataclass
 class _Window:
     opened: float
+    left: int
+    """Entries of their own that are still granted."""
     count: int = 0
 
 
 class Folding:
     """Counts by key, in memory and bounded. Used from any thread; `now` is of a clock that never goes back."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, most: int, each: int = 1) -> None:
+        self._most, self._each = most, each
         self._windows: dict[str, _Window] = {}
         self._lock = threading.Lock()
 
@@ -34,10 +35,11 @@ class Folding:
         with self._lock:
             if key not in self._windows and len(self._windows) >= self._most:
                 key = OTHERS
-            if key not in self._windows:
-                self._windows[key] = _Window(now)
+            window = self._windows.setdefault(key, _Window(now, self._each))
+            if window.left:
+                window.left -= 1
                 return True
-            self._windows[key].count += 1
+            window.count += 1
             return False
 
     def due(self, now: float, *, window: float = WINDOW) -> list[tuple[str, int]]:
@@ -46,7 +48,7 @@ class Folding:
             over = {key: w for key, w in self._windows.items() if now - w.opened >= window}
             for key, w in over.items():
                 if w.count:
-                    self._windows[key] = _Window(now)
+                    self._windows[key] = _Window(now, self._each - 1)
                 else:
                     del self._windows[key]
             return [(key, w.count) for key, w in over.items() if w.count]

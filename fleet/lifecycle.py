@@ -16,9 +16,8 @@ from fleet.errors import Conflict
 from fleet.store.tables import ClaimRow, Device
 from fleet.trust.ca import read_request
 from fleet.trust.enrolment import SUBJECT, Enrolment
+from fleet.trust.identity import LISTENED
 from wire.document import check_name
-
-_IN = frozenset({"enrolled", "retiring"})
 
 
 def accept(session: Session, enrolment: Enrolment, row: Device, group: str | None, profile: str | None) -> bool:
@@ -62,16 +61,17 @@ def revoke(session: Session, row: Device, reason: str, now: datetime) -> bool:
 def retire(session: Session, row: Device, now: datetime, *, at_once: bool) -> bool:
     """Send a device home: True when it has to be told to wipe itself, and leaves when it says that it did.
 
-    A device that never got in has nothing to wipe: it is retired at once, as it is when `at_once` is asked for.
+    Asked again it is told again only if the order before expired, or the device could not. A device that never got in
+    has nothing to wipe: it is retired at once, as it is when `at_once` is asked for.
     Raises `Conflict` for one that was revoked.
     """
     if row.state == "revoked":
         raise Conflict(f"device {row.id}: it is revoked: no order of ours reaches it any more")
-    if row.state in _IN and not at_once:
-        first = row.state != "retiring"
+    if row.state in LISTENED and not at_once:
+        told = row.state == "retiring" and row.command_envelope != ""
         row.state = "retiring"
         session.add(row)
-        return first
+        return not told
     if row.state != "retired":
         devices.retired(session, row, now)
     return False

@@ -6,11 +6,24 @@ if (wait := buckets.take("192.0.2.7", now)): ...      # seconds until it may ask
 
 from __future__ import annotations
 
+import ipaddress
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
 HELD = 10_000
 """Names remembered. The one that was quiet longest goes first: after that long its bucket is full again anyway."""
+
+
+def source(address: str) -> str:
+    """Who an address counts as: itself; for IPv6 its /64 network, every address of which one machine can take."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return address
+    mapped = parsed.ipv4_mapped
+    return str(mapped) if mapped else str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)))
 
 
 @dataclass

@@ -9,7 +9,6 @@ One hash takes 64 MiB and about a tenth of a second: without a limit, logins wou
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import secrets
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from argon2 import PasswordHasher, Type
 from argon2.exceptions import InvalidHashError, VerificationError
 
 from fleet.errors import Malformed, TooMany, Unauthorized
+from fleet.limits import source as counts_as
 from fleet.throttle import Throttle
 
 P = ParamSpec("P")
@@ -57,7 +57,7 @@ class Passwords:
 
         Raises `Unauthorized` for a wrong password, `TooMany` after too many of them.
         """
-        network, now = _network(source), time.monotonic()
+        network, now = counts_as(source), time.monotonic()
         pair = f"{network} {name[:64]}"
         wait = max(self._by_source.attempt(network, now), self._by_name.attempt(pair, now))
         if wait:
@@ -85,12 +85,3 @@ def _verify(stored: str, given: str) -> bool:
         return HASHER.verify(stored, given)
     except (VerificationError, InvalidHashError):
         return False
-
-
-def _network(source: str) -> str:
-    """Whoever has one IPv6 address has the 2**64 beside it."""
-    try:
-        address = ipaddress.ip_address(source)
-    except ValueError:
-        return source
-    return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else source

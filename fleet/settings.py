@@ -163,8 +163,9 @@ class FleetSettings:
     """MQTT messages of each kind per second from one device, five seconds' worth at once."""
     http_rate: float = _setting(_number(1, 10_000), "100")
     """HTTPS requests per second from one source, ten times as many at once; a tenth of it for logins and enrolment."""
-    max_connections: int = _setting(_count(10, 100_000), "1000")
-    """HTTPS connections at one time; from one source at most 200."""
+    max_connections: int = _setting(_count(10, 100_000), "800")
+    """HTTPS connections at one time; from one source at most 200. All open files together have to stay below 1024: a
+    common limit of a process, and what the MQTT client can wait on."""
     broker_connections: int = _setting(_count(10, 100_000), "10000")
     """MQTT connections at one time; each costs the broker 24 KiB."""
     max_body: int = _setting(_size("1 KiB", "1 GiB"), "16 MiB")

@@ -17,7 +17,9 @@ from wire.sketch import Sketch
 from wire.units import show_instant
 
 MOST = 1 << 40
-"""Largest number of anything in one record: a lie of one device must not overflow the sums of the database."""
+"""Largest number of anything in one record."""
+FULL = 1 << 62
+"""Where sums stop rising: the lies of one device must not overflow the database, or what reads all devices from it."""
 
 
 def store(session: Session, device: Device, batch: TelemetryBatch, now: datetime) -> None:
@@ -82,11 +84,10 @@ def _add_up(stats: DeviceStats, records: Iterable[TelemetryRecord], *, duplicate
         for inference in record.inference:
             _add_inference(stats, inference)
             latency = latency.merge(inference.latency_ms)
-    stats.latency = dump_json(latency.to_value()).decode()
+    stopped = Sketch(buckets={key: min(n, FULL) for key, n in latency.buckets.items()})
+    stats.latency = dump_json(stopped.to_value()).decode()
 
 
 def _add_inference(stats: DeviceStats, inference: InferenceStats) -> None:
-    stats.requests += inference.requests
-    stats.errors += inference.errors
-    stats.feedback_total += inference.feedback_total
-    stats.feedback_correct += inference.feedback_correct
+    for name in ("requests", "errors", "feedback_total", "feedback_correct"):
+        setattr(stats, name, min(getattr(stats, name) + getattr(inference, name), FULL))

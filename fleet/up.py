@@ -23,7 +23,7 @@ import uvicorn
 from sqlalchemy.exc import SQLAlchemyError
 
 from fleet.api.app import create_app
-from fleet.api.limits import Limits
+from fleet.api.limits import Listener
 from fleet.api.tls import ServerTls, TlsProtocol
 from fleet.audit import Audit
 from fleet.commands import Commands
@@ -121,7 +121,10 @@ async def _until_signal(settings: FleetSettings, announce: Callable[[Running], N
 def _listener(settings: FleetSettings) -> Iterator[socket.socket]:
     """The HTTPS port, taken at once so that a taken one is told before anything starts."""
     last = RunFile.load(settings.data)
-    with _bind(settings.https_host, settings.https_port, last.https if last else 0, "https") as listener:
+    with (
+        _bind(settings.https_host, settings.https_port, last.https if last else 0, "https") as bound,
+        Listener(bound, most=settings.max_connections) as listener,
+    ):
         yield listener
 
 
@@ -375,7 +378,7 @@ class _Server(uvicorn.Server):
 async def _https(services: Services, listener: socket.socket) -> AsyncIterator[None]:
     config = uvicorn.Config(
         create_app(services),
-        http=TlsProtocol.with_limits(Limits(connections=services.settings.max_connections)),
+        http=TlsProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -21,6 +21,8 @@ from fleet.api.policy import Rule
 from fleet.errors import FleetError, Forbidden, Unauthorized
 from fleet.services import Services, services_of
 from fleet.tokens import WHERE_FROM
+from fleet.trust.adoption import adopt
+from fleet.trust.ca import load_certificate
 from fleet.trust.identity import device_of
 
 DEVICE_ROLE = "device"
@@ -76,7 +78,7 @@ async def authenticate(request: Request, rule: Rule) -> Caller:
     pem = peer_certificate(request)
     if rule.device and pem is not None and not (rule.permission and "authorization" in request.headers):
         services = services_of(request)
-        return await services.serial.run(_device_caller, services, pem)
+        return await services.serial.run(_device_caller, services, pem, rule)
     if rule.device and not rule.permission:
         raise Unauthorized(f"{request.scope['path']}: the certificate of a device is needed")
     return await _person(request)
@@ -112,6 +114,8 @@ async def _person(request: Request) -> Caller:
     return caller
 
 
-def _device_caller(services: Services, pem: str) -> Caller:
+def _device_caller(services: Services, pem: str, rule: Rule) -> Caller:
     with services.database.transaction() as session:
+        if rule.adopts:
+            adopt(session, services.authority, load_certificate(pem.encode()), services.clock())
         return Caller(f"device:{device_of(session, pem).id}", frozenset({DEVICE_ROLE}))

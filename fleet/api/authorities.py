@@ -42,14 +42,18 @@ async def make_next(request: Request) -> list[dict[str, Any]]:
 async def use(request: Request, fingerprint: str) -> list[dict[str, Any]]:
     """Issue from this authority from now on: devices, HTTPS port and broker. Targets metadata must name it."""
     services = services_of(request)
-    return await services.serial.run(_change, services, lambda: _use(services, fingerprint))
+    used = await services.serial.run(_change, services, lambda: _use(services, fingerprint))
+    services.broker.end_connections()  # a device sees the change when it connects, and renews soon
+    return used
 
 
 @router.delete("/{fingerprint}")
 async def remove(request: Request, fingerprint: str, force: bool = False) -> list[dict[str, Any]]:
     """Believe an authority no longer. Refused while devices use its certificates; by force these must enrol again."""
     services = services_of(request)
-    return await services.serial.run(_change, services, lambda: _remove(services, fingerprint, force=force))
+    left = await services.serial.run(_change, services, lambda: _remove(services, fingerprint, force=force))
+    services.broker.end_connections()  # whoever has its key may be on the broker, in the name of any device
+    return left
 
 
 def _list(services: Services) -> list[dict[str, Any]]:

@@ -118,7 +118,7 @@ async def revoke_device(request: Request, device: str, because: Because) -> dict
 
 @router.post("/{device}/retire")
 async def retire_device(request: Request, device: str, how: Retire) -> dict[str, Any]:
-    """Have a device wipe itself and leave. Asked again it is told again only with the next connection."""
+    """Have a device wipe itself and leave. Asked again it is told again if the first order expired or could not be."""
     services = services_of(request)
 
     def retire(session: Session, row: Device) -> bool:

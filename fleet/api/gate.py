@@ -110,12 +110,14 @@ class _Recorded:
         await response(self._request.scope, self._request.receive, self._send)
 
     def _is_worth_it(self) -> bool:
-        """Every change, every refusal; what unknown senders and devices do without end is folded."""
+        """Every change; of refusals the first ones in a minute; what devices repeat without end is folded."""
         visit, audit, refused = self._visit, self._services.audit, not 0 < self._status < 400
         if self._request.method in READING and self._status not in _SHUT:
             return False
         if visit.caller is not None and visit.caller.token:
-            return refused or visit.rule is None or visit.rule.audited
+            if refused:
+                return audit.denied.is_first(self._who(), time.monotonic())
+            return visit.rule is None or visit.rule.audited
         if refused or self._who() == NOBODY:
             return audit.refused.is_first(self._source(), time.monotonic())
         return visit.rule is not None and visit.rule.audited and audit.repeated.is_first(self._who(), time.monotonic())

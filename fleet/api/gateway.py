@@ -24,6 +24,8 @@ from fleet.services import services_of
 
 _log = logging.getLogger(__name__)
 _KEPT = ("content-type", "cache-control", "retry-after")
+_MOST_PARTS = 100_000
+"""Values in a body: to read millions of them takes seconds, in which the fleet would answer nobody."""
 T = TypeVar("T")
 
 
@@ -99,6 +101,9 @@ async def _pass_on(answer: aiohttp.ClientResponse, caller: str) -> AsyncIterator
 
 
 def _check(body: bytes) -> None:
+    # Signs within texts count too: two million characters of prose have fewer.
+    if sum(body.count(sign) for sign in (b",", b"[", b"{")) > _MOST_PARTS:
+        raise Malformed(f"chat completion: over {_MOST_PARTS} commas and brackets: send less in one request")
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as e:

@@ -1,27 +1,31 @@
 """What the HTTPS door takes from anybody: rate, size and time, before a request is read or its sender is known.
 
 `Door` is the ASGI layer: requests per second and source, and the size of bodies. `Guarded` is the protocol below it:
-connections, their headers and their silence. Both bound the memory that a flood can take.
+headers and silence. `Listener` stands below TLS: connections. All bound the memory that a flood can take.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fleet.errors import FleetError, TooLarge, TooMany
 from fleet.limits import Buckets
+from fleet.limits import source as counted_as
 
 EXPENSIVE = ("/.well-known/est/", "/api/v1/sessions", "/api/v1/renewals")
 """Routes that anybody may call and that cost a signature or a password hash: a tenth of the rate."""
+ANYBODYS = 64 * 1024
+"""Bytes of a body on those routes: it is held, and parsed, before anybody knows who sends it."""
 
 
 class Door:
@@ -57,9 +61,12 @@ class Door:
 
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
         """`receive` that stops at the limit, announced or not. Uploads of blobs have a limit of their own."""
-        error = TooLarge(f"{scope['path']}: the body is over {self._body} bytes: raise the setting max_body")
+        limit, remedy = self._body, ": raise the setting max_body"
+        if scope["path"].startswith(EXPENSIVE) and limit > ANYBODYS:
+            limit, remedy = ANYBODYS, ""
+        error = TooLarge(f"{scope['path']}: the body is over {limit} bytes{remedy}")
         announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if not announced.isdigit() or int(announced) > self._body:
+        if not announced.isdigit() or int(announced) > limit:
             raise error
         taken = 0
 
@@ -67,7 +74,7 @@ class Door:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > self._body:
+            if taken > limit:
                 raise error
             return message
 
@@ -76,15 +83,56 @@ class Door:
 
 def _source(scope: Scope) -> str:
     client = scope.get("client")
-    return str(client[0]) if client else "unknown"
+    return counted_as(str(client[0])) if client else "unknown"
+
+
+class _Counted(socket.socket):
+    """A connection that tells when it is closed."""
+
+    on_close: Callable[[], None] | None = None
+
+    def close(self) -> None:
+        """Close it."""
+        super().close()
+        told, self.on_close = self.on_close, None
+        if told is not None:
+            told()
+
+
+class Listener(socket.socket):
+    """A listening socket that takes at most `most` connections, and `per_source` from one address, at one time.
+
+    It counts from the first packet on: whoever connects and never shakes hands is no `Guarded` yet, and would else hold
+    as much memory as it liked.
+    """
+
+    def __init__(self, listening: socket.socket, *, most: int, per_source: int = 200) -> None:
+        super().__init__(listening.family, listening.type, listening.proto, fileno=listening.detach())
+        self._most, self._per_source = most, per_source
+        self._sources: Counter[str] = Counter()
+
+    def accept(self) -> tuple[socket.socket, tuple[object, ...]]:
+        """The next connection. Raises `ConnectionAbortedError` for one too many, which asyncio passes over."""
+        plain, address = super().accept()
+        source = counted_as(str(address[0]))
+        if self._sources.total() >= self._most or self._sources[source] >= self._per_source:
+            plain.close()
+            raise ConnectionAbortedError(f"{source}: too many connections")
+        connection = _Counted(plain.family, plain.type, plain.proto, fileno=plain.detach())
+        self._sources[source] += 1
+        connection.on_close = lambda: self._forget(source)
+        return connection, address
+
+    def _forget(self, source: str) -> None:
+        self._sources[source] -= 1
+        if not self._sources[source]:
+            del self._sources[source]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Connections in all and from one source; bytes of a header; seconds for a header, and of silence in a body."""
+    """Bytes of a header; seconds for a header, and of silence in a body."""
 
-    connections: int = 1000
-    per_source: int = 200
     header: int = 32 * 1024
     header_within: float = 10.0
     silence: float = 30.0
@@ -94,33 +142,19 @@ class Guarded(HttpToolsProtocol):
     """uvicorn's protocol, which would buffer an endless header and wait for a silent sender for ever."""
 
     limits: ClassVar[Limits] = Limits()
-    _sources: ClassVar[Counter[str]] = Counter()
     _due: asyncio.TimerHandle | None = None
     _header = 0
     _reading_header = True
     _reading = True
     """A header or a body is on its way; false while the answer is made and sent."""
 
-    @classmethod
-    def with_limits(cls, limits: Limits) -> type[Self]:
-        """The protocol with other limits, and a count of sources of its own."""
-        return type(cls.__name__, (cls,), {"limits": limits, "_sources": Counter()})
-
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A connection: one too many is cut at once."""
+        """A connection, its TLS handshake done."""
         super().connection_made(transport)
-        self._counted_as = str(self.client[0]) if self.client else "unknown"
-        self._sources[self._counted_as] += 1
-        if len(self.connections) > self.limits.connections or self._sources[self._counted_as] > self.limits.per_source:
-            transport.abort()
-            return
         self._wait(self.limits.header_within)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone."""
-        self._sources[self._counted_as] -= 1
-        if not self._sources[self._counted_as]:
-            del self._sources[self._counted_as]
         self._stop_waiting()
         super().connection_lost(exc)
 

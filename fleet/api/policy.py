@@ -26,6 +26,8 @@ class Rule:
     anyone: bool = False
     """Any person or program with a credential: the route looks at what they may do to what."""
     device: bool = False
+    adopts: bool = False
+    """Whether a device gets in with a certificate that a restored fleet has forgotten, too (`fleet.trust.adoption`)."""
     audited: bool = True
     """Whether a call that changes something has an entry of its own in the audit log; a refused one always counts."""
 
@@ -37,7 +39,7 @@ def may(permission: str) -> Rule:
 
 PUBLIC: Final = Rule(public=True)
 ANYONE: Final = Rule(anyone=True)
-DEVICE: Final = Rule(device=True)
+RENEWAL: Final = Rule(device=True, adopts=True)
 # It changes nothing here, and a device calls it as often as it likes: an entry each would fill the disk.
 GATEWAY: Final = Rule(permission="gateway.use", device=True, audited=False)
 
@@ -48,7 +50,7 @@ POLICY: Final[Mapping[tuple[str, str], Rule]] = {
     # enrolment
     ("GET", "/.well-known/est/cacerts"): PUBLIC,
     ("POST", "/.well-known/est/simpleenroll"): PUBLIC,  # a kit's token or a batch's claim certificate
-    ("POST", "/.well-known/est/simplereenroll"): DEVICE,
+    ("POST", "/.well-known/est/simplereenroll"): RENEWAL,
     ("POST", "/api/v1/renewals"): PUBLIC,  # a statement signed by the key of a certificate that ran out
     # devices
     ("GET", "/api/v1/devices"): may("devices.read"),

@@ -10,8 +10,6 @@ import ssl
 from pathlib import Path
 from typing import Any, cast
 
-from starlette.requests import HTTPConnection
-
 from fleet.api.limits import Guarded
 from fleet.trust.ca import KeyPair
 
@@ -46,12 +44,6 @@ class ServerTls:
         connection.context = self._newest
 
 
-def peer_certificate(request: HTTPConnection) -> str | None:
-    """What the client showed in the handshake, as PEM; an authority of ours signed it, and that is all it says."""
-    chain = request.scope.get("extensions", {}).get("tls", {}).get("client_cert_chain") or ()
-    return next(iter(chain), None)
-
-
 def server_context(pair: KeyPair, authority: str) -> ssl.SSLContext:
     """TLS 1.3 that asks for a certificate of the fleet's authority and goes on without one: enrolment has none yet."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -59,6 +51,7 @@ def server_context(pair: KeyPair, authority: str) -> ssl.SSLContext:
     context.load_cert_chain(pair.certificate, pair.key)
     context.load_verify_locations(authority)
     context.verify_mode = ssl.CERT_OPTIONAL
+    context.num_tickets = 0  # a resumed session would bring a certificate that ran out, or its authority, back to life
     return context
 
 

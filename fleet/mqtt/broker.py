@@ -103,6 +103,16 @@ class Broker:
         if self.state == "running":
             self._signal_reload()
 
+    def end_connections(self) -> None:
+        """End every live connection, by a restart: whose certificate is still believed comes back. From any thread.
+
+        A live connection goes on with a certificate that no new one would be let in with.
+        """
+        if self.pid is not None:
+            _log.warning("broker: every connection is ended")
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
+
     async def stop(self) -> None:
         """End it: SIGTERM, so that it saves its retained messages, then SIGKILL."""
         if self._supervisor:

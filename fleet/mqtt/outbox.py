@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlmodel import col, select
+from sqlmodel import col, or_, select
 
 from fleet.mqtt.link import Link
 from fleet.store.database import Database
 from fleet.store.tables import Device
+from fleet.trust.identity import OUT
 from fleet.trust.orders import OrderSigner
 from fleet.trust.repository import Repository
 from wire.orders import Ack
@@ -31,10 +32,12 @@ class Outbox:
     orders: OrderSigner
 
     def everything(self) -> None:
-        """All that the fleet owns."""
+        """All that the fleet owns; and what devices that left must not find, if we were killed before we cleared it."""
         self.trust()
         with self.database.transaction() as session:
-            self.desired(session.exec(select(Device.id).where(col(Device.desired_envelope) != "")).all())
+            known = or_(col(Device.desired_envelope) != "", col(Device.state).in_(OUT))
+            devices = session.exec(select(Device.id).where(known)).all()
+        self.desired(devices)
 
     def trust(self) -> None:
         """The signed metadata, the timestamp last."""

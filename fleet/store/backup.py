@@ -9,7 +9,10 @@ identity made for this backup under the passphrase, `fleet.tar.age` the data und
     tar xf fleet.backup; age -d key.age > key; age -d -i key fleet.tar.age | tar x
 
 age authenticates every piece and the end, so an edited or cut file is refused. A restored fleet raises its epoch, so
-everything that it signs is above all that the old one signed since the backup was made.
+everything that it signs is above all that the old one signed since the backup was made. Kits that nobody had used by
+then are void: their tokens may have been used since, and work once. The restore itself is noted in the database, so
+that devices which renewed their certificate since are taken in (`fleet.trust.adoption`). What else happened since the
+backup is not known: above all, who was revoked since then has to be revoked again.
 """
 
 from __future__ import annotations
@@ -19,18 +22,23 @@ import sqlite3
 import tarfile
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Final
 
 import pyrage
+from sqlmodel import select
 
 from fleet.errors import Conflict, Malformed, NotFound, Unavailable, Untrusted
 from fleet.store.database import Database
 from fleet.store.files import UNFINISHED, atomic, sync_folder, write
-from fleet.store.tables import MetaRow
+from fleet.store.restores import Restore, note_restore
+from fleet.store.tables import Device, MetaRow
+from wire.units import show_instant
 
 KEY, CONTENT = "key.age", "fleet.tar.age"
 DATABASE: Final = "fleet.db"
@@ -44,10 +52,11 @@ _BLOCK: Final = tarfile.BLOCKSIZE
 
 @dataclass(frozen=True)
 class Restored:
-    """What came back: number of blobs, and the epoch that the fleet has from now on."""
+    """What came back: number of blobs, the epoch that the fleet has from now on, and when the backup was made."""
 
     blobs: int
     epoch: int
+    saved: str
 
 
 def save(data: Path, target: Path, passphrase: str) -> int:
@@ -60,7 +69,8 @@ def save(data: Path, target: Path, passphrase: str) -> int:
     if target.exists():
         raise Conflict(f"{target}: exists already: choose another name")
     identity = pyrage.x25519.Identity.generate()
-    with _disk(target), tempfile.TemporaryDirectory(dir=target.parent, prefix=UNFINISHED) as scratch:
+    # What is not encrypted yet stays where it is kept anyway, and not on the disk of the backups.
+    with _disk(target), tempfile.TemporaryDirectory(dir=data, prefix=UNFINISHED) as scratch:
         snapshot = Path(scratch)
         _snapshot(data, snapshot)
         with atomic(target) as file:
@@ -86,7 +96,8 @@ def restore(source: Path, data: Path, passphrase: str) -> Restored:
         new = Path(scratch) / "data"
         new.mkdir(mode=0o700)
         _unpack(source, new, passphrase)
-        epoch = _raise_epoch(new)
+        saved = datetime.fromtimestamp((new / DATABASE).stat().st_mtime, UTC)
+        epoch = _begin_again(new, Restore(made=saved, at=datetime.now(UTC)))
         for folder, _, files in os.walk(new):
             for name in files:
                 _sync(Path(folder) / name)
@@ -95,7 +106,8 @@ def restore(source: Path, data: Path, passphrase: str) -> Restored:
             data.rmdir()
         new.rename(data)
         sync_folder(data.parent)
-    return Restored(sum(1 for path in (data / BLOBS).rglob("*") if path.is_file()), epoch)
+    blobs = sum(1 for path in (data / BLOBS).rglob("*") if path.is_file())
+    return Restored(blobs, epoch, show_instant(saved))
 
 
 # --- making one -------------------------------------------------------------------------------------------------------
@@ -116,7 +128,8 @@ def _snapshot(data: Path, scratch: Path) -> None:
 def _secrets(data: Path) -> dict[str, bytes]:
     paths = [path for name in SECRETS for path in sorted((data / name).rglob("*")) if path.is_file()]
     paths += [data / name for name in SINGLE if (data / name).is_file()]
-    return {str(path.relative_to(data)): path.read_bytes() for path in paths if not path.name.startswith(UNFINISHED)}
+    names = {str(path.relative_to(data)): path for path in paths}
+    return {name: path.read_bytes() for name, path in names.items() if UNFINISHED not in name}
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -126,11 +139,13 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def _copy_database(source: Path, target: Path) -> None:
-    """SQLite's own online backup: a consistent copy although the fleet writes."""
+    """SQLite's own online backup: a consistent copy although the fleet writes. Its date is when it was begun."""
     target.unlink(missing_ok=True)
+    began = time.time()
     with closing(sqlite3.connect(f"file:{source}?mode=ro", uri=True)) as live, closing(sqlite3.connect(target)) as copy:
         live.backup(copy)
     target.chmod(0o600)
+    os.utime(target, (began, began))  # what happened from here on may be missing: `fleet.trust.adoption`
 
 
 def _pack(data: Path, snapshot: Path, into: IO[bytes]) -> None:
@@ -237,11 +252,16 @@ def _identity(sealed: bytes, passphrase: str, source: Path) -> pyrage.x25519.Ide
         raise Untrusted(f"{source}: does not open: wrong passphrase, or a damaged file") from e
 
 
-def _raise_epoch(data: Path) -> int:
+def _begin_again(data: Path, restore: Restore) -> int:
+    """The new epoch. It is the time in seconds, so that it rises too when one backup is restored a second time."""
     with closing(Database.in_folder(data)) as database, database.transaction() as session:
         row = session.get(MetaRow, EPOCH) or MetaRow(key=EPOCH, value="1")
-        row.value = str(int(row.value) + 1)
+        row.value = str(max(int(row.value) + 1, int(restore.at.timestamp())))
         session.add(row)
+        note_restore(session, restore)
+        for device in session.exec(select(Device).where(Device.state == "new")):
+            device.token_expires = min(device.token_expires, show_instant(restore.at))
+            session.add(device)
         return int(row.value)
 
 

@@ -229,7 +229,7 @@ class AuditRow(SQLModel, table=True):
 
 
 class MetaRow(SQLModel, table=True):
-    """What the fleet knows of itself: `epoch`, `audit-head`."""
+    """What the fleet knows of itself: `epoch`, `audit-head`, `restores`."""
 
     __tablename__ = "meta"
 

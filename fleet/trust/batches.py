@@ -26,6 +26,7 @@ from fleet.store.tables import ClaimRow, Device
 from fleet.trust.ca import Authority, common_name, load_certificate, read_request, serial_text
 from fleet.trust.certificates import is_of
 from fleet.trust.enrolment import SUBJECT, Enrolment, check_not_a_batch, new_row
+from fleet.trust.identity import OUT
 from wire.document import check_device, check_name
 from wire.messages import Claim, EnrolmentKit
 from wire.units import instant, show_instant
@@ -194,7 +195,7 @@ def _known(row: Device, claim: ClaimRow, key: ec.EllipticCurvePublicKey) -> x509
         raise AnotherKey(f"enrolment of {row.id}: batch {claim.batch} asked for the id of a device that is not its own")
     if row.state == "pending" and read_request(base64.b64decode(row.request), row.id) == key:
         return None
-    if row.state in ("rejected", "retired", "revoked"):
+    if row.state in OUT:
         raise Forbidden(f"enrolment of {row.id}: it is {row.state}: an operator has to let it in again")
     if not is_of(row.certificate, key):
         raise AnotherKey(f"enrolment of {row.id}: it is {row.state} with another key: choose another id")

@@ -221,15 +221,14 @@ def read_request(data: bytes, device: str) -> ec.EllipticCurvePublicKey:
     """The key of a PKCS#10 request in DER. Raises `Malformed`, and `Untrusted` for another name or a bad signature."""
     try:
         request = x509.load_der_x509_csr(data)
-        signed = request.is_signature_valid
-        key = request.public_key()
+        signed, key, name = request.is_signature_valid, request.public_key(), common_name(request.subject)
     except (ValueError, UnsupportedAlgorithm) as e:
         raise Malformed(f"certificate request of {device}: not a PKCS#10 request in DER: {e}") from e
     if not signed:
         raise Untrusted(f"certificate request of {device}: not signed by the key it names")
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise Malformed(f"certificate request of {device}: expected a P-256 key: make the key with curve prime256v1")
-    if common_name(request.subject) != device:
+    if name != device:
         raise Untrusted(f"certificate request of {device}: its common name is not {device!r}")
     return key
 
@@ -238,12 +237,6 @@ def common_name(name: x509.Name) -> str:
     """The one common name of a subject, or an empty text."""
     found = name.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(found[0].value) if len(found) == 1 else ""
-
-
-def is_claim(certificate: x509.Certificate) -> bool:
-    """Whether a certificate is a batch's claim."""
-    units = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)
-    return [unit.value for unit in units] == [CLAIM_UNIT]
 
 
 def serial_text(certificate: x509.Certificate) -> str:

@@ -39,7 +39,9 @@ class Certificates:
 
     def first(self, session: Session, device: Device, key: ec.EllipticCurvePublicKey) -> x509.Certificate:
         """The certificate of a device that joins."""
-        certificate = self._issue(session, device, key, "current")
+        now = self.clock()
+        certificate = self._sign(session, device, key, now)
+        _keep(session, device, certificate, now, "current")
         device.certificate = _pem(certificate)
         return certificate
 
@@ -53,29 +55,16 @@ class Certificates:
             if held.public_key() == key and self.clock() < held.not_valid_after_utc:
                 return held
         self._check_pace(session, device)
-        for row in _rows(session, device, "next"):
-            row.state = "old"
-            session.add(row)
-        certificate = self._issue(session, device, key, "next")
-        device.next_certificate = _pem(certificate)
+        now = self.clock()
+        certificate = self._sign(session, device, key, now)
+        expect(session, device, certificate, now)
         return certificate
 
-    def _issue(self, session: Session, device: Device, key: ec.EllipticCurvePublicKey, state: str) -> x509.Certificate:
-        now = self.clock()
+    def _sign(
+        self, session: Session, device: Device, key: ec.EllipticCurvePublicKey, now: datetime
+    ) -> x509.Certificate:
         _forget_old(session, device, now)
-        certificate = self.authority.issue_device(device.id, key, lifetime=self.lifetime, now=now)
-        session.add(
-            CertificateRow(
-                serial=serial_text(certificate),
-                device=device.id,
-                pem=_pem(certificate),
-                issued=show_instant(now),
-                expires=show_instant(certificate.not_valid_after_utc),
-                state=state,
-            )
-        )
-        session.add(device)
-        return certificate
+        return self.authority.issue_device(device.id, key, lifetime=self.lifetime, now=now)
 
     def _check_pace(self, session: Session, device: Device) -> None:
         window = min(_WINDOW, self.lifetime)
@@ -86,6 +75,29 @@ class Certificates:
                 f"device {device.id}: was given {AT_MOST} certificates within {window}: it has to wait",
                 retry_after=window.total_seconds() / AT_MOST,
             )
+
+
+def expect(session: Session, device: Device, certificate: x509.Certificate, issued: datetime) -> None:
+    """A certificate is the next one of a device from now on, in place of one that was not seen in use."""
+    for row in _rows(session, device, "next"):
+        row.state = "old"
+        session.add(row)
+    _keep(session, device, certificate, issued, "next")
+    device.next_certificate = _pem(certificate)
+
+
+def _keep(session: Session, device: Device, certificate: x509.Certificate, issued: datetime, state: str) -> None:
+    session.add(
+        CertificateRow(
+            serial=serial_text(certificate),
+            device=device.id,
+            pem=_pem(certificate),
+            issued=show_instant(issued),
+            expires=show_instant(certificate.not_valid_after_utc),
+            state=state,
+        )
+    )
+    session.add(device)
 
 
 def _forget_old(session: Session, device: Device, now: datetime) -> None:

@@ -22,6 +22,7 @@ from fleet.store.tables import ClaimRow, Device, DeviceStats
 from fleet.trust.ca import Authority, load_certificate, read_request
 from fleet.trust.certificates import Certificates, is_of
 from fleet.trust.desired import DesiredStates
+from fleet.trust.identity import OUT
 from wire.document import check_device, check_name
 from wire.messages import Claim, EnrolmentKit
 from wire.profile import Profile
@@ -29,7 +30,6 @@ from wire.units import instant, show_instant
 
 SUBJECT = "enrolment"
 """What a security event of enrolment is about."""
-_GONE = frozenset({"rejected", "retired", "revoked"})
 
 
 @dataclass(frozen=True)
@@ -103,16 +103,8 @@ class Enrolment:
         check_device(asked.device, "device")
         check_name(asked.group, "group")
         profile = profiles.load(asked.profile)
-        token = self._token(asked.device, asked.key or secrets.token_urlsafe())
-        row = self._row(session, asked, token)
-        return self.kits.make(
-            show_instant(self.clock()),
-            row.token_expires,
-            profile,
-            trust,
-            device=row.id,
-            token=token,
-        )
+        row, token = self._row(session, asked)
+        return self.kits.make(show_instant(self.clock()), row.token_expires, profile, trust, device=row.id, token=token)
 
     def enrol(self, device: str, token: str, request: bytes) -> x509.Certificate:
         """The certificate for a certificate request in DER. Raises `Unauthorized`, `AnotherKey`, `Malformed`, ...
@@ -151,29 +143,32 @@ class Enrolment:
             raise Unauthorized(f"enrolment of {device}: the token expired {row.token_expires}: make a new kit for it")
         return row
 
-    def _token(self, device: str, request_key: str) -> str:
-        return hmac.digest(self.secret, f"{device}\n{request_key}".encode(), "sha256").hex()
+    def _token(self, asked: KitRequest, expires: str) -> str:
+        """Another one for each kit, even of one idempotency key: a kit that was revoked must not come back to life."""
+        text = f"{asked.device}\n{expires}\n{asked.key or secrets.token_urlsafe()}"
+        return hmac.digest(self.secret, text.encode(), "sha256").hex()
 
-    def _row(self, session: Session, asked: KitRequest, token: str) -> Device:
+    def _row(self, session: Session, asked: KitRequest) -> tuple[Device, str]:
         row = session.get(Device, asked.device)
         if row is None:
             check_not_a_batch(session, asked.device)
             row = new_row(session, asked.device, self.clock())
-        elif row.state in _GONE:
+        elif row.state in OUT:
             start_again(row)
         elif row.state == "new" and self.clock() >= instant(row.token_expires):
             pass  # nobody came: a new kit takes the place of the old one
-        elif _repeats(row, asked, token):
-            return row
+        elif _repeats(row, asked, token := self._token(asked, row.token_expires)):
+            return row, token
         else:
             raise Conflict(
                 f"device {asked.device}: this id is taken ({row.state}): choose another one, or revoke it before"
             )
         row.profile, row.group, row.request_key = asked.profile, asked.group, asked.key
-        row.token_hash, row.token_used = hash_token(token), False
         row.token_expires = show_instant(self.clock() + self.kit_lifetime)
+        token = self._token(asked, row.token_expires)
+        row.token_hash, row.token_used = hash_token(token), False
         session.add(row)
-        return row
+        return row, token
 
 
 def new_row(session: Session, device: str, now: datetime) -> Device:

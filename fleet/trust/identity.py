@@ -24,6 +24,8 @@ from wire.messages import Statement
 
 LISTENED: Final = frozenset({"enrolled", "retiring"})
 """States in which a device is listened to; one that is retiring still has to say that it wiped itself."""
+OUT: Final = frozenset({"rejected", "retired", "revoked"})
+"""States of a device that was put out: it has no right anywhere, until an operator lets its id in again."""
 
 S = TypeVar("S", bound=Statement)
 

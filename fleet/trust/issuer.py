@@ -110,6 +110,11 @@ class Issuer:
         return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
 
 
+def issued(certificate: x509.Certificate) -> datetime:
+    """When `Issuer.issue` made a certificate, to the second: its own dates begin earlier."""
+    return certificate.not_valid_before_utc + _SKEW
+
+
 def fingerprint(certificate: x509.Certificate) -> str:
     """SHA-256 of a certificate, hexadecimal."""
     return certificate.fingerprint(hashes.SHA256()).hex()

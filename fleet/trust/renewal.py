@@ -3,6 +3,9 @@
 TLS refuses a certificate that ran out before anybody can say a word. So a device that was off for long signs its
 request with the old key instead; that is allowed for the certificate it has now, and never for a replaced or revoked
 one.
+
+A certificate that a restored fleet has forgotten is taken in here, and nowhere else (`fleet.trust.adoption`): over TLS
+by the gate before the request gets in, else by the statement.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from sqlmodel import Session
 from fleet.errors import Forbidden, Malformed
 from fleet.store.database import Database
 from fleet.store.tables import Device
+from fleet.trust.adoption import adopt
 from fleet.trust.ca import Authority, load_certificate, read_request
 from fleet.trust.certificates import Certificates
 from fleet.trust.identity import device_of
@@ -64,6 +68,7 @@ class Renewals:
             )
 
     def _device(self, session: Session, renewal: Renewal) -> Device:
+        adopt(session, self.authority, load_certificate(renewal.certificate.encode()), self.certificates.clock())
         device = device_of(session, renewal.certificate)
         if device.id != renewal.device:
             raise Forbidden(f"renewal of {renewal.device}: the certificate is that of {device.id}")

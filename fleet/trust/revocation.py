@@ -28,11 +28,10 @@ from fleet.mqtt.takeover import take_over
 from fleet.store.database import Database
 from fleet.store.tables import CertificateRow, ClaimRow, Device
 from fleet.trust.ca import Authority
+from fleet.trust.identity import OUT
 from wire.topics import Desired, Reported, State, access_rules
 from wire.units import show_instant
 
-DENIED: Final = ("revoked", "retired", "rejected")
-"""States in which a device has no right on the broker."""
 UNUSABLE: Final = ("revoked", "old")
 """States of a certificate that no connection is let in with."""
 HELD_FOR: Final = 60.0
@@ -71,7 +70,8 @@ class Revocations:
     applied: Barred | None = None
     """What is in force; None before the first time."""
     _dated: datetime | None = None
-    _seen: tuple[int, ...] = ()
+    _seen: tuple[object, ...] | None = None
+    """What the database showed when the lists were written; None while they may not be in force."""
     _looked: float = 0.0
     _leaving: dict[str, float] = field(default_factory=dict)
     _held: dict[str, float] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class Revocations:
         if now - self._looked >= LOOK_EVERY:
             self._looked = now
             with self.database.transaction() as session:
-                if _counts(session) != self._seen:
+                if _signs(session) != self._seen:
                     self._apply(session)
         for device in [d for d, due in self._leaving.items() if now >= due]:
             self._end(device)
@@ -118,12 +118,12 @@ class Revocations:
         # Who is on the way out stays barred until it is out, even if its id may come in again.
         held = frozenset(self._leaving) | frozenset(self._held)
         barred, before = _barred(session, self.clock(), held), self.applied
-        self._seen = _counts(session)
-        if barred == before:
-            return
-        self.broker.restrict(access_rules(barred.devices | barred.held | barred.batches), self._lists(barred))
-        self.applied = barred
-        self._shut_out(before)
+        self._seen = None  # a full disk may stop us here: the next look tries again
+        if barred != before:
+            self.broker.restrict(access_rules(barred.devices | barred.held | barred.batches), self._lists(barred))
+            self.applied = barred
+            self._shut_out(before)
+        self._seen = _signs(session)
 
     def _lists(self, barred: Barred) -> bytes:
         """A list of each authority, for without one the broker refuses all its certificates.
@@ -162,7 +162,7 @@ def _barred(session: Session, now: datetime, held: frozenset[str]) -> Barred:
     serial, state = col(CertificateRow.serial), col(CertificateRow.state)
     unusable = select(serial).where(state.in_(UNUSABLE), CertificateRow.expires > show_instant(now))
     of_held = select(serial).where(col(CertificateRow.device).in_(held))
-    denied = frozenset(session.exec(select(Device.id).where(col(Device.state).in_(DENIED))))
+    denied = frozenset(session.exec(select(Device.id).where(col(Device.state).in_(OUT))))
     claims = session.exec(select(ClaimRow.batch, ClaimRow.serial)).all()
     # A claim is good for asking for admission over HTTPS, and for nothing here, ever.
     serials = {*session.exec(unusable), *session.exec(of_held), *(serial for _, serial in claims)}
@@ -174,9 +174,13 @@ def _barred(session: Session, now: datetime, held: frozenset[str]) -> Barred:
     )
 
 
-def _counts(session: Session) -> tuple[int, ...]:
-    """What changes whenever somebody is barred: cheap enough to ask every few seconds."""
-    of_devices = select(func.count()).select_from(Device).where(col(Device.state).in_(DENIED))
+def _signs(session: Session) -> tuple[object, ...]:
+    """What changes whenever somebody is barred: cheap enough to ask every few seconds.
+
+    A certificate that is forgotten as another one is replaced leaves their count alone, but with a new one issued.
+    """
+    issued = select(func.max(CertificateRow.issued))
+    of_devices = select(func.count()).select_from(Device).where(col(Device.state).in_(OUT))
     of_certificates = select(func.count()).select_from(CertificateRow).where(col(CertificateRow.state).in_(UNUSABLE))
     of_claims = select(func.count()).select_from(ClaimRow)
-    return tuple(session.exec(query).one() for query in (of_devices, of_certificates, of_claims))
+    return tuple(session.exec(query).one() for query in (of_devices, of_certificates, of_claims, issued))

@@ -354,6 +354,23 @@ def test_a_flood_of_refused_requests_leaves_two_entries(tmp_path: Path) -> None:
         )
 
 
+def test_a_flood_by_somebody_known_is_folded_too(tmp_path: Path) -> None:
+    """Attack: the disk is filled through the audit log, with a token that may do nothing."""
+    with FleetProcess(tmp_path / "fleet", http_rate="1000") as fleet:
+        eye = {"name": "eye", "roles": ["viewer"], "program": True}
+        token = fleet.api("POST", "/api/v1/tokens", eye)["token"]
+        before = len(entries_of(fleet))
+        for i in range(60):
+            path = f"/api/v1/devices/{i}/revoke"
+            status, _ = fleet.request("POST", path, {"reason": "x"}, headers={"Authorization": f"Bearer {token}"})
+            assert status == 403
+        assert [e["who"] for e in entries_of(fleet)[before:]] == ["token:eye"] * 20
+        fleet.stop()
+        fleet.start()
+        folded = entries_of(fleet)[-1]
+        assert (folded["who"], folded["detail"]) == ("token:eye", "40 more requests were refused")
+
+
 def test_requests_of_the_gateway_leave_no_entry_unless_refused(tmp_path: Path, enrolling: Any) -> None:
     with FleetProcess(tmp_path / "fleet") as fleet, enrolling(fleet, tmp_path) as new_device:
         initialise_trust(fleet)

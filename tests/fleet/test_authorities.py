@@ -263,10 +263,13 @@ def test_a_fleet_changes_its_authority_and_loses_no_device(tmp_path: Path, enrol
         with pytest.raises(ApiError, match="1 devices use a certificate of it") as refused:
             fleet.api("DELETE", f"{ROUTE}/{first['fingerprint']}")
         assert refused.value.status == 409
+        ended = threading.Event()
+        stays.client.on_disconnect = lambda *_: ended.set()
         fleet.api("DELETE", f"{ROUTE}/{first['fingerprint']}?force=true")
+        assert ended.wait(10), "the live connection of a certificate that is not believed any more"
         stays.disconnect()
-        until(lambda: not gets_in(fleet, trusting(fleet.ca_file, tmp_path / "stays.pem")), what="the refusal")
-        assert gets_in(fleet, joins.tls())
+        until(lambda: gets_in(fleet, joins.tls()), what="the broker that comes back")
+        assert not gets_in(fleet, trusting(fleet.ca_file, tmp_path / "stays.pem"))
 
         before = fleet.api("GET", ROUTE)
         fleet.stop()

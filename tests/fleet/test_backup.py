@@ -5,19 +5,24 @@ import shutil
 import stat
 import subprocess
 import tarfile
+import time
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fleet_process import FleetProcess, initialise_trust, tiny_bundle, until
 from sqlmodel import select
 
 from fleet.errors import Conflict, NotFound, Unavailable, Untrusted
+from fleet.store import backup
 from fleet.store.backup import CONTENT, KEY, restore, save
 from fleet.store.blobs import BlobStore
 from fleet.store.database import Database
 from fleet.store.tables import Device, MetaRow
+from wire.units import instant
 
 PASSPHRASE = "correct horse battery staple"
 
@@ -58,11 +63,54 @@ def test_everything_comes_back_for_this_user_only_and_in_a_higher_epoch(data: Pa
     restored = restore(tmp_path / "b", tmp_path / "new", PASSPHRASE)
     assert files(tmp_path / "new") == files(data)
     assert devices(tmp_path / "new") == ["kitchen-1"]
-    assert (restored.blobs, restored.epoch, epoch(tmp_path / "new")) == (20, 2, "2")
+    assert (restored.blobs, epoch(tmp_path / "new")) == (20, str(restored.epoch))
+    assert restored.epoch > 1
+    assert abs(datetime.now(UTC) - instant(restored.saved)) < timedelta(minutes=1)
     assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o600
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
     save(tmp_path / "new", tmp_path / "b2", PASSPHRASE)
-    assert restore(tmp_path / "b2", tmp_path / "newer", PASSPHRASE).epoch == 3
+    assert restore(tmp_path / "b2", tmp_path / "newer", PASSPHRASE).epoch > restored.epoch
+
+
+def test_one_backup_that_is_restored_twice_gives_two_epochs(data: Path, tmp_path: Path) -> None:
+    """Accident: the restored fleet is lost too. What it signed in its epoch must not be in the way of the next one."""
+    save(data, tmp_path / "b", PASSPHRASE)
+    first = restore(tmp_path / "b", tmp_path / "one", PASSPHRASE).epoch
+    until(lambda: time.time() >= first + 1, what="the next second")
+    assert restore(tmp_path / "b", tmp_path / "two", PASSPHRASE).epoch > first
+
+
+def test_a_token_that_may_have_been_used_since_the_backup_does_not_work_again(data: Path, tmp_path: Path) -> None:
+    """Attack: a kit that enrolled its device after the backup was made is used a second time, with another key."""
+    with closing(Database.in_folder(data)) as database, database.transaction() as session:
+        late = "2999-01-01T00:00:00.000Z"
+        session.add(Device(id="waits", profile="x86-64", created="", token_hash="h", token_expires=late))
+        session.add(Device(id="in", state="enrolled", profile="x86-64", created="", token_hash="h", token_expires=late))
+    save(data, tmp_path / "b", PASSPHRASE)
+    restore(tmp_path / "b", tmp_path / "new", PASSPHRASE)
+    with closing(Database.in_folder(tmp_path / "new")) as database, database.transaction() as session:
+        assert instant(session.get_one(Device, "waits").token_expires) <= datetime.now(UTC)
+        assert session.get_one(Device, "in").token_expires == late
+
+
+def test_nothing_readable_is_written_beside_the_backup_not_even_for_a_moment(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attack: the disk that backups are written to is read, now or later."""
+    beside = tmp_path / "backups"
+    beside.mkdir()
+    seen: list[list[bytes]] = []
+    encrypt = backup.pyrage.encrypt_io
+
+    def looking(*arguments: Any) -> None:
+        seen.append([path.read_bytes() for path in beside.rglob("*") if path.is_file()])
+        encrypt(*arguments)
+
+    monkeypatch.setattr(backup.pyrage, "encrypt_io", looking)
+    save(data, beside / "b", PASSPHRASE)
+    assert len(seen) == 1
+    assert not any(b"secret of" in content or b"SQLite" in content for content in seen[0])
+    assert not list(data.glob(".new-*"))
 
 
 def test_the_file_shows_nothing_and_opens_with_its_passphrase_only(data: Path, tmp_path: Path) -> None:

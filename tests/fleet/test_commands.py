@@ -107,6 +107,12 @@ def test_a_device_that_retires_is_gone_when_it_says_that_it_wiped_itself(fleet: 
     device.reply(command, "failed")
     until(lambda: not stored(fleet, device), what="the end of the command")
     assert device.view()["status"] == "retiring"
+    fleet.api("POST", f"/api/v1/devices/{device.id}/retire", {})
+    again = device.next_command()
+    assert (again.action, again.number > command.number) == ("wipe", True)
+    open_one = stored(fleet, device)
+    fleet.api("POST", f"/api/v1/devices/{device.id}/retire", {})
+    assert stored(fleet, device) == open_one
 
 
 def test_a_wipe_that_is_done_retires_the_device(fleet: FleetProcess, new_device: Any) -> None:

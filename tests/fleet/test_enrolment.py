@@ -113,6 +113,21 @@ def test_a_kit_is_void_once_its_device_was_revoked(fleet: FleetProcess) -> None:
 # A batch
 
 
+def test_a_kit_that_was_revoked_does_not_come_back_with_the_next_one_of_the_same_request(fleet: FleetProcess) -> None:
+    """Attack: who has the kit of a device that was put out waits until its operator makes it another one."""
+    asked, key = {"device": "same-request", "profile": "x86-64"}, {"Idempotency-Key": "one"}
+
+    def kit() -> EnrolmentKit:
+        return EnrolmentKit.from_value(fleet.api("POST", "/api/v1/devices", asked, headers=key))
+
+    lost = kit()
+    assert kit().token == lost.token, "the same request, its answer lost"
+    act(fleet, "same-request", "revoke", reason="the kit was lost")
+    new = kit()
+    assert enrol(fleet, "same-request", lost.token or "", new_key())[0] == 401
+    assert enrol(fleet, "same-request", new.token or "", new_key())[0] == 200
+
+
 def test_a_device_of_a_batch_waits_until_an_operator_accepts_it(fleet: FleetProcess, tmp_path: Path) -> None:
     batch = Batch.make(fleet, tmp_path, "waits", group="kitchens")
     key = pending(batch, "waits-1")

@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 from fleet_process import FleetProcess, initialise_trust, until
 
+from fleet.api import gateway
+from fleet.errors import Malformed
+
 PATH = "/v1/chat/completions"
 SECRET = "what the user said"
 BODY = {"model": "m", "messages": [{"role": "user", "content": SECRET}]}
@@ -245,6 +248,14 @@ def test_what_is_no_chat_completion_goes_no_further(fleet: FleetProcess, body: b
     status, answer = ask(fleet, body)
     assert (status, answer["error"]["code"]) == (400, "malformed")
     assert Stub.seen == []
+
+
+def test_a_body_of_millions_of_values_is_refused_before_it_is_read() -> None:
+    """Attack: a device sends what takes seconds to read, again and again, and the fleet answers nobody meanwhile."""
+    body, started = b'{"messages": [' + b"[]," * 5_000_000 + b"[]]}", time.monotonic()
+    with pytest.raises(Malformed, match="send less"):
+        gateway._check(body)
+    assert time.monotonic() - started < 0.5
 
 
 def test_a_body_over_the_limit_goes_no_further(fleet: FleetProcess) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,9 +22,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from fleet.api.limits import Door, Guarded, Limits
+from fleet.api.limits import ANYBODYS, Door, Guarded, Limits, Listener
+from fleet.api.tls import server_context
 from fleet.errors import FleetError, TooMany
-from fleet.limits import HELD, Buckets
+from fleet.limits import HELD, Buckets, source
+from fleet.trust.ca import Authority
 
 MIB = 1024 * 1024
 
@@ -52,6 +57,13 @@ def test_a_flood_of_names_takes_bounded_memory() -> None:
     assert len(buckets._levels) == HELD
 
 
+def test_one_machine_with_a_network_of_addresses_counts_once() -> None:
+    """Attack: every request comes from another IPv6 address of one network."""
+    assert source("2001:db8:1:2::1") == source("2001:db8:1:2:ffff:ffff:ffff:ffff") != source("2001:db8:1:3::1")
+    assert source("::ffff:192.0.2.7") == source("192.0.2.7") == "192.0.2.7"
+    assert source("testclient") == "testclient"
+
+
 async def read_all(request: Request) -> Response:
     return JSONResponse({"taken": len(await request.body())})
 
@@ -61,16 +73,21 @@ def answer(error: FleetError) -> JSONResponse:
 
 
 @asynccontextmanager
-async def serving(limits: Limits | None = None, **door: Any) -> AsyncIterator[int]:
-    """The two layers around a small application; gives the port."""
+async def serving(
+    limits: Limits | None = None, *, per_source: int = 200, tls: ssl.SSLContext | None = None, **door: Any
+) -> AsyncIterator[int]:
+    """The layers around a small application; gives the port."""
     app = Starlette(routes=[Route("/{path:path}", read_all, methods=["GET", "POST"])])
     settings: dict[str, Any] = {"rate": 1e6, "body": MIB, "blobs": "/blobs/", **door}
     wrapped = Door(app, answer=answer, **settings)
-    protocol = Guarded.with_limits(limits or Limits())
+    protocol = type("Protocol", (Guarded,), {"limits": limits or Limits()})
     config = uvicorn.Config(wrapped, http=protocol, lifespan="off", log_config=None, ws="none")
+    config.load()
+    config.ssl = tls
     server = uvicorn.Server(config)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        listener = Listener(bound, most=1000, per_source=per_source)
         task = asyncio.create_task(server._serve([listener]))
         while not server.started:  # noqa: ASYNC110  uvicorn offers no event
             await asyncio.sleep(0.01)
@@ -236,7 +253,7 @@ def test_one_source_cannot_take_every_connection() -> None:
     """Attack: connections are opened and held."""
 
     async def test() -> None:
-        async with serving(Limits(per_source=5)) as port:
+        async with serving(per_source=5) as port:
             held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
             refused = await say(port, request("/x", method="GET"))
             for _, writer in held:
@@ -245,6 +262,50 @@ def test_one_source_cannot_take_every_connection() -> None:
                 while not (await say(port, request("/x", method="GET"))).startswith(b"HTTP/1.1 200"):  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
         assert refused == b""
+
+    run(test)
+
+
+def test_who_never_shakes_hands_counts_too(tmp_path: Path) -> None:
+    """Attack: connections on which the TLS handshake never begins, each of which would be held for a minute."""
+    now = datetime.now(UTC)
+    authority = Authority.open(tmp_path, now)
+    tls = server_context(authority.server(["127.0.0.1"], now), str(authority.believed_path))
+    trusting = ssl.create_default_context(cafile=str(authority.believed_path))
+
+    async def shakes_hands(port: int) -> bool:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting)
+        except OSError:
+            return False
+        writer.close()
+        return True
+
+    async def test() -> None:
+        async with serving(per_source=5, tls=tls) as port:
+            assert await shakes_hands(port)
+            held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]
+            refused = not await shakes_hands(port)
+            for _, writer in held:
+                writer.close()
+            async with asyncio.timeout(10):
+                while not await shakes_hands(port):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+        assert refused
+
+    run(test)
+
+
+def test_what_anybody_may_send_is_small_whatever_others_may() -> None:
+    """Attack: many large bodies to the routes that ask for no credential, each held and parsed."""
+
+    async def test() -> None:
+        async with serving(body=MIB) as port:
+            codes = [
+                (await say(port, request(path, body=b"a" * (ANYBODYS + 1)))).split()[1]
+                for path in ("/api/v1/sessions", "/.well-known/est/simpleenroll", "/api/v1/renewals", "/x")
+            ]
+        assert codes == [b"413", b"413", b"413", b"200"]
 
     run(test)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import queue
+import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -13,15 +14,17 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from fleet_process import FleetProcess, Publisher, initialise_trust, until
 from joining import Batch, Holder, certificate_in, new_key, request_for, stranger
 from securesystemslib.signer import CryptoSigner
 
-from fleet.errors import Forbidden
+from fleet.errors import Forbidden, Malformed
 from fleet.store.database import Database
 from fleet.store.tables import Device
-from fleet.trust.ca import Authority
+from fleet.trust.ca import Authority, read_request
 from fleet.trust.certificates import AT_MOST, Certificates
 from fleet.trust.renewal import Renewals
 from wire import topics
@@ -272,6 +275,40 @@ def test_what_is_no_signed_request_is_told_so(fleet: FleetProcess, body: bytes, 
 
 def _text(request: bytes) -> str:
     return base64.b64encode(request).decode()
+
+
+def test_no_tls_session_is_resumed(fleet: FleetProcess, tmp_path: Path) -> None:
+    """Attack: a resumed session brings the certificate of its first handshake along, though it ran out meanwhile."""
+    tls = Holder.enrolled(fleet, tmp_path, "resumes").tls()
+    host, port = fleet.url.removeprefix("https://").split(":")
+
+    def ask(session: ssl.SSLSession | None) -> tuple[bool, ssl.SSLSession | None]:
+        with (
+            socket.create_connection((host, int(port)), timeout=10) as raw,
+            tls.wrap_socket(raw, server_hostname=host, session=session) as connection,
+        ):
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert connection.recv(12) == b"HTTP/1.1 200"
+            return bool(connection.session_reused), connection.session
+
+    reused, session = ask(None)
+    assert not reused
+    assert session is None or not session.has_ticket
+    assert not ask(session)[0]
+
+
+def test_a_request_whose_name_is_no_text_is_malformed() -> None:
+    """Attack: a request in sound form, signed, with a name that does not decode."""
+    key = new_key()
+    request = x509.load_der_x509_csr(request_for("abc", key))
+    told = request.tbs_certrequest_bytes.replace(b"\x0c\x03abc", b"\x0c\x03a\xff\xfe")
+    _, algorithm = request.public_bytes(Encoding.DER).split(request.tbs_certrequest_bytes)
+    signature = b"\x00" + key.sign(told, ec.ECDSA(hashes.SHA256()))
+    body = told + algorithm[:12] + b"\x03" + bytes([len(signature)]) + signature
+    forged = b"\x30\x81" + bytes([len(body)]) + body
+    assert x509.load_der_x509_csr(forged).is_signature_valid
+    with pytest.raises(Malformed, match="not a PKCS#10 request"):
+        read_request(forged, "abc")
 
 
 def test_every_certificate_of_a_device_is_its_own(fleet: FleetProcess, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from sqlmodel import select
 
+from fleet.errors import StorageFull
 from fleet.mqtt.broker import REVOKED, Broker, BrokerAddress
 from fleet.mqtt.link import Link
 from fleet.store.database import Database
@@ -360,6 +361,41 @@ def test_what_nobody_applied_is_found_by_the_next_look(rig: Rig) -> None:
     rig.mark("victim", device="retired", certificate="revoked")
     until(lambda: rig.revocations.tick() or victim.down.is_set(), within=WITHIN, what="the end of the connection")
     assert rig.refuses(path)
+
+
+def test_a_revocation_that_a_full_disk_stopped_is_tried_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accident: there is no room for the lists, and room again a moment later."""
+    path = rig.device("victim")
+    victim = rig.connect("victim", path)
+    rig.revocations.tick()
+    rig.mark("victim", device="revoked", certificate="revoked")
+    with monkeypatch.context() as full:
+        full.setattr(rig.broker, "restrict", _no_room)
+        with pytest.raises(StorageFull):
+            rig.revocations.apply()
+        assert not rig.refuses(path)
+    until(lambda: rig.revocations.tick() or victim.down.is_set(), within=WITHIN, what="the end of the connection")
+    assert rig.refuses(path)
+
+
+def _no_room(_rules: str, _revoked: bytes) -> None:
+    raise StorageFull("no room")
+
+
+def test_a_certificate_that_is_forgotten_does_not_hide_one_that_was_replaced(rig: Rig) -> None:
+    """Accident: one certificate leaves the database in the same moment in which another one becomes old."""
+    rig.device("forgotten")
+    path = rig.device("replaced")
+    rig.mark("forgotten", device="enrolled", certificate="old")
+    rig.revocations.apply()
+    rig.revocations.tick()
+    assert not rig.refuses(path)
+    with rig.database.transaction() as session:
+        session.delete(session.exec(select(CertificateRow).where(CertificateRow.device == "forgotten")).one())
+    rig.mark("replaced", device="enrolled", certificate="old")
+    rig.now += timedelta(seconds=1)
+    rig.device("renewed")
+    until(lambda: rig.revocations.tick() or rig.refuses(path), within=WITHIN, what="the refusal of the old one")
 
 
 def test_a_session_that_was_resumed_does_not_get_round_the_list(rig: Rig) -> None:

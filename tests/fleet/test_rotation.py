@@ -31,7 +31,8 @@ class Operator:
 
     def shoal(self, *words: str) -> Any:
         online = ("--data", str(self.fleet.data)) if words[0] in ("fetch", "init", "publish", "status") else ()
-        done = CliRunner().invoke(app, [*words, "--trust", str(self.folder), *online, "--json"])
+        yes = ("--yes",) if words[0] == "rotate" else ()
+        done = CliRunner().invoke(app, [*words, *yes, "--trust", str(self.folder), *online, "--json"])
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise done.exception
         return json.loads(done.stdout[done.stdout.index("{") :])

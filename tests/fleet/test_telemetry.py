@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -8,14 +10,18 @@ from typing import Any
 import psutil
 from fleet_process import FleetProcess, Publisher, initialise_trust, until
 
+from fleet import devices, telemetry
 from fleet.mqtt.security import AT_ONCE
+from fleet.store.database import Database
+from fleet.store.tables import Device, DeviceStats
 from wire import topics
 from wire.dsse import seal
-from wire.messages import Health, InferenceStats
+from wire.messages import Health, InferenceStats, TelemetryBatch, TelemetryRecord
 from wire.sketch import Sketch
 from wire.units import instant
 
 DIGEST = "sha256:" + "0" * 64
+TIME = "2026-11-22T08:00:00.000Z"
 WINDOW = {
     "inference": (
         InferenceStats(
@@ -87,6 +93,23 @@ def test_a_number_that_cannot_be_is_refused_and_the_next_batch_is_stored(new_dev
     assert device.next_ack().nonce == "true"
     assert (device.view()["stats"]["requests"], len(device.view()["security"])) == (4, 3)
     assert "Traceback" not in device.fleet.log
+
+
+def test_a_device_that_boasts_for_long_does_not_hide_all_others(tmp_path: Path) -> None:
+    """Attack: each count is allowed, and their sums grow beyond what the database and the list of devices take."""
+    with closing(Database.in_folder(tmp_path)) as database, database.transaction() as session:
+        device = Device(id="boaster", profile="x86-64", created="", token_hash="", token_expires="")
+        session.add(device)
+        session.flush()
+        stats = DeviceStats(device=device.id, requests=(1 << 63) - 2, latency=json.dumps({"buckets": {"3": 1 << 62}}))
+        session.add(stats)
+        session.flush()
+        large = replace(WINDOW["inference"][0], requests=telemetry.MOST, latency_ms=Sketch(buckets={"3": 1 << 40}))
+        records = tuple(TelemetryRecord(seq=n, start=TIME, end=TIME, inference=(large,) * 9) for n in range(1, 9))
+        batch = TelemetryBatch(device=device.id, boot="b", starts=1, sent=1, nonce="n", records=records)
+        telemetry.store(session, device, batch, datetime.now(UTC))
+        session.flush()
+        assert devices.view(session, device)["stats"]["requests"] == telemetry.FULL
 
 
 def test_records_stored_by_a_fleet_that_was_killed_before_it_could_acknowledge_stand_once(
