@@ -22,6 +22,8 @@ from mutations import ROOT, Mutation, mutations, named
 
 COPIED = ("wire", "agent", "fleet", "compiler", "cli", "firmware-profiles", "tests", "pyproject.toml")
 BITES = "bites"
+LONGEST = 900
+"""Seconds for one run of pytest: all tests of the table together take a few minutes on two cores."""
 
 
 class Copy:
@@ -56,9 +58,12 @@ class Copy:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=line"]
         command.append(f"--basetemp={self.folder / 'tmp'}")
         command += [f"tests/{test}" for test in tests]
-        done = subprocess.run(
-            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=580, check=False
-        )
+        try:
+            done = subprocess.run(
+                command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=LONGEST, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return -1, f"not through after {LONGEST} s"
         return done.returncode, done.stdout + done.stderr
 
 

@@ -17,7 +17,7 @@ from wire.errors import Malformed
 from wire.errors import Untrusted as UntrustedByWire
 from wire.secrecy import blob_key, decrypt_chunk, encrypt_chunk, open_keys, seal_keys
 
-SOON = 5.0
+SOON = 10.0
 
 
 def test_a_swapped_blob_is_not_stored(new_device, sim, bundles, monkeypatch) -> None:

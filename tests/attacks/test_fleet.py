@@ -26,7 +26,7 @@ from wire.signing import release_document
 
 _fleet = simulator("fleet")
 fleet, publisher, new_device = _fleet.fleet, _fleet.publisher, _fleet.new_device
-SOON = 5.0
+SOON = 10.0
 """Seconds in which a refusal must show."""
 
 

@@ -17,7 +17,7 @@ from wire.orders import Ack, Command, Desired, DesiredModel
 from wire.units import show_instant
 
 DEVICE, NEIGHBOUR = "kitchen-1", "kitchen-2"
-SOON = 5.0
+SOON = 10.0
 """Seconds in which a refusal must show."""
 
 
@@ -268,6 +268,7 @@ def test_a_replayed_acknowledgement_is_refused(sim, attack) -> None:
     """Attack: freeze. Yesterday's answer, signed by the fleet, says that nothing has happened since."""
 
     async def story(device) -> None:
+        await device.until(lambda: not device.core.acks._waiting, SOON)
         old = sim.acks[-1]
         await asks(device, sim)
         device.hear(topics.Ack(DEVICE), old)
@@ -420,6 +421,7 @@ def test_a_command_to_the_device_before_it_was_enrolled_again_is_refused(sim, at
     old = an_order(Command, action="wipe", life=100 * 86_400, at=datetime.now(UTC) - timedelta(days=1))
 
     async def story(device) -> None:
+        device.state.note_enrolment(datetime.now(UTC))
         device.hear(topics.Command(DEVICE), sim.sign(old))
         await refused(device, "command", "older than this device's enrolment")
         assert device.wiped == 0
