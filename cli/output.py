@@ -16,6 +16,8 @@ from rich.text import Text
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
+WARN_DAYS = 30
+"""Signed metadata is shown in red from so many days before it expires."""
 _PIPE_WIDTH = 160
 """Columns of a table that is not shown on a terminal: nothing is cut off in a file or a log."""
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from sqlmodel import Session, col, delete, func, select
@@ -16,8 +17,10 @@ from fleet.store.tables import Device, DeviceStats, SecurityRow
 from fleet.trust.certificates import certificates_of, revoke_all
 from wire.messages import Presence, Reported
 from wire.sketch import Sketch
-from wire.units import show_instant
+from wire.units import instant, show_instant
 
+ALARM_FOR: Final = timedelta(days=1)
+"""How long a security event shows in the status of the fleet."""
 SECURITY_HELD = 100
 """Refused things kept per device: a flood of forgeries must not fill the disk."""
 STATUSES: Final = ("online", "offline", "enrolling", "pending", "rejected", "retiring", "retired", "revoked")
@@ -116,6 +119,17 @@ def telemetry_counts(session: Session) -> dict[str, int]:
     query = select(func.sum(DeviceStats.records), func.sum(DeviceStats.duplicates))
     records, duplicates = session.exec(query).one()
     return {"records": records or 0, "duplicates": duplicates or 0}
+
+
+def security_counts(session: Session, now: datetime) -> dict[str, int]:
+    """Events of the last `ALARM_FOR` and the devices they are of: what the fleet refused, and what devices report."""
+    since = now - ALARM_FOR
+    rows = session.exec(select(SecurityRow.device).where(col(SecurityRow.at) >= show_instant(since))).all()
+    found = Counter(rows)
+    for device in session.exec(select(Device).where(col(Device.reported).contains('"security":[{'))):
+        report = last_report(device)
+        found[device.id] += sum(instant(e.at) >= since for e in report.security) if report else 0
+    return {"events": found.total(), "devices": sum(n > 0 for n in found.values())}
 
 
 def active_counts(session: Session) -> Mapping[str, int]:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from cli.output import table
+from cli.output import WARN_DAYS, table
 from cli.trust.book import Book, Missing, parse
 from cli.trust.changes import short
 from cli.trust.folder import Online
 from cli.trust.listing import everything
 from cli.trust.plain import fingerprint
 from cli.trust.roles import ONLINE_ROLES
-
-WARN_DAYS: Final = 30
 
 
 def staged_value(book: Book) -> list[dict[str, Any]]:

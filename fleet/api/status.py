@@ -42,6 +42,7 @@ def _status(services: Services) -> dict[str, Any]:
         for row in all_rollouts(session):
             rollouts[row.state] += 1
         counts, telemetry = devices.counts(session), devices.telemetry_counts(session)
+        security = devices.security_counts(session, services.clock())
     return {
         "version": version("shoal"),
         "contract": CONTRACT,
@@ -55,4 +56,5 @@ def _status(services: Services) -> dict[str, Any]:
         "releases": len(repository.releases),
         "rollouts": rollouts,
         "telemetry": telemetry,
+        "security": security,
     }

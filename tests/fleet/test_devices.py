@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +16,24 @@ from fleet import devices
 from fleet.mqtt.outbox import Outbox
 from fleet.store.database import Database
 from fleet.store.tables import Device, SecurityRow
+from wire.messages import Reported, SecurityEvent
+from wire.units import show_instant
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
+REPORT: dict[str, Any] = {
+    "boot": "b",
+    "starts": 1,
+    "seq": 1,
+    "nonce": "n",
+    "time": "2026-11-22T00:00:00Z",
+    "sealing_key": "",
+    "agent": "0",
+    "profile": "x86-64",
+    "hardware": "",
+    "emulated": False,
+    "desired_epoch": 0,
+    "desired_seq": 0,
+}
 
 
 @pytest.fixture
@@ -42,6 +58,24 @@ def test_one_thing_tried_over_and_over_does_not_push_out_what_else_was_refused(d
         for n in range(2 * devices.SECURITY_HELD):
             devices.record_refusal(session, "watched", "reported", f"forgery {n}", NOW)
         assert len(session.exec(select(SecurityRow.id)).all()) == devices.SECURITY_HELD
+
+
+def test_the_status_counts_what_was_refused_in_the_last_day_here_and_on_the_devices(database: Database) -> None:
+    def report(**event: str) -> str:
+        security = (SecurityEvent(subject="desired state", reason="forged", **event),)
+        return Reported(**REPORT, device="seen", security=security).to_bytes().decode()
+
+    old, new = show_instant(NOW - timedelta(days=2)), show_instant(NOW - timedelta(hours=2))
+    with database.transaction() as session:
+        assert devices.security_counts(session, NOW) == {"events": 0, "devices": 0}
+        session.add(device("seen", reported=report(at=old)))
+        devices.record_refusal(session, "seen", "reported", "old", NOW - timedelta(days=2))
+        assert devices.security_counts(session, NOW) == {"events": 0, "devices": 0}
+        session.get_one(Device, "seen").reported = report(at=new)
+        session.add(device("other"))
+        for n in range(3):
+            devices.record_refusal(session, "other", "telemetry", f"replay {n}", NOW)
+        assert devices.security_counts(session, NOW) == {"events": 4, "devices": 2}
 
 
 def test_a_fleet_that_was_killed_before_it_cleared_a_retained_order_clears_it_when_it_connects(
