@@ -71,7 +71,7 @@ class Agent:
             wipe=self._wipe,
             on_trust=self._believe,
             on_time=self._link.check_again,
-            on_epoch=self._renewal.told_by,
+            on_desired=self._renewal.look_at_epoch,
         )
 
     # --- the story --------------------------------------------------------------------------------------------

@@ -67,8 +67,8 @@ class About:
 class Core:
     """A device. `signer()` gives the key of the certificate in use; `wipe` marks it for wiping and stops the agent.
 
-    `on_trust` is called when other metadata is trusted, `on_time` when the fleet has told the time, `on_epoch` with the
-    epoch of every desired state that is acted on.
+    `on_trust` is called when other metadata is trusted, `on_time` when the fleet has told the time, `on_desired` when
+    a newer desired state is acted on.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Core:
         wipe: Callable[[], None],
         on_trust: Callable[[TrustedSet], None] = lambda _trusted: None,
         on_time: Callable[[], None] = lambda: None,
-        on_epoch: Callable[[int], None] = lambda _epoch: None,
+        on_desired: Callable[[], None] = lambda: None,
     ) -> None:
         self.about = about
         self.boot = uuid.uuid4().hex
@@ -93,7 +93,7 @@ class Core:
         self._state = state
         self._link = link
         self._sealing_key = public_text(sealing_key.public_key())
-        self._on_trust, self._on_time, self._on_epoch = on_trust, on_time, on_epoch
+        self._on_trust, self._on_time, self._on_desired = on_trust, on_time, on_desired
         self._capped_by = 0
         self._asked_again: float | None = None
         self._said_frozen = self._stopped = False
@@ -252,9 +252,8 @@ class Core:
 
     def _acted(self) -> None:
         """A newer desired state is acted on."""
-        epoch, seq = self._state.last_desired()
-        self.freshness.holds((epoch, seq))
-        self._on_epoch(epoch)
+        self.freshness.holds(self._state.last_desired())
+        self._on_desired()
 
     def _trusts(self) -> None:
         """Other metadata is trusted: the fleet may be believed now when it tells the time."""

@@ -3,7 +3,7 @@
     renewal = Renewal(credentials, clock, state, spread=600, on_renewed=lambda: link.hang_up("a renewed certificate"))
     task = asyncio.create_task(renewal.run())
     renewal.expired()                      # the broker refuses our certificate as expired: do not wait
-    renewal.told_by(epoch)                 # a fleet of a higher epoch was restored: soon
+    renewal.look_at_epoch()                # a desired state came: the fleet may have been restored, then soon
     renewal.served_by(issuer)              # broker and certificate are of two authorities: soon
 
 A new key is made, the fleet signs it, and `Credentials` try it on the next connection. A renewal that fails is tried
@@ -115,7 +115,7 @@ class Renewal:
 
     async def run(self) -> None:
         """Renew whenever it is time, for ever."""
-        self.told_by(self._state.last_desired()[0])
+        self.look_at_epoch()
         while True:
             if self._is_due():
                 await self._renew()
@@ -130,10 +130,10 @@ class Renewal:
         self._refused_as_expired = True
         self._awake.set()
 
-    def told_by(self, epoch: int) -> None:
-        """A desired state of this epoch is acted on. Only a restore raises it: remembered until it was followed."""
+    def look_at_epoch(self) -> None:
+        """A desired state is acted on. Only a restore raises its epoch: that counts until a renewal followed it."""
         try:
-            last = self._state.renewed_in()
+            (epoch, _), last = self._state.last_desired(), self._state.renewed_in()
             if epoch > last > 0:
                 self._call_soon(f"the fleet was restored, and is in epoch {epoch}")
             elif epoch > last:
@@ -201,11 +201,10 @@ class Renewal:
     # --- how --------------------------------------------------------------------------------------------------
 
     async def _renew(self) -> None:
-        epoch, _ = self._state.last_desired()
         try:
+            epoch, _ = self._state.last_desired()
             key, certificate = await asyncio.to_thread(self._ask)
             self._credentials.store_renewed(key, certificate)
-            self._state.note_renewed_in(epoch)
         except (AgentError, WireError) as e:
             self._failed(str(e))
             return
@@ -217,8 +216,16 @@ class Renewal:
         log.info("a new certificate until %s: trying it", f"{certificate.not_valid_after_utc:%Y-%m-%d %H:%M}")
         self._failures, self._fault, self._refused_as_expired, self._call = 0, "", False, None
         left = (certificate.not_valid_after_utc - self._clock.now()).total_seconds()
+        self._followed_epoch(epoch)
         self._rests_until = self._clock.uptime() + (min(SETTLE, left / 4) if left > 0 else SETTLE)
         self._on_renewed()
+
+    def _followed_epoch(self, epoch: int) -> None:
+        try:
+            self._state.note_renewed_in(epoch)
+        except Unavailable as e:
+            log.error("the certificate is renewed once more: %s", e)  # noqa: TRY400  a sick disk, not a bug
+        self.look_at_epoch()  # another one may have come meanwhile
 
     def _failed(self, fault: str) -> None:
         self._failures += 1

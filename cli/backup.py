@@ -55,7 +55,7 @@ def restore(
         f"Stop the old fleet for good before this one starts: shoal up --data {folder}\n"
         "Released anything since the backup? shoal release publish brings it back.\n"
         "What was revoked since then, devices, batches, tokens or people, is good again: revoke it again, at once.\n"
-        "Devices that were enrolled or renewed since then, and those with a kit that was not used, need a new kit."
+        "Devices that were enrolled since then, and those with a kit that was not used, need a new kit."
     )
     show({"data": str(folder), **asdict(restored)}, as_json, view)
 

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,14 @@ from typing import Any
 import pytest
 from fleet_process import ApiError, FleetProcess, Publisher, initialise_trust, until
 from securesystemslib.signer import Key
+from sqlmodel import select
 from test_agent_meets_fleet import AgentProcess
+from tiny_bundle import make_layout
 
 from agent.identity import FOLDER, Identity
+from fleet.store.backup import restore, save
+from fleet.store.database import Database
+from fleet.store.tables import CertificateRow
 from wire.signing import RoleKeys, targets_document
 
 pytestmark = pytest.mark.slow
@@ -35,8 +40,8 @@ class World:
         self.fleet = self.stack.enter_context(FleetProcess(self.folder / "fleet", gather="50 ms", **settings))
         self.publisher = initialise_trust(self.fleet)
 
-    def enrolled(self, device: str) -> AgentProcess:
-        agent = AgentProcess(self.folder / device)
+    def enrolled(self, device: str, **environment: str) -> AgentProcess:
+        agent = AgentProcess(self.folder / device, **environment)
         done = agent.enrol(self.fleet.api("POST", "/api/v1/devices", {"device": device, "profile": "x86-64"}))
         assert done.returncode == 0, done.stderr
         self.stack.callback(agent.stop)
@@ -167,6 +172,70 @@ def test_a_change_of_authority_reaches_a_device_that_runs_and_one_that_slept_thr
     asleep.start()
     until(lambda: issuer(asleep) != before, what="a certificate of the new authority", within=60)
     until(lambda: world.is_online("asleep"), what="the device online")
+
+
+def devices_by_authority(fleet: FleetProcess) -> dict[str, int]:
+    return {found["state"]: found["devices"] for found in fleet.api("GET", "/api/v1/authorities")}
+
+
+def test_a_device_that_runs_moves_to_a_new_authority_long_before_its_certificate_is_due(world: World) -> None:
+    """Rotation: half a year would pass until every device had a certificate of the new authority by itself."""
+    world.start_fleet()
+    agent = world.enrolled("kitchen-1", SHOAL_AGENT_RENEWAL_SPREAD="0 s")
+    before = issuer(agent)
+    agent.start()
+    until(lambda: world.is_online("kitchen-1"), what="the device online")
+    first = serial(agent)
+    change_authority(world)
+    until(lambda: issuer(agent) != before, what="a certificate of the new authority", within=60)
+    until(lambda: devices_by_authority(world.fleet) == {"in use": 1, "old": 0}, what="no device on the old authority")
+    until(lambda: world.is_online("kitchen-1"), what="the device online")
+    assert serial(agent) != first
+    assert agent.status()["certificate"]["renewal"].startswith("due ")
+
+
+def known_certificates(world: World) -> set[str]:
+    return {found["serial"] for found in world.device("kitchen-1")["certificates"]}
+
+
+def certificates_in(data: Path) -> set[str]:
+    with closing(Database.in_folder(data)) as database, database.transaction() as session:
+        return set(session.exec(select(CertificateRow.serial)))
+
+
+PASSPHRASE = "correct horse battery staple"
+
+
+def test_a_restored_fleet_is_accepted_by_a_device_that_renewed_since_the_backup(world: World) -> None:
+    """Accident: the machine of the fleet is lost. The backup does not know the certificate that the device uses; nobody
+    touches the device, and after a while it is heard again and gets a model."""
+    # Certificates begin an hour early: past the middle of their life at once, and not renewed again for five minutes.
+    lifetime = "20 min"
+    world.start_fleet(certificate_lifetime=lifetime)
+    agent = world.enrolled("kitchen-1", SHOAL_AGENT_RENEWAL_SPREAD="0 s")
+    save(world.fleet.data, world.folder / "backup", PASSPHRASE)
+    known = serial(agent)
+    agent.start()
+    until(lambda: renewed(agent, known), what="a certificate that the backup does not know")
+    until(lambda: known_certificates(world) == {f"{serial(agent):x}"}, what="its use")
+    forgotten, ports = serial(agent), [address.rpartition(":")[2] for address in (world.fleet.url, world.fleet.broker)]
+    world.fleet.kill()
+
+    restore(world.folder / "backup", world.folder / "restored", PASSPHRASE)
+    assert certificates_in(world.folder / "restored") == {f"{known:x}"}
+    settings = {"https_port": ports[0], "broker_port": ports[1], "certificate_lifetime": lifetime, "gather": "50 ms"}
+    fleet = world.stack.enter_context(FleetProcess(world.folder / "restored", **settings))
+    world.fleet = world.publisher.fleet = fleet
+    until(lambda: world.device("kitchen-1")["stats"]["records"], what="telemetry", within=60)
+    until(lambda: known_certificates(world) == {f"{serial(agent):x}"}, what="the renewed certificate in use")
+    assert serial(agent) not in (known, forgotten)
+    (event,) = [e for e in world.device("kitchen-1")["security"] if e["subject"] == "certificate"]
+    assert f"taken in: {forgotten:x}" in event["reason"]
+
+    bundle = make_layout(world.folder / "layout")
+    world.publisher.release_layout(world.folder / "layout")
+    fleet.api("POST", "/api/v1/rollouts", {"family": "intents", "name": "kitchen", "version": "1.0.0", "waves": [100]})
+    until(lambda: agent.answers_with(bundle), what="the model that the restored fleet rolls out", within=30)
 
 
 def test_a_device_that_is_retired_wipes_itself_and_ends(world: World) -> None:

@@ -158,7 +158,8 @@ class SimFleet:
         return self.sign(ack)
 
     def _times(self, life: timedelta, changes: dict[str, str]) -> dict[str, str]:
-        return {"issued": show_instant(self.now()), "expires": show_instant(self.now() + life), **changes}
+        now = self.now()
+        return {"issued": show_instant(now), "expires": show_instant(now + life), **changes}
 
     def keys(self, *bundles: TinyBundle) -> dict[str, bytes]:
         """Key by blob, of everything in these bundles."""

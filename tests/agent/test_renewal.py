@@ -75,6 +75,7 @@ class Running:
 
     def __init__(self, folder: Path, state: StateFile, wall: Callable[[], datetime]) -> None:
         self.folder = folder
+        self.state = state
         self.credentials = Credentials.open(folder)
         self.clock = Clock(state, wall=wall)
         self.renewal = Renewal(
@@ -360,6 +361,79 @@ def test_a_device_that_does_not_know_the_time_waits_a_moment_before_it_believes_
     with mosquitto(tmp_path / "broker", authority) as port, est.running() as url:
         enrolled(state, authority, now() + timedelta(days=30), url, port)
         asyncio.run(story())
+
+
+def test_a_device_of_a_restored_fleet_renews_soon_and_once_also_after_a_restart(authority, est, tmp_path) -> None:
+    """Accident: the fleet may have forgotten this certificate, which is good for a month; the device is restarted
+    before it could show it."""
+    state, port = tmp_path / "state", free_port()
+
+    def desired(device: Running, *number: int) -> None:
+        device.state.accept_desired((number[0], number[1]), {})
+        device.renewal.look_at_epoch()
+
+    async def story() -> None:
+        async with running(state) as device:
+            desired(device, 1, 1)
+            desired(device, 1, 2)
+            assert device.words.startswith("due ")
+            desired(device, 7, 3)
+            await device.until(lambda: "did not answer" in device.words)
+        with est.running(port=port):
+            async with running(state) as device:
+                await device.until(lambda: has_taken_over(device, est))
+                desired(device, 7, 4)
+                await asyncio.sleep(0.3)
+                assert device.words.startswith("due ")
+            async with running(state) as device:
+                await device.until(lambda: device.ups)
+                await asyncio.sleep(0.3)
+        assert est.paths == ["simplereenroll"]
+
+    with mosquitto(tmp_path / "broker", authority) as broker:
+        enrolled(state, authority, now() + timedelta(days=30), f"https://localhost:{port}", broker)
+        asyncio.run(story())
+
+
+def test_a_device_follows_the_authority_of_the_broker_soon_and_once(authority, est, tmp_path) -> None:
+    """Rotation: and a fleet that signs with another authority than its broker's must not be asked for ever."""
+    state, other = tmp_path / "state", another(authority, tmp_path / "other")
+    first = other.issue("kitchen-1", new_key().public_key())
+    assert first.issuer != authority.certificate.subject
+
+    async def story() -> None:
+        async with running(state) as device:
+            await device.until(lambda: device.ups)
+            device.renewal.served_by(authority.certificate.subject)
+            await asyncio.sleep(0.3)
+            assert est.paths == [], "the same authority as ours"
+            device.renewal.served_by(first.issuer)
+            assert device.words.startswith("soon: the fleet has another authority")
+            await device.until(lambda: has_taken_over(device, est))
+            device.renewal.served_by(first.issuer)
+            await asyncio.sleep(0.3)
+        assert est.paths == ["simplereenroll"]
+
+    with mosquitto(tmp_path / "broker", authority) as port, est.running() as url:
+        enrolled(state, authority, now() + timedelta(days=30), url, port)
+        asyncio.run(story())
+
+
+def test_devices_that_are_all_called_at_once_do_not_come_at_once(authority, est, tmp_path) -> None:
+    """Accident: ten thousand devices hear within a second that their fleet was restored."""
+    moments = []
+    for n in range(16):
+        state = tmp_path / str(n)
+        enrolled(state, authority, now() + timedelta(days=30), "https://localhost:1", 1)
+        file = StateFile.open(state / "agent.db")
+        file.accept_desired((7, 1), {})
+        file.note_renewed_in(1)
+        renewal = Renewal(Credentials.open(state), Clock(file), file, spread=600, on_renewed=lambda: None)
+        renewal.look_at_epoch()
+        moments.append(renewal._left())
+        file.close()
+    assert all(0 < moment <= 600 for moment in moments)
+    assert max(moments) - min(moments) > 60
 
 
 class Signing:

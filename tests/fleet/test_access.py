@@ -153,7 +153,7 @@ class Log:
     def __init__(self) -> None:
         self.deeds: list[Any] = []
         self.full = False
-        self.refused = self.repeated = SimpleNamespace(is_first=lambda *_: True)
+        self.refused = self.denied = self.repeated = SimpleNamespace(is_first=lambda *_: True)
 
     def record(self, deed: Any) -> None:
         if self.full:

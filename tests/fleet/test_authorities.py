@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import socket
 import ssl
@@ -27,6 +28,7 @@ from fleet.errors import Conflict, Malformed, NotFound
 from fleet.trust import ca
 from fleet.trust.ca import Authority, load_certificate
 from fleet.trust.issuer import key_to_pem, to_pem
+from wire import topics
 from wire.signing import RoleKeys, release_role, targets_document
 
 NOW = datetime.now(UTC)
@@ -237,20 +239,28 @@ def test_a_fleet_changes_its_authority_and_loses_no_device(tmp_path: Path, enrol
 
         next_pem = (fleet.data / "ca" / "next" / f"{chosen}.pem").read_text()
         name_authorities(fleet, publisher, 2, [first_pem, next_pem[next_pem.index("-----BEGIN CERT") :]])
+        stays.send(stays.batch(1))
+        assert stays.next_ack().stored == 1
+        cut = threading.Event()
+        stays.client.on_disconnect = lambda *_: cut.set()
         fleet.api("POST", f"{ROUTE}/{chosen}/use")
         assert by_state(fleet, "in use")["fingerprint"] == chosen
         assert by_state(fleet, "old")["devices"] == 1
 
-        # What is live goes on; who believes only the old authority, and shows a certificate of it, gets in again.
-        stays.send(stays.batch(1))
-        assert stays.next_ack().stored == 1
+        # What is live ends, to see the change; who believes only the old authority, and shows a certificate of it, gets
+        # in again.
+        assert cut.wait(10), "the live connection"
         stays.disconnect()
+        until(
+            lambda: gets_in(fleet, trusting(fleet.ca_file, tmp_path / "stays.pem")), what="the broker that comes back"
+        )
         old_only = tmp_path / "old.pem"
         old_only.write_text(first_pem)
         for address in (fleet.url, fleet.broker):
             until(lambda address=address: signer_of(served_certificate(address), fleet) == chosen, what="the change")
         stays.tls = lambda: trusting(old_only, tmp_path / "stays.pem")
         stays.connect()
+        until(lambda: is_heard(stays), within=20, what="the fleet's own line")
         stays.send(stays.batch(2))
         assert stays.next_ack().stored == 2
 
@@ -276,6 +286,15 @@ def test_a_fleet_changes_its_authority_and_loses_no_device(tmp_path: Path, enrol
         fleet.start()
         assert fleet.api("GET", ROUTE) == before
         assert gets_in(fleet, joins.tls())
+
+
+def is_heard(device: Any) -> bool:
+    try:
+        device.report()
+        device.next(topics.Ack, within=2)
+    except queue.Empty:
+        return False
+    return True
 
 
 def signer_of(certificate: x509.Certificate, fleet: FleetProcess) -> str | None:
