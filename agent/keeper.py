@@ -18,7 +18,8 @@ from agent.state import StateFile
 from wire import topics
 from wire.chunks import digest
 from wire.errors import OutOfStep, WireError
-from wire.trust import MAX_DELEGATIONS, MAX_ROOTS, ROLE_LIMIT, ROOT_LIMIT, TIMESTAMP_LIMIT, TrustedSet
+from wire.metadata import ROLE_LIMIT, ROOT_LIMIT, TIMESTAMP_LIMIT
+from wire.trust import MAX_DELEGATIONS, MAX_ROOTS, TrustedSet
 
 log = logging.getLogger("agent.keeper")
 

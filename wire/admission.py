@@ -9,9 +9,9 @@ from __future__ import annotations
 from datetime import datetime
 
 from wire.errors import Incompatible, Untrusted
+from wire.metadata import check_fresh
 from wire.orders import Order
 from wire.release import Release
-from wire.trust import check_fresh
 from wire.units import instant
 
 

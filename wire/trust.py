@@ -20,23 +20,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
-from tuf.api.serialization import DeserializationError
 
 from wire.bundle import split_target
 from wire.errors import Malformed, OutOfStep, Untrusted, WireError
-from wire.release import LARGEST, Release, floors, release_of, releases_of
+from wire.metadata import (
+    ROLE_LIMIT,
+    ROOT_LIMIT,
+    TIMESTAMP_LIMIT,
+    check_distinct_keys,
+    check_fresh,
+    check_named,
+    check_signed,
+    check_version,
+    is_signed,
+    parse,
+)
+from wire.release import Release, floors, release_of, releases_of
 
-ROOT_LIMIT: Final = 512_000
-TIMESTAMP_LIMIT: Final = 16_384
-ROLE_LIMIT: Final = 5_000_000
 MAX_ROOTS: Final = 256
 MAX_DELEGATIONS: Final = 32
-
-T = TypeVar("T", Root, Timestamp, Snapshot, Targets)
 
 
 @dataclass(frozen=True)
@@ -71,9 +76,9 @@ class TrustedSet:
     @classmethod
     def from_root(cls, data: bytes) -> TrustedSet:
         """Start from a root that is trusted because of how it came: in an enrolment kit. Raises `WireError`."""
-        root = _parse(data, "root", Root, ROOT_LIMIT)
-        _check_distinct_keys(root.signed.keys, "root")
-        _check_signed(root.signed.verify_delegate, "root", root)
+        root = parse(data, "root", Root, ROOT_LIMIT)
+        check_distinct_keys(root.signed.keys, "root")
+        check_signed(root.signed.verify_delegate, "root", root)
         return cls(root, data)
 
     @classmethod
@@ -89,17 +94,17 @@ class TrustedSet:
         """Take back what was saved. A document whose signers were rotated out since is dropped, not believed."""
         by_root = self._root.signed.verify_delegate
         if "timestamp" in documents:
-            timestamp = _parse(documents["timestamp"], "timestamp", Timestamp, TIMESTAMP_LIMIT)
-            if _is_signed(by_root, "timestamp", timestamp):
+            timestamp = parse(documents["timestamp"], "timestamp", Timestamp, TIMESTAMP_LIMIT)
+            if is_signed(by_root, "timestamp", timestamp):
                 self._timestamp, self.documents["timestamp"] = timestamp, documents["timestamp"]
         if "snapshot" in documents:
-            snapshot = _parse(documents["snapshot"], "snapshot", Snapshot, ROLE_LIMIT)
-            if _is_signed(by_root, "snapshot", snapshot):
+            snapshot = parse(documents["snapshot"], "snapshot", Snapshot, ROLE_LIMIT)
+            if is_signed(by_root, "snapshot", snapshot):
                 self._snapshot, self.documents["snapshot"] = snapshot, documents["snapshot"]
         for name, delegator in self._roles():
             if name in documents:
-                targets = _parse(documents[name], name, Targets, ROLE_LIMIT)
-                if _is_signed(self._verifier(delegator), name, targets):
+                targets = parse(documents[name], name, Targets, ROLE_LIMIT)
+                if is_signed(self._verifier(delegator), name, targets):
                     self._targets[name], self.documents[name] = targets, documents[name]
 
     # --- taking what is new -----------------------------------------------------------------------------------
@@ -134,12 +139,12 @@ class TrustedSet:
         check_fresh(self._root.signed.expires, f"root/{self.root_version}", now)
 
     def _take_root(self, data: bytes) -> None:
-        new = _parse(data, "root", Root, ROOT_LIMIT)
+        new = parse(data, "root", Root, ROOT_LIMIT)
         if new.signed.version != self.root_version + 1:
             raise Untrusted(f"root: version {new.signed.version} after {self.root_version}, expected the next one")
-        _check_distinct_keys(new.signed.keys, "root")
-        _check_signed(self._root.signed.verify_delegate, "root", new)
-        _check_signed(new.signed.verify_delegate, "root", new)
+        check_distinct_keys(new.signed.keys, "root")
+        check_signed(self._root.signed.verify_delegate, "root", new)
+        check_signed(new.signed.verify_delegate, "root", new)
         # Fast-forward attacks are undone by rotating the online keys (5.3.11): their old versions must not bind us.
         roles = ("timestamp", "snapshot")
         rotated = any(set(self.root.roles[r].keyids) != set(new.signed.roles[r].keyids) for r in roles)
@@ -158,15 +163,15 @@ class TrustedSet:
     def _take_timestamp(self, offered: Mapping[str, bytes], now: datetime) -> None:
         if not self._is_new("timestamp", offered):
             return
-        new = _parse(offered["timestamp"], "timestamp", Timestamp, TIMESTAMP_LIMIT)
-        _check_signed(self._root.signed.verify_delegate, "timestamp", new)
+        new = parse(offered["timestamp"], "timestamp", Timestamp, TIMESTAMP_LIMIT)
+        check_signed(self._root.signed.verify_delegate, "timestamp", new)
         old = self._timestamp
         if old is not None:
             if new.signed.version == old.signed.version:
                 return  # the one that is held stays, and that is no fault (5.4.3.1)
-            _check_version("timestamp", new.signed.version, at_least=old.signed.version)
+            check_version("timestamp", new.signed.version, at_least=old.signed.version)
             was, is_now = old.signed.snapshot_meta.version, new.signed.snapshot_meta.version
-            _check_version("snapshot named by the timestamp", is_now, at_least=was)
+            check_version("snapshot named by the timestamp", is_now, at_least=was)
         check_fresh(new.signed.expires, "timestamp", now)
         self._timestamp, self.documents["timestamp"] = new, offered["timestamp"]
 
@@ -176,13 +181,13 @@ class TrustedSet:
         if self._timestamp is None:
             raise OutOfStep("snapshot: there is no trusted timestamp that names it yet")
         data = offered["snapshot"]
-        new = _parse(data, "snapshot", Snapshot, ROLE_LIMIT)
-        _check_signed(self._root.signed.verify_delegate, "snapshot", new)
-        _check_named(self._timestamp.signed.snapshot_meta, "snapshot", new.signed.version, data)
+        new = parse(data, "snapshot", Snapshot, ROLE_LIMIT)
+        check_signed(self._root.signed.verify_delegate, "snapshot", new)
+        check_named(self._timestamp.signed.snapshot_meta, "snapshot", new.signed.version, data)
         for filename, meta in (self._snapshot.signed.meta if self._snapshot else {}).items():
             if filename not in new.signed.meta:
                 raise Untrusted(f"snapshot: {filename} is gone; a role once listed stays listed")
-            _check_version(f"{filename} in the snapshot", new.signed.meta[filename].version, at_least=meta.version)
+            check_version(f"{filename} in the snapshot", new.signed.meta[filename].version, at_least=meta.version)
         check_fresh(new.signed.expires, "snapshot", now)
         self._snapshot, self.documents["snapshot"] = new, data
 
@@ -214,11 +219,11 @@ class TrustedSet:
         named = self._snapshot.signed.meta.get(f"{name}.json")
         if named is None:
             raise OutOfStep(f"{name}: the snapshot does not list it")
-        new = _parse(data, name, Targets, ROLE_LIMIT)
-        _check_signed(self._verifier(delegator), name, new)
-        _check_named(named, name, new.signed.version, data)
+        new = parse(data, name, Targets, ROLE_LIMIT)
+        check_signed(self._verifier(delegator), name, new)
+        check_named(named, name, new.signed.version, data)
         if new.signed.delegations is not None:
-            _check_distinct_keys(new.signed.delegations.keys, name)
+            check_distinct_keys(new.signed.delegations.keys, name)
         check_fresh(new.signed.expires, name, now)
         self._targets[name], self.documents[name] = new, data
         if new.signed.delegations is not None:
@@ -327,7 +332,7 @@ class TrustedSet:
             if name not in self._targets:
                 raise NotHeld(target, name)
             if verified_for.get(name) != delegator:
-                _check_signed(self._verifier(delegator), name, self._targets[name])
+                check_signed(self._verifier(delegator), name, self._targets[name])
             found.add(name)
             yield name
             delegations = self._targets[name].signed.delegations
@@ -360,63 +365,3 @@ class TrustedSet:
         if name != "timestamp" and (named is None or named.version != md.signed.version):
             raise Untrusted(f"{name}: version {md.signed.version} is not the one listed now: wait for the fleet")
         check_fresh(md.signed.expires, name, now)
-
-
-def _parse(data: bytes, name: str, kind: type[T], limit: int) -> Metadata[T]:
-    if len(data) > limit:
-        raise Malformed(f"{name}: {len(data)} bytes, the limit is {limit}")
-    try:
-        md = Metadata[T].from_bytes(data)
-    except (DeserializationError, RecursionError) as e:
-        raise Malformed(f"{name}: not TUF metadata: {e}") from e
-    if not isinstance(md.signed, kind):
-        raise Malformed(f"{name}: holds {md.signed.type} metadata")
-    if md.signed.version > LARGEST:
-        raise Malformed(f"{name}: its version has more than 63 bits: no database holds it")
-    return md
-
-
-def _check_signed(verify: Callable[..., None], role: str, md: Metadata[Any]) -> None:
-    try:
-        verify(role, md.signed_bytes, md.signatures)
-    except (RepositoryError, ValueError) as e:
-        raise Untrusted(f"{role}: {e}") from e
-
-
-def _check_distinct_keys(keys: Mapping[str, Any], where: str) -> None:
-    """A threshold counts keys: one key under two ids would count twice (GHSA-pwqf-9h7j-7mv8).
-
-    Two spellings of it as well: hexadecimal digits are read in both cases and with blanks between them.
-    """
-    values = ["".join(str(key.keyval.get("public")).lower().split()) for key in keys.values()]
-    if len(set(values)) != len(values):
-        raise Untrusted(f"{where}: one public key stands under two key ids")
-
-
-def _is_signed(verify: Callable[..., None], role: str, md: Metadata[Any]) -> bool:
-    try:
-        _check_signed(verify, role, md)
-    except Untrusted:
-        return False
-    return True
-
-
-def _check_named(named: MetaFile, name: str, version: int, data: bytes) -> None:
-    """The document is the one that its delegator lists: same version, and the same bytes where it says so."""
-    if version != named.version:
-        raise OutOfStep(f"{name}: version {version}, its delegator names {named.version}")
-    try:
-        named.verify_length_and_hashes(data)
-    except RepositoryError as e:
-        raise Untrusted(f"{name}: {e}") from e
-
-
-def _check_version(name: str, version: int, *, at_least: int) -> None:
-    if version < at_least:
-        raise Untrusted(f"{name}: version {version} is old, expected at least {at_least}")
-
-
-def check_fresh(expires: datetime, name: str, now: datetime) -> None:
-    """Raises `Untrusted` from `expires` on; both times carry a zone."""
-    if now >= expires:
-        raise Untrusted(f"{name}: expired {expires:%Y-%m-%d %H:%M} UTC: publish newer metadata")

@@ -30,7 +30,7 @@ from cli.trust.plain import check_key_id, check_plain, fingerprint
 from fleet.store.files import sync_folder, write
 from wire.document import parse_json
 from wire.errors import WireError
-from wire.trust import ROLE_LIMIT
+from wire.metadata import ROLE_LIMIT
 
 MAX_DOCUMENTS: Final = 10_000
 """In one folder; each root that ever was stays in it."""

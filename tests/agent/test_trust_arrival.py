@@ -8,7 +8,7 @@ from trust_repository import new_signer
 from agent.inbox import GATHER
 from agent.keeper import BUFFER_LIMIT
 from wire import topics
-from wire.trust import ROLE_LIMIT
+from wire.metadata import ROLE_LIMIT
 
 
 def topic_of(name: str) -> topics.TrustRoot | topics.TrustRole:

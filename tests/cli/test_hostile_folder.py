@@ -25,7 +25,7 @@ from cli.trust.folder import MAX_DOCUMENTS, Online, TrustFolder
 from cli.trust.keys import KeyFolder, new_passphrase
 from cli.trust.plain import check_lifetime, check_plain
 from fleet.trust.issuer import Issuer
-from wire.trust import ROLE_LIMIT
+from wire.metadata import ROLE_LIMIT
 
 Change = Callable[[Any], None]
 

@@ -23,7 +23,8 @@ from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, MetaFile, Snapshot, TargetFile, Timestamp
 
 from wire.errors import Untrusted, WireError
-from wire.trust import MAX_DELEGATIONS, MAX_ROOTS, ROLE_LIMIT, ROOT_LIMIT, TIMESTAMP_LIMIT, NotHeld, TrustedSet
+from wire.metadata import ROLE_LIMIT, ROOT_LIMIT, TIMESTAMP_LIMIT
+from wire.trust import MAX_DELEGATIONS, MAX_ROOTS, NotHeld, TrustedSet
 
 
 class Client:

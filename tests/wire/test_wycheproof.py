@@ -22,7 +22,7 @@ from trust_repository import Repository, new_signer
 from tuf.api.metadata import Metadata, Targets
 
 from wire.errors import Untrusted
-from wire.trust import _check_signed
+from wire.metadata import check_signed
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = Path(os.environ.get("SHOAL_VECTORS", ROOT / "../shared/vectors")) / "ed25519_test.json"
@@ -62,7 +62,7 @@ def by_role(case: Case) -> bool:
 
     signed = SimpleNamespace(signed_bytes=case.message, signatures={"k": Signature("k", case.signature.hex())})
     try:
-        _check_signed(targets.verify_delegate, "fleet", signed)
+        check_signed(targets.verify_delegate, "fleet", signed)
     except Untrusted:
         return False
     return True
