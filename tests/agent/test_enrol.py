@@ -403,10 +403,17 @@ def test_a_device_that_waits_outlives_a_restart_of_the_fleet_and_ctrl_c(est, kit
         est.answers = [(202, b""), (503, b"")]
         command = [sys.executable, "-m", "agent.main", "enrol", "--kit", str(kit_file(url, **claim))]
         command += ["--device", "hall-1", "--state", str(state)]
-        waiting = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        until(lambda: len(est.paths) >= 3)
-        waiting.send_signal(signal.SIGINT)
-        _, said = waiting.communicate(timeout=10)
+        # A job in the background of a shell is started with SIGINT ignored, and hands that on.
+        hearing = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+        run = f"import sys; {hearing}; from agent.main import main; sys.exit(main())"
+        heard = [sys.executable, "-c", run, *command[3:]]
+        with subprocess.Popen(heard, stderr=subprocess.PIPE, text=True) as waiting:
+            try:
+                until(lambda: len(est.paths) >= 3)
+                waiting.send_signal(signal.SIGINT)
+                _, said = waiting.communicate(timeout=10)
+            finally:
+                waiting.kill()
         assert waiting.returncode == 130
         assert "status 503" in said
         assert "the same command goes on" in said
