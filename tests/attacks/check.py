@@ -120,7 +120,7 @@ def _report(chosen: list[Mutation], verdicts: list[str], took: float) -> int:
     for row in rows:
         print("| " + " | ".join(row) + " |")
     bites = verdicts.count(BITES)
-    print(f"\n{bites} of {len(chosen)} attacks got through as soon as their defence was gone, and their test saw it; {took:.0f} s")
+    print(f"\n{bites} of {len(chosen)} tests saw that their defence was gone; {took:.0f} s")
     return 0 if bites == len(chosen) else 1
 
 
