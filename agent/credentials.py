@@ -220,7 +220,7 @@ class _SlotSigner(Signer):
     @classmethod
     def from_priv_key_uri(cls, priv_key_uri: str, public_key: Key, secrets_handler: object = None) -> Signer:
         """A device's key has no URI."""
-        raise NotImplementedError(priv_key_uri)
+        raise Malformed(f"{priv_key_uri[:80]}: the key of a device has no URI: it stands in its state folder")
 
     def sign(self, payload: bytes) -> Signature:
         """A signature by the key in use."""
