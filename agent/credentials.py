@@ -218,7 +218,7 @@ class _SlotSigner(Signer):
         return self._now().public_key
 
     @classmethod
-    def from_priv_key_uri(cls, priv_key_uri: str, public_key: Key, secrets_handler: object = None) -> Signer:
+    def from_priv_key_uri(cls, priv_key_uri: str, public_key: Key, secrets_handler: object = None) -> Signer:  # noqa: ARG003
         """A device's key has no URI."""
         raise Malformed(f"{priv_key_uri[:80]}: the key of a device has no URI: it stands in its state folder")
 
