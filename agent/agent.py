@@ -61,7 +61,7 @@ class Agent:
             on_authority=self._renewal.served_by,
         )
         self._core = Core(
-            about=_about(credentials),
+            about=_about(credentials, settings),
             settings=settings,
             state=state,
             clock=self._clock,
@@ -154,7 +154,7 @@ class Agent:
         return {**self._core.status(), "pid": os.getpid(), "certificate": self._renewal.status()}
 
 
-def _about(credentials: Credentials) -> About:
+def _about(credentials: Credentials, settings: AgentSettings) -> About:
     machine, profile = hardware.detect(), credentials.profile
     return About(
         device=credentials.device,
@@ -162,7 +162,7 @@ def _about(credentials: Credentials) -> About:
         hardware=str(machine),
         emulated=not profile.matches(machine=machine.machine, board=machine.board),
         agent=version(),
-        runtimes=runtimes.installed(),
+        runtimes=runtimes.installed(settings.workers),
     )
 
 

@@ -351,6 +351,7 @@ class Core:
             desired_seq=desired_seq,
             slots=self.installer.slots(),
             updates=self.installer.updates(),
+            measured=self.installer.measurer.reports(),
             security=self._state.security()[-SECURITY_REPORTED:],
         )
 
@@ -375,6 +376,7 @@ class Core:
             "trust": self._trust(),
             "slots": [slot.to_value() for slot in self.installer.slots()],
             "updates": [report.to_value() for report in self.installer.updates()],
+            "measured": [report.to_value() for report in self.installer.measurer.reports()],
             "telemetry": self._state.telemetry(),
             "requests": self.service.requests,
             "security": [event.to_value() for event in self._state.security()],

@@ -20,6 +20,8 @@ from wire.units import seconds, size
 
 SOCKET_LIMIT: Final = 107
 """Longest path of a Unix socket in bytes (`sun_path`, unix(7))."""
+WORKERS: Final = ("tflite-runtime", "torchscript")
+"""Runtimes that never share the agent's interpreter."""
 PREFIX: Final = "SHOAL_AGENT_"
 
 
@@ -69,6 +71,17 @@ def _path(text: str, where: str) -> Path:
     return path
 
 
+def _workers(text: str, where: str) -> Mapping[str, str]:
+    """`runtime=/path/of/python`, more of them with commas."""
+    found: dict[str, str] = {}
+    for pair in filter(None, (part.strip() for part in text.split(","))):
+        runtime, _, python = pair.partition("=")
+        if runtime not in WORKERS or not Path(python).is_absolute():
+            raise Malformed(f"{where}: expected {WORKERS[0]}=/path/of/python, of {' or '.join(WORKERS)}, got {pair!r}")
+        found[runtime] = python
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class AgentSettings:
     """Times in seconds, sizes in bytes."""
@@ -93,6 +106,8 @@ class AgentSettings:
     """How often one chunk may arrive with another digest before the update is refused."""
     selftest_timeout: float = _duration("2 min", "1 s", "1 h")
     """Time that the self-test's process may take."""
+    measure_timeout: float = _duration("10 min", "1 s", "1 h")
+    """Time that the process of a measuring job may take."""
     probation_requests: int = _count("20", "1", "1000000")
     """Answers without an error after which a new model is committed,"""
     probation_time: float = _duration("30 s", "100 ms", "1 d")
@@ -103,6 +118,8 @@ class AgentSettings:
     """Room that stays free on the disk: an update that would take it is not begun."""
     cloud_timeout: float = _duration("60 s", "1 s", "1 h")
     """Longest silence of the cloud tier in one request."""
+    workers: Mapping[str, str] = field(default_factory=dict, metadata={"parse": _workers})
+    """The Python of each runtime that needs a process and an environment of its own; none by default."""
     body_limit: int = _size("1 MiB", "1 KiB", "64 MiB")
     """Largest request body of the local API."""
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from agent.errors import Unavailable
+from agent.measuring import Task
 from agent.update import ModelState
 from wire.messages import SecurityEvent
 from wire.units import instant, show_instant
@@ -29,7 +30,7 @@ from wire.units import instant, show_instant
 log = logging.getLogger("agent.state")
 
 STATE_FILE: Final = "agent.db"
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 SECURITY_KEPT: Final = 50
 LONGEST_SUBJECT: Final = 200
 LONGEST_REASON: Final = 400
@@ -42,7 +43,8 @@ CREATE TABLE telemetry (id INTEGER PRIMARY KEY, boot TEXT NOT NULL, seq INTEGER 
 CREATE TABLE security (id INTEGER PRIMARY KEY, at TEXT NOT NULL, subject TEXT NOT NULL, reason TEXT NOT NULL) STRICT;
 """
 _FLOORS: Final = "CREATE TABLE floors (model TEXT PRIMARY KEY, floor INTEGER NOT NULL) STRICT;"
-_STEPS: Final = ((0, _SCHEMA), (1, _FLOORS))
+_MEASURING: Final = "CREATE TABLE measuring (job TEXT PRIMARY KEY, document BLOB NOT NULL) STRICT;"
+_STEPS: Final = ((0, _SCHEMA), (1, _FLOORS), (2, _MEASURING))
 """What makes the next schema version of each earlier one; 0 is an empty file."""
 
 
@@ -154,8 +156,18 @@ class StateFile:
         """Every model by name."""
         return {name: ModelState.from_bytes(data) for name, data in self._rows("SELECT name, document FROM models")}
 
-    def accept_desired(self, last: tuple[int, int], models: Mapping[str, ModelState], keys: str = "") -> None:
-        """A desired state is acted on from here: its number, its keys and what it makes of every model, at once.
+    def measuring(self) -> dict[str, Task]:
+        """Every measuring job that is remembered, by id, the oldest first."""
+        return {job: Task.from_bytes(data) for job, data in self._rows("SELECT * FROM measuring ORDER BY rowid")}
+
+    def accept_desired(
+        self,
+        last: tuple[int, int],
+        models: Mapping[str, ModelState],
+        keys: str = "",
+        measuring: Mapping[str, Task] | None = None,
+    ) -> None:
+        """A desired state is acted on from here: its number, its keys, and what it makes of models and jobs, at once.
 
         Without keys those that are here stay: the fleet seals none for what it no longer lists.
         """
@@ -165,6 +177,14 @@ class StateFile:
                 db.execute("INSERT OR REPLACE INTO meta VALUES ('keys', ?)", (keys,))
             db.execute("DELETE FROM models")
             db.executemany("INSERT INTO models VALUES (?, ?)", [(n, m.to_bytes()) for n, m in models.items()])
+            db.execute("DELETE FROM measuring")
+            tasks = (measuring or {}).items()
+            db.executemany("INSERT INTO measuring VALUES (?, ?)", [(job, task.to_bytes()) for job, task in tasks])
+
+    def save_task(self, task: Task) -> None:
+        """One step of a measuring job."""
+        with self._transaction() as db:
+            db.execute("UPDATE measuring SET document = ? WHERE job = ?", (task.to_bytes(), task.job.id))
 
     def save_model(self, name: str, model: ModelState) -> None:
         """One step of an update: slots and intent together."""

@@ -14,19 +14,22 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from agent.acks import Acks
 from agent.errors import NotFound, Unavailable
-from agent.serving.bundles import Prediction
 from agent.state import Queued, StateFile
 from agent.voice import Voice
 from wire import topics
 from wire.errors import WireError
 from wire.messages import Health, InferenceStats, TelemetryBatch, TelemetryRecord
 from wire.orders import Ack
+from wire.pipeline import SCORES
 from wire.sketch import Histogram, Sketch
 from wire.units import show_instant
+
+if TYPE_CHECKING:
+    from wire.processing import Array, Result
 
 log = logging.getLogger("agent.telemetry")
 
@@ -88,13 +91,13 @@ class WindowMeter:
     def _of(self, model: str, digest: str) -> _Tally:
         return self._window.setdefault((model, digest), _Tally())
 
-    def answered(self, model: str, digest: str, latency_ms: float, predictions: tuple[Prediction, ...]) -> None:
+    def answered(self, model: str, digest: str, latency_ms: float, results: tuple[Result, ...]) -> None:
         """A request got its answer."""
         tally = self._of(model, digest)
         tally.requests += 1
         tally.latencies.append(latency_ms)
-        tally.confidences += [p.score for p in predictions]
-        tally.labels.update(p.label for p in predictions)
+        tally.confidences += [best for r in results if SCORES in r.outputs for best in _best(r.outputs[SCORES])]
+        tally.labels.update(label for r in results for label in r.labels)
         if len(tally.latencies) + len(tally.confidences) >= FOLD:
             tally.fold()
 
@@ -124,6 +127,12 @@ class WindowMeter:
         """What the window held; the next one is empty."""
         window, self._window = self._window, {}
         return tuple(tally.stats(*key) for key, tally in sorted(window.items()))
+
+
+def _best(scores: Array) -> Iterable[float]:
+    """The best score of each row: one for a text, one for each word or frame."""
+    found: Iterable[float] = scores.max(axis=-1).reshape(-1).tolist()
+    return found
 
 
 class Recorder:

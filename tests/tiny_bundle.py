@@ -26,14 +26,11 @@ from wire.bundle import (
     BundleConfig,
     BundleFile,
     BundleManifest,
-    Golden,
-    GoldenCase,
-    Labels,
-    Pipeline,
     Role,
-    Tokenizer,
 )
 from wire.chunks import AVERAGE, WHOLE, ChunkList, ChunkRef, digest
+from wire.pipeline import Golden, GoldenCase, Labels, Pipeline, TensorSpec, Tokenizer
+from wire.processing import to_tensor
 
 LABELS = ("light-off", "light-on", "music")
 WORDS = ("turn", "the", "light", "lamp", "on", "off", "play", "music", "song", "please", "some", "in", "kitchen")
@@ -79,13 +76,27 @@ def make_layout(
 ) -> TinyBundle:
     """Write a bundle as an OCI image layout, beside those that the folder already holds."""
     table = embedding(version, rows)
-    files = [
-        *_store(layout, "model", "model.onnx", model(_scrambled(table) if broken else table)),
-        *_store(layout, "tokenizer", "tokenizer.json", tokenizer_json()),
-        *_store(layout, "labels", "labels.json", Labels(labels=LABELS).to_bytes()),
-        *_store(layout, "pipeline", "pipeline.json", pipeline().to_bytes()),
-        *_store(layout, "golden", "golden.json", golden(table).to_bytes()),
+    files: list[tuple[Role, str, bytes]] = [
+        ("model", "model.onnx", model(_scrambled(table) if broken else table)),
+        ("tokenizer", "tokenizer.json", tokenizer_json()),
+        ("labels", "labels.json", Labels(labels=LABELS).to_bytes()),
+        ("pipeline", "pipeline.json", pipeline().to_bytes()),
+        ("golden", "golden.json", golden(table).to_bytes()),
     ]
+    return write_bundle(layout, files, profile=profile, version=version, family=family, name=name)
+
+
+def write_bundle(
+    layout: Path,
+    files: Sequence[tuple[Role, str, bytes]],
+    *,
+    profile: str = "x86-64",
+    version: str = "1.0.0",
+    family: str = "intents",
+    name: str = "kitchen",
+    runtime: str = "onnxruntime",
+) -> TinyBundle:
+    """Any files as a bundle, beside those that the folder already holds."""
     config = b"{}"
     _put(layout, config)
     manifest = BundleManifest(
@@ -93,10 +104,10 @@ def make_layout(
         name=name,
         version=version,
         profile=profile,
-        runtime="onnxruntime",
+        runtime=runtime,
         precision="fp32",
         config=BundleConfig(digest=digest(config), size=len(config)),
-        files=tuple(files),
+        files=tuple(stored for role, path, data in files for stored in _store(layout, role, path, data)),
         annotations={},
     )
     _put(layout, manifest.to_bytes())
@@ -189,8 +200,8 @@ def pipeline() -> Pipeline:
     return Pipeline(
         task="text-classification",
         tokenizer=tokenizer,
-        inputs=("input_ids", "attention_mask"),
-        output="logits",
+        inputs=tuple(TensorSpec(name=n, dtype="int64", shape=(1, -1)) for n in ("input_ids", "attention_mask")),
+        outputs=(TensorSpec(name="logits", dtype="float32", shape=(1, len(LABELS))),),
         activation="softmax",
         labels="labels.json",
     )
@@ -198,8 +209,12 @@ def pipeline() -> Pipeline:
 
 def golden(table: np.ndarray) -> Golden:
     """What the sound model answers, worked out in numpy: the runtime must agree with it."""
-    cases = [GoldenCase(text=text, scores=scores(table, text)) for text in GOLDEN_TEXTS]
-    return Golden(max_abs=0.01, cases=tuple(cases))
+    return Golden(max_abs=0.01, cases=tuple(_case(text, scores(table, text)) for text in GOLDEN_TEXTS))
+
+
+def _case(text: str, expected: tuple[float, ...]) -> GoldenCase:
+    outputs = {"scores": to_tensor(np.asarray(expected, np.float32))}
+    return GoldenCase(text=text, outputs=outputs, labels=(LABELS[int(np.argmax(expected))],))
 
 
 def scores(table: np.ndarray, text: str) -> tuple[float, ...]:

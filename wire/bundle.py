@@ -28,19 +28,21 @@ MODEL_CONFIG = "application/vnd.cncf.model.config.v1+json"
 EVIDENCE_ARTIFACT = "application/vnd.shoal.evidence.v1+json"
 OCI_EMPTY = "application/vnd.oci.empty.v1+json"
 
-Role = Literal["model", "tokenizer", "labels", "pipeline", "golden", "chunks"]
+Role = Literal["model", "tokenizer", "labels", "pipeline", "golden", "lineage", "chunks"]
 MEDIA_TYPES: Mapping[Role, str] = {
     "model": "application/vnd.cncf.model.weight.v1.raw",
     "tokenizer": "application/vnd.cncf.model.weight.config.v1.raw",
     "labels": "application/vnd.cncf.model.weight.config.v1.raw",
     "pipeline": "application/vnd.shoal.pipeline.v1+json",
     "golden": "application/vnd.shoal.golden.v1+json",
+    "lineage": "application/vnd.shoal.lineage.v1+json",
     "chunks": "application/vnd.shoal.chunks.v1+json",
 }
 FILEPATH = "org.cncf.model.filepath"
 
-Runtime = Literal["onnxruntime", "litert"]
+Runtime = Literal["onnxruntime", "litert", "tflite-runtime", "torchscript", "tensorrt"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
+"""In what a variant's weights are stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,111 +158,6 @@ def split_target(path: str) -> tuple[str, str, str, str]:
         raise Malformed(f"target {path[:200]!r}: expected models/<family>/<name>/<version>/<profile>")
     family, name, version, profile = (check_name(p, f"target {path[:200]!r}") for p in parts[1:])
     return family, name, version, profile
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tokenizer(Document):
-    """How text becomes model input: `kind` names the reader of the tokenizer file.
-
-    The ids of a text are `before`, the tokenizer's ids cut to `max_length - len(before) - len(after)`, and `after`:
-    the frame tokens (`[CLS]`, `[SEP]`), which the file's reader does not add. Shorter rows of a batch are
-    filled with `pad` on the right, mask 0.
-    """
-
-    kind: Literal["huggingface-json"]
-    file: str
-    max_length: int
-    before: tuple[int, ...] = ()
-    after: tuple[int, ...] = ()
-    pad: int = 0
-
-    def __post_init__(self) -> None:
-        check_file(self.file, "tokenizer.file")
-        if self.max_length <= len(self.before) + len(self.after):
-            raise Malformed(f"tokenizer.max_length: {self.max_length} leaves no room for a text")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pipeline(Document):
-    """`pipeline.json`: everything around the model's own graph, one format for every task.
-
-    `inputs` are the graph's inputs by name, integers `[batch, tokens]` of the width that the graph asks for (int64
-    in ONNX, int32 in LiteRT's default signature), each one of `input_ids`, `attention_mask`, `token_type_ids`.
-    `output` is the tensor of logits, float32 `[batch, classes]`; `activation` turns logits into scores. `pad_to` is
-    the fixed token count of a graph without dynamic shapes, and `batch` its fixed batch size.
-    """
-
-    contract: str = CONTRACT
-    task: Literal["text-classification"]
-    tokenizer: Tokenizer
-    inputs: tuple[Literal["input_ids", "attention_mask", "token_type_ids"], ...]
-    output: str
-    activation: Literal["softmax", "none"]
-    labels: str
-    pad_to: int | None = None
-    batch: int | None = None
-
-    def __post_init__(self) -> None:
-        check_file(self.labels, "pipeline.labels")
-        if not self.inputs or len(set(self.inputs)) != len(self.inputs):
-            raise Malformed("pipeline.inputs: empty, or an input stands twice")
-        if self.pad_to is not None and self.pad_to < self.tokenizer.max_length:
-            raise Malformed(f"pipeline.pad_to: {self.pad_to} is below the {self.tokenizer.max_length} tokens of a text")
-        if self.batch is not None and self.batch < 1:
-            raise Malformed(f"pipeline.batch: expected 1 or more, got {self.batch}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Labels(Document):
-    """`labels.json`: class names in the order of the model's output."""
-
-    labels: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        if len(set(self.labels)) != len(self.labels) or not self.labels:
-            raise Malformed("labels: empty, or a label stands twice")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GoldenCase(Document):
-    """One input with the scores `[classes]` that the variant gave in the runtime that will serve it."""
-
-    text: str
-    scores: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if not self.scores:
-            raise Malformed("golden case: no scores")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Golden(Document):
-    """`golden.json`: a few inputs, the outputs expected of them, and the tolerance.
-
-    A case holds when no score is further than `max_abs` from the expected one; so its best label is the expected
-    one wherever the two best scores lie more than `2 * max_abs` apart. All cases must hold.
-    """
-
-    LIMIT: ClassVar[int] = WHOLE
-
-    contract: str = CONTRACT
-    max_abs: float
-    cases: tuple[GoldenCase, ...]
-
-    def __post_init__(self) -> None:
-        if not self.cases or not 0 < self.max_abs < 1:
-            raise Malformed("golden set: needs at least one case and a tolerance between 0 and 1")
-
-
-def golden_fault(case: GoldenCase, scores: tuple[float, ...], max_abs: float) -> str | None:
-    """Why `scores` do not hold for a golden case, in words; None when they do."""
-    if len(scores) != len(case.scores):
-        return f"{len(scores)} scores where {len(case.scores)} are expected"
-    # A NaN compares false with everything: ask for what must hold, not for what must not.
-    worst = max(abs(a - b) for a, b in zip(scores, case.scores, strict=True))
-    if not all(abs(a - b) <= max_abs for a, b in zip(scores, case.scores, strict=True)):
-        return f"a score is {worst:.3f} away from the expected one, the tolerance is {max_abs:.3f}"
-    return None
 
 
 _OURS = ("contract", "family", "name", "version", "profile", "runtime", "precision")

@@ -1,26 +1,29 @@
 """Evidence: what was measured of a bundle, where, with what, and how sure it is.
 
-Kept beside a bundle, never in it: an OCI artifact whose `subject` is the bundle's manifest. Card, tables
-and reports all read this one document.
+Kept beside a bundle, never in it: an OCI artifact whose `subject` is the bundle's manifest. Card, ML-BOM, tables,
+report and console all read this one document.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from wire.document import CONTRACT, Document, check_digest
+from wire.lineage import Dataset
 
 Kind = Literal["measured", "emulated", "predicted"]
+Outcome = Literal["pass", "fail", "inconclusive"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement(Document):
-    """One figure. `low` and `high` are the 95 % interval, `n` the number of samples behind it.
+    """One figure. `low` and `high` are the interval at the evidence's confidence, `n` the number of samples behind it.
 
     `kind` is `measured` only when the figure was taken on hardware of the profile; `emulated` when it was
-    taken on another machine that ran the same file; `predicted` when nothing ran.
+    taken on another machine that ran the same file; `predicted` when nothing ran. `device` is what it was taken on and
+    `runtime` the runtime with its version; both are empty where the figure does not depend on them (sizes).
     """
 
     metric: str
@@ -30,25 +33,97 @@ class Measurement(Document):
     kind: Kind
     low: float | None = None
     high: float | None = None
+    device: str = ""
+    runtime: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt(Document):
-    """A recipe that was tried for the profile, and what became of it: `chosen`, `passed` or why it lost."""
+    """A recipe that was tried for the profile, and what became of it.
+
+    `chosen`, or `pass` (it holds, and another is better), `fail` and `inconclusive` (its figures), `refused` (a rule
+    says before any work that it cannot be; `rule` is its id), `broken` (it was not made or does not run). `reason` is
+    for people. `kept_float` are the groups of layers that went back to float, in that order. `fell_back` counts
+    operators that do not run in the recipe's precision or on its accelerator.
+    """
 
     recipe: str
-    outcome: Literal["chosen", "passed", "failed"]
+    outcome: Literal["chosen", "pass", "fail", "inconclusive", "refused", "broken"]
     reason: str
-    bytes: int | None = None
-    accuracy: float | None = None
+    runtime: str = ""
+    precision: str = ""
+    rule: str | None = None
+    measurements: tuple[Measurement, ...] = ()
+    kept_float: tuple[str, ...] = ()
+    fell_back: Mapping[str, int] = field(default_factory=dict)
+
+    def get(self, metric: str) -> Measurement | None:
+        """The measurement of a metric, if there is one."""
+        return next((m for m in self.measurements if m.metric == metric), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassChange(Document):
+    """Of the `n` test examples of one label: how many the source got right, how many the variant, how many both."""
+
+    label: str
+    n: int
+    source: int
+    variant: int
+    both: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision(Document):
+    """The paired comparison of variant and source on the same examples.
+
+    `drop` is what was lost, in points of the metric (0 to 100), `low` and `high` its interval at `confidence`
+    (two-sided). `pass`: `high` is at or below `max_drop`; `fail`: `low` is above it; else `inconclusive`. `needed` is
+    how many examples the question asks for, worked out before the work from `changed_planned`, the share of examples
+    whose answer was expected to change.
+    """
+
+    metric: str
+    max_drop: float
+    confidence: float
+    n: int
+    needed: int
+    changed_planned: float
+    drop: float
+    low: float
+    high: float
+    outcome: Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sabotage(Document):
+    """A variant broken on purpose, and what each gate said of it. A build in which a gate lets one pass fails."""
+
+    name: str
+    golden: str
+    accuracy: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted(Document):
+    """What the search was asked for: limits, 0 where there is none, and what to make small."""
+
+    max_drop: float
+    max_ms: float
+    max_mb: float
+    minimise: str
+    confidence: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence(Document):
     """`results.json`: everything known of one bundle when it was built.
 
-    Metrics in use: `accuracy` and `source_accuracy` (fraction of the same held-out texts), `latency_p50` and
-    `latency_p99` (ms, batch 1, one thread), `size` (bytes of the model file), `source_size`.
+    Metrics in use: `accuracy` and `source_accuracy` (fraction of the same labelled examples) or, where the examples
+    have no labels, `agreement` with the source's answers (share of equal labels, or how nearly equal the outputs are),
+    `drop` (points), `latency_p50` and `latency_p99` (ms from example to answer, batch 1, one thread), `size` (bytes of
+    the model file), `footprint` (bytes of the whole bundle on a device), `source_size`, `memory` (bytes the process
+    grew by with the model loaded).
     """
 
     LIMIT: ClassVar[int] = 4 * 1024 * 1024
@@ -56,14 +131,20 @@ class Evidence(Document):
     contract: str = CONTRACT
     subject: str
     target: str
+    task: str
     recipe: str
     runtime: str
     precision: str
-    device: str
-    versions: Mapping[str, str]
-    dataset: Mapping[str, str]
+    source: str
+    architecture: str
+    tools: Mapping[str, str]
+    datasets: tuple[Dataset, ...]
+    wanted: Wanted
+    decision: Decision
     measurements: tuple[Measurement, ...]
     attempts: tuple[Attempt, ...]
+    classes: tuple[ClassChange, ...] = ()
+    sabotage: tuple[Sabotage, ...] = ()
 
     def __post_init__(self) -> None:
         check_digest(self.subject, "evidence subject")
@@ -71,3 +152,7 @@ class Evidence(Document):
     def get(self, metric: str) -> Measurement | None:
         """The measurement of a metric, if there is one."""
         return next((m for m in self.measurements if m.metric == metric), None)
+
+    def dataset(self, use: str) -> Dataset | None:
+        """The data set of a use, if there is one."""
+        return next((d for d in self.datasets if d.use == use), None)

@@ -63,6 +63,89 @@ class SlotReport(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MachineState(Document):
+    """What a machine says of heat and power at one moment; None and "" where it does not say.
+
+    `throttled`: the clock is held down now, for heat or voltage. `throttle_events` counts how often it was since the
+    machine started. `throttle_bits` are those of a Raspberry Pi's firmware: bits 0 to 3 are now, 16 to 19 since the
+    start (under-voltage, frequency capped, throttled, soft limit of temperature). `load` is that of the last minute.
+    """
+
+    at: str
+    throttled: bool | None = None
+    throttle_events: int | None = None
+    throttle_bits: int | None = None
+    temperature_c: float | None = None
+    cpu_mhz: float | None = None
+    cpu_max_mhz: float | None = None
+    governor: str = ""
+    power_mode: str = ""
+    power: Literal["mains", "battery", ""] = ""
+    load: float | None = None
+
+    def __post_init__(self) -> None:
+        instant(self.at, where="machinestate.at")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing(Document):
+    """How long a model took from example to answer, batch 1, one thread: percentiles in ms of `n` answers.
+
+    `low` and `high` of a percentile are the ranks between which it lies at `confidence`. `load_ms` is the loading of
+    runtime and model, `memory` the bytes by which the process grew. `runtime` names its version: `onnxruntime 1.31.1`.
+    """
+
+    runtime: str
+    rounds: int
+    n: int
+    p50_ms: float
+    p50_low: float
+    p50_high: float
+    p99_ms: float
+    p99_low: float
+    p99_high: float
+    confidence: float
+    load_ms: float
+    memory: int
+    before: MachineState
+    after: MachineState
+
+    def __post_init__(self) -> None:
+        check_counts(self, "rounds", "n", "p50_ms", "p99_ms", "load_ms", "memory")
+
+    @property
+    def throttled(self) -> bool | None:
+        """Whether the clock was held down before, after, or in between; None when the machine does not say."""
+        before, after = self.before, self.after
+        said: list[bool] = [s.throttled for s in (before, after) if s.throttled is not None]
+        if before.throttle_events is not None and after.throttle_events is not None:
+            said.append(after.throttle_events != before.throttle_events)
+        if before.throttle_bits is not None and after.throttle_bits is not None:
+            said.append(bool((after.throttle_bits & ~before.throttle_bits) >> 16))
+        return any(said) if said else None
+
+
+MeasurePhase = Literal["waiting", "fetching", "running", "done", "failed", "refused"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureReport(Document):
+    """How a measuring job of the desired state goes. `failed` and `refused` carry the reason, `done` the timing."""
+
+    id: str
+    target: str
+    digest: str
+    phase: MeasurePhase = "waiting"
+    reason: str = ""
+    timing: Timing | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the device is through with it."""
+        return self.phase in ("done", "failed", "refused")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SecurityEvent(Document):
     """Something that was refused because it could not be trusted."""
 
@@ -97,6 +180,7 @@ class Reported(Statement):
     desired_seq: int
     slots: tuple[SlotReport, ...] = ()
     updates: tuple[UpdateReport, ...] = ()
+    measured: tuple[MeasureReport, ...] = ()
     security: tuple[SecurityEvent, ...] = ()
 
     def __post_init__(self) -> None:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from wire.bundle import split_target
 from wire.document import Document, check_counts, check_digest, check_token
 from wire.errors import Malformed
 from wire.messages import Statement
 from wire.units import instant
+
+MAX_JOBS: Final = 8
+"""Measuring jobs that one device may have at a time."""
+MAX_ROUNDS: Final = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +67,28 @@ class DesiredModel(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasureJob(Document):
+    """A release that a device should time and not run: its golden inputs, one after the other, `rounds` times.
+
+    A device does the job of an `id` once, and reports it as long as the job stands in its desired state.
+    """
+
+    id: str
+    target: str
+    digest: str
+    rounds: int
+
+    def __post_init__(self) -> None:
+        check_token(self.id, "measure.id")
+        split_target(self.target)
+        check_digest(self.digest, f"digest to measure of {self.target}")
+        if not 1 <= self.rounds <= MAX_ROUNDS:
+            raise Malformed(f"measure.rounds: expected 1 to {MAX_ROUNDS}, got {self.rounds}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Desired(Order):
-    """What a device should run. A newer `(epoch, seq)` supersedes; `expires` blocks only new installs.
+    """What a device should run, and measure. A newer `(epoch, seq)` supersedes; `expires` blocks only new installs.
 
     `keys` is the key ring of every blob that it needs, sealed to the device's sealing key (`wire.secrecy`), base64;
     empty as long as the fleet does not know that key: a newer desired state brings it.
@@ -75,11 +99,16 @@ class Desired(Order):
 
     models: tuple[DesiredModel, ...]
     keys: str = ""
+    measure: tuple[MeasureJob, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if len({m.model for m in self.models}) != len(self.models):
             raise Malformed(f"desired state of {self.device}: one model name stands twice")
+        if len({job.id for job in self.measure}) != len(self.measure):
+            raise Malformed(f"desired state of {self.device}: one measuring job stands twice")
+        if len(self.measure) > MAX_JOBS:
+            raise Malformed(f"desired state of {self.device}: {len(self.measure)} measuring jobs, at most {MAX_JOBS}")
 
 
 @dataclass(frozen=True, kw_only=True)

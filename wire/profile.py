@@ -1,7 +1,7 @@
 """A profile: one hardware class, read from one TOML file.
 
 profile = Profile.from_toml(data)
-profile.recipes        # what the compiler tries, in order
+profile.runtimes       # what can serve there; the compiler tries every recipe that its rules allow
 profile.matches(machine="aarch64", board="Raspberry Pi 4 Model B Rev 1.4")
 """
 
@@ -16,16 +16,28 @@ from wire.document import Document, check_name
 from wire.errors import Malformed
 from wire.units import size
 
+Minimise = Literal["latency", "size", "memory"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware(Document):
-    """`memory` is that of the smallest board of the class; `features` are the CPU flags that decide kernels."""
+    """`memory` is that of the smallest board of the class; `features` are the CPU flags that decide kernels.
+
+    `core` is the kind of core that decides kernels (`cortex-a72`), `gpu` the compute capability (`sm_87`), each ""
+    where there is none; `system` the operating system, and as far as wheels depend on them its `python` such as "3.11",
+    "" where none runs, and its C library `glibc` such as "2.36".
+    """
 
     machine: str
     cpu: str
+    core: str = ""
     features: tuple[str, ...]
     memory: str
     accelerator: str = "none"
+    gpu: str = ""
+    system: str = ""
+    python: str = ""
+    glibc: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +50,17 @@ class Detect(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileRuntime(Document):
-    """A runtime of the profile, its newest supported ONNX opset and IR (0 where it does not apply)."""
+    """A runtime of the profile, its newest supported ONNX opset and IR (0 where it does not apply).
+
+    `seen_working` only where an inference was really seen there: on the hardware, or with the same instructions
+    emulated. A variant for a runtime that was not is `compile-only`.
+    """
 
     name: Runtime
     version: str
     opset: int = 0
     ir: int = 0
+    seen_working: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +88,8 @@ class Source(Document):
 class Profile(Document):
     """One hardware class.
 
-    `status` is `supported` only where the runtime was seen working. `recipes` are tried in order;
-    `choose` picks the `first` that holds the accuracy, or the `smallest` of those that do.
+    `status` is `supported` only where a runtime was seen working. `minimise` is what the compiler makes small, among
+    the variants that hold the limits, unless a build asks for something else.
     """
 
     name: str
@@ -81,8 +98,7 @@ class Profile(Document):
     hardware: Hardware
     detect: Detect
     runtimes: tuple[ProfileRuntime, ...]
-    recipes: tuple[str, ...]
-    choose: Literal["first", "smallest"]
+    minimise: Minimise = "latency"
     limits: Limits
     sources: tuple[Source, ...]
 
@@ -94,8 +110,12 @@ class Profile(Document):
             ("profile.limits.memory", self.limits.memory),
         ):
             size(text, where=where)
-        if not self.recipes or not self.runtimes:
-            raise Malformed(f"profile {self.name}: needs at least one recipe and one runtime")
+        if not self.runtimes:
+            raise Malformed(f"profile {self.name}: needs at least one runtime")
+
+    def runtime(self, name: str) -> ProfileRuntime | None:
+        """The runtime of that name, if the profile has it."""
+        return next((r for r in self.runtimes if r.name == name), None)
 
     @classmethod
     def from_toml(cls, data: bytes) -> Profile:

@@ -28,13 +28,14 @@ from agent.errors import AgentError, Incompatible, Keyless, Unavailable, Untrust
 from agent.install.download import Download
 from agent.install.fetch import Fetcher, to_the_end
 from agent.install.keys import ChunkKeys
+from agent.install.measure import Measurer
+from agent.install.releases import Missing, Releases
 from agent.serving.bundles import Bundle, prepare
 from agent.serving.selftest import self_test
 from agent.serving.service import Served, Service
 from agent.settings import AgentSettings
 from agent.state import StateFile
 from agent.update import Action, Event, ModelState
-from wire.admission import check_release
 from wire.errors import Untrusted as UntrustedByWire
 from wire.errors import WireError
 from wire.messages import SlotReport, UpdateReport
@@ -72,10 +73,7 @@ class Installer:
         self._fetcher = fetcher
         self._keys = keys
         self._service = service
-        self._trusted = trusted
-        self._now = now
-        self._profile = profile
-        self._runtimes = runtimes
+        self._listed = Releases(trusted, state, store, keys, now, profile, runtimes)
         self._on_change = on_change
         self._models = state.models()
         self._downloads: dict[str, Download] = {}
@@ -84,6 +82,13 @@ class Installer:
         self._news = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
         self._sweep: asyncio.Task[None] | None = None
+        self.measurer = Measurer(
+            *(settings, state, store, fetcher, self._listed, now),
+            alone=self._one_at_a_time,
+            busy=lambda: any(model.busy for model in self._models.values()),
+            sweep=self._sweep_soon,
+            on_change=on_change,
+        )
 
     # --- what the agent asks of it ----------------------------------------------------------------------------
 
@@ -96,6 +101,7 @@ class Installer:
         for name, model in list(self._models.items()):
             if model.busy:
                 self._begin_task(name, self._resume(name))
+        self.measurer.take(self._state.measuring())
 
     async def desire(self, desired: Desired) -> None:
         """A newer desired state, verified and addressed to this device: it supersedes every other.
@@ -108,7 +114,8 @@ class Installer:
         gone = self._models.keys() - wanted.keys()
         models = {name: model for name, (model, _) in steps.items()}
         keys = desired.keys if self._keys.take(desired.keys) else ""
-        self._state.accept_desired(desired.number, models, keys)
+        measuring = self.measurer.wanted(desired.measure)
+        self._state.accept_desired(desired.number, models, keys, measuring)
         self._models = models
         self._news.set()
         await self._cancel(*touched, *gone)
@@ -118,15 +125,18 @@ class Installer:
             self._begin(name, steps[name][1])
         if gone:
             self._sweep_soon()
+        self.measurer.take(measuring)
         self._on_change()
 
     def look_again(self) -> None:
         """New metadata was trusted, or it is another time: updates that wait look again."""
         self._news.set()
+        self.measurer.look_again()
 
     async def stop(self) -> None:
         """Leave every update where it is; its intent is on disk."""
         await self._cancel(*self._tasks)
+        await self.measurer.stop()
         if self._sweep is not None:
             await self._sweep
 
@@ -177,7 +187,7 @@ class Installer:
 
     async def _load(self, digest: str) -> Served:
         prepare()
-        return await asyncio.to_thread(lambda: Served.load(Bundle.open(self._store, digest)))
+        return await asyncio.to_thread(lambda: Served.load(Bundle.open(self._store, digest), self._settings.workers))
 
     def _begin(self, name: str, actions: tuple[Action, ...]) -> None:
         """First undo what is superseded, then start what is wanted."""
@@ -194,6 +204,7 @@ class Installer:
         self._begin_task(name, self._drive(name, action))
 
     def _begin_task(self, name: str, work: Coroutine[None, None, None]) -> None:
+        self.measurer.interrupt()
         self._tasks[name] = asyncio.create_task(work, name=f"update {name}")
 
     async def _cancel(self, *names: str) -> None:
@@ -270,10 +281,14 @@ class Installer:
             case Action.FETCH:
                 await self._fetch(name, self._releases[name])
             case Action.STAGE:
-                self._check(self._releases[name], wanted.digest)  # the floor may have risen during a long download
+                self._listed.check(
+                    self._releases[name], wanted.digest
+                )  # the floor may have risen during a long download
                 await asyncio.to_thread(Bundle.open, self._store, wanted.digest)
             case Action.SELF_TEST:
-                await self_test(self._store.folder, wanted.digest, self._settings.selftest_timeout)
+                await self_test(
+                    self._store.folder, wanted.digest, self._settings.selftest_timeout, self._settings.workers
+                )
             case Action.SWITCH:
                 self._service.try_out(name, await self._load(wanted.digest))
             case Action.WATCH:
@@ -285,29 +300,11 @@ class Installer:
         """The release of a target, as soon as every document on the way to it and its keys are here."""
         while True:
             self._news.clear()
-            try:
-                release = self._trusted.release(wanted.target, self._now())
-            except UntrustedByWire as e:
-                missing = str(e)
-            else:
-                self._check(release, wanted.digest)
-                if not await asyncio.to_thread(self._keyless, wanted.digest):
-                    return release
-                missing = "the fleet has not sealed the keys of this release to this device yet"
-            await self._note_waiting(name, missing)
+            found = await self._listed.find(wanted.target, wanted.digest)
+            if not isinstance(found, Missing):
+                return found
+            await self._note_waiting(name, found.reason)
             await self._news.wait()
-
-    def _keyless(self, manifest: str) -> set[str]:
-        """What this device needs of a bundle and could not read if it came; all it knows without its manifest."""
-        try:
-            needed = {manifest} | self._store.blobs_of(manifest)
-        except (AgentError, WireError):  # damaged on the disk: it comes again
-            needed = {manifest}
-        return {blob for blob in needed if self._keys.get(blob) is None and not self._store.has(blob)}
-
-    def _check(self, release: Release, digest: str) -> None:
-        floor = self._state.floor(release.model)
-        check_release(release, digest=digest, profile=self._profile, runtimes=self._runtimes, floor=floor)
 
     async def _note_waiting(self, name: str, reason: str) -> None:
         waiting = _waiting(self._models[name], reason)
@@ -346,6 +343,7 @@ class Installer:
         if action is Action.ROLL_BACK:
             self._service.roll_back(name)
         await self._collect()
+        self.measurer.look_again()
         self._on_change()
 
     def _sweep_soon(self) -> None:
@@ -369,6 +367,7 @@ class Installer:
 
     def _needed(self) -> set[str]:
         manifests = {digest for model in self._models.values() for digest in model.digests}
+        manifests |= self.measurer.digests()
         return manifests | {blob for digest in manifests for blob in self._store.blobs_of(digest)}
 
 

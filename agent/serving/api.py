@@ -97,12 +97,13 @@ class LocalApi:
         return {"name": name, "ready": True} if what else oip.model_value(name, served)
 
     async def _infer(self, name: str, body: bytes) -> Any:
-        self._service.answering(name)  # an unknown model is said before a bad body
-        request = oip.parse_request(body)
-        answer = await self._service.infer(name, request.texts)
+        request = oip.parse_request(body, self._service.answering(name))
+        answer = await self._service.infer(name, request.examples)
         request_id = request.id or uuid.uuid4().hex
-        self._meter.remember(request_id, name, answer.digest, answer.predictions[0].label)
-        return oip.answer_value(answer, request_id, request.outputs)
+        labels = answer.results[0].labels
+        if len(labels) == 1:  # feedback names one label
+            self._meter.remember(request_id, name, answer.digest, labels[0])
+        return oip.answer_value(answer, request, request_id)
 
     def _feedback(self, body: bytes) -> Any:
         value = oip.parse_object(body)

@@ -1,19 +1,22 @@
-"""A bundle that is whole in the store, and the classifier that it makes."""
+"""A bundle that is whole in the store, and the model that it makes."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from agent.blobs import Blobs
-from agent.errors import Incompatible, Unavailable
-from wire.bundle import BundleManifest, Golden, Labels, Pipeline
+from agent.errors import Incompatible, Malformed, Unavailable
+from wire.bundle import BundleManifest, Role
+from wire.errors import Malformed as MalformedByWire
+from wire.errors import WireError
+from wire.pipeline import Golden, Labels, Pipeline
 
 if TYPE_CHECKING:
-    from agent.serving.pipeline import Encoder
-    from agent.serving.runtimes import Run
+    from agent.serving.runtimes import LoadedGraph
+    from wire.processing import Example, Processor, Result
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,9 @@ class Bundle:
     digest: str
     manifest: BundleManifest
     pipeline: Pipeline
-    labels: Labels
+    labels: tuple[str, ...]
     golden: Golden
-    tokenizer: bytes
+    tokenizer: bytes | None
     model: Path
 
     @classmethod
@@ -33,21 +36,27 @@ class Bundle:
         """Read it from the store. Raises `Incompatible` when its parts do not fit, `Unavailable`, and `WireError`."""
         manifest = BundleManifest.from_bytes(store.read(digest))
         pipeline = Pipeline.from_bytes(store.read(manifest.file("pipeline").digest))
-        for role, named in (("tokenizer", pipeline.tokenizer.file), ("labels", pipeline.labels)):
-            path = manifest.file(role).path  # type: ignore[arg-type]
-            if path != named:
-                raise Incompatible(
-                    f"bundle {manifest.target}: pipeline names {role} {named!r}, the bundle has {path!r}"
-                )
+        labels = _named_file(store, manifest, "labels", pipeline.labels)
+        tokenizer = _named_file(store, manifest, "tokenizer", pipeline.tokenizer.file if pipeline.tokenizer else None)
         return cls(
             digest=digest,
             manifest=manifest,
             pipeline=pipeline,
-            labels=Labels.from_bytes(store.read(manifest.file("labels").digest)),
+            labels=Labels.from_bytes(labels).labels if labels is not None else (),
             golden=Golden.from_bytes(store.read(manifest.file("golden").digest)),
-            tokenizer=store.read(manifest.file("tokenizer").digest),
+            tokenizer=tokenizer,
             model=_model_file(store, manifest),
         )
+
+
+def _named_file(store: Blobs, manifest: BundleManifest, role: Role, named: str | None) -> bytes | None:
+    """The file of a role, where the pipeline names one. Raises `Incompatible` when the bundle calls it otherwise."""
+    if named is None:
+        return None
+    file = manifest.file(role)
+    if file.path != named:
+        raise Incompatible(f"bundle {manifest.target}: pipeline names {role} {named!r}, the bundle has {file.path!r}")
+    return store.read(file.digest)
 
 
 def _model_file(store: Blobs, manifest: BundleManifest) -> Path:
@@ -58,17 +67,8 @@ def _model_file(store: Blobs, manifest: BundleManifest) -> Path:
     return store.path(name)
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What the model says of one text: `scores` [classes] in the order of the labels, the best label and its score."""
-
-    label: str
-    score: float
-    scores: tuple[float, ...]
-
-
 def prepare() -> None:
-    """Call it before the first `Classifier.load`, on a thread that lives as long as the process.
+    """Call it before the first `Model.load`, on a thread that lives as long as the process.
 
     kitoken 0.11.1 carries an allocator that ties itself to the thread that loads the library: imported on a worker
     thread that ended, it took the process down with a segmentation fault.
@@ -76,44 +76,53 @@ def prepare() -> None:
     import kitoken  # noqa: F401, PLC0415  7 MB that a device without a model does not pay
 
 
-class Classifier:
-    """A loaded bundle: texts in, predictions out. Blocking, and for one thread at a time."""
+class Model:
+    """A loaded bundle: examples in, results out. Blocking, and for one thread at a time."""
 
-    def __init__(self, bundle: Bundle, encoder: Encoder, run: Run) -> None:
-        self._pipeline = bundle.pipeline
-        self._labels = bundle.labels.labels
-        self._encoder = encoder
-        self._run = run
+    def __init__(self, processor: Processor, graph: LoadedGraph) -> None:
+        self._processor = processor
+        self._graph = graph
 
     @classmethod
-    def load(cls, bundle: Bundle) -> Self:
-        """Load the runtime and the graph. Raises `Incompatible`."""
-        from agent.serving.pipeline import Encoder  # noqa: PLC0415  numpy comes with the first model, not with the agent
+    def load(cls, bundle: Bundle, workers: Mapping[str, str]) -> Self:
+        """Load the runtime and the graph; `workers` name the Python of runtimes in processes.
+
+        Raises `Incompatible`, and `Unavailable` when a worker process does not start.
+        """
         from agent.serving.runtimes import load_graph  # noqa: PLC0415
+        from wire.processing import Processor  # noqa: PLC0415  numpy comes with the first model, not with the agent
 
-        encoder = Encoder(bundle.pipeline, bundle.tokenizer)
-        return cls(bundle, encoder, load_graph(bundle.manifest.runtime, bundle.model, bundle.pipeline.output))
+        try:
+            processor = Processor(bundle.pipeline, bundle.labels, bundle.tokenizer)
+        except WireError as e:
+            raise Incompatible(f"bundle {bundle.manifest.target}: {e}") from e
+        return cls(processor, load_graph(bundle.manifest.runtime, bundle.model, bundle.pipeline, workers))
 
-    def classify(self, texts: tuple[str, ...]) -> tuple[Prediction, ...]:
-        """One prediction per text. Raises `Incompatible` when the graph does not give what the labels expect.
+    def answer(self, example: Example) -> Result:
+        """One answer. Raises `Malformed` for an example of the wrong form, `Incompatible` for a graph that fails.
 
-        Each text runs by itself, as in the golden set: the scales of dynamic int8 depend on the whole tensor, so a
+        And `Unavailable` when a worker process died or hung.
+
+        Each example runs by itself, as in the golden set: the scales of dynamic int8 depend on the whole tensor, so a
         neighbour in a batch would change an answer.
         """
-        return tuple(self._classify(text) for text in texts)
+        import numpy as np  # noqa: PLC0415  as above
 
-    def _classify(self, text: str) -> Prediction:
-        from agent.serving.pipeline import softmax  # noqa: PLC0415
+        try:
+            result = self._processor.run(example, self._graph.run)
+        except MalformedByWire as e:
+            raise Malformed(str(e)) from e
+        except WireError as e:
+            raise Incompatible(str(e)) from e
+        if not all(np.isfinite(values).all() for values in result.outputs.values()):
+            raise Incompatible("the graph gave numbers that are none")  # and JSON has none for them
+        return result
 
-        rows = self._pipeline.batch or 1
-        logits = self._run(self._encoder((text,) * rows))
-        if logits.shape != (rows, len(self._labels)):
-            raise Incompatible(f"the graph gave {logits.shape}, expected ({rows}, {len(self._labels)})")
-        scores = softmax(logits) if self._pipeline.activation == "softmax" else logits
-        return self._prediction(tuple(map(float, scores[0])))
+    @property
+    def runtime(self) -> str:
+        """The runtime with its version."""
+        return self._graph.runtime
 
-    def _prediction(self, scores: tuple[float, ...]) -> Prediction:
-        if not all(map(math.isfinite, scores)):
-            raise Incompatible("the graph gave scores that are not numbers")  # and JSON has none for them
-        best = max(scores)
-        return Prediction(self._labels[scores.index(best)], best, scores)
+    def close(self) -> None:
+        """Give back what the runtime holds; a worker process ends."""
+        self._graph.close()

@@ -1,40 +1,74 @@
 """The runtimes that run a graph, behind one call. Each is imported when its first model is loaded, and not before.
 
-run = load_graph("onnxruntime", path, output="logits")
-run({"input_ids": ..., "attention_mask": ...})     # float32 [batch, classes]
+graph = load_graph("onnxruntime", path, pipeline, workers={})
+graph.run({"input_ids": ..., "attention_mask": ...})     # {"logits": float32 [1, classes]}
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from agent.errors import Incompatible
+from agent.settings import WORKERS
+from wire.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from agent.serving.pipeline import Floats, Ints
+    from wire.processing import Arrays, Graph
 
-Run = Callable[["Mapping[str, Ints]"], "Floats"]
 MODULES: Final = {"onnxruntime": "onnxruntime", "litert": "ai_edge_litert"}
+PACKAGES: Final = {"onnxruntime": "onnxruntime", "litert": "ai-edge-litert"}
 
 
-def installed() -> frozenset[str]:
-    """Names of the runtimes whose package is here. Only the self-test proves that one works."""
-    return frozenset(name for name, module in MODULES.items() if find_spec(module) is not None)
+@dataclass(frozen=True)
+class LoadedGraph:
+    """A model file in its runtime, `onnxruntime 1.31.1`. `run` raises `Incompatible`; `close` ends a worker process."""
+
+    run: Graph
+    runtime: str = ""
+    close: Callable[[], None] = lambda: None
 
 
-def load_graph(runtime: str, path: Path, output: str) -> Run:
-    """Load a model file; `output` is the tensor to read. Raises `Incompatible` when the runtime refuses it."""
+def installed(workers: Mapping[str, str]) -> frozenset[str]:
+    """Names of the runtimes that are here, by package or by a worker's Python. Only the self-test proves one works."""
+    here = {name for name, module in MODULES.items() if find_spec(module) is not None}
+    return frozenset(here | {name for name, python in workers.items() if Path(python).exists()})
+
+
+def load_graph(runtime: str, path: Path, pipeline: Pipeline, workers: Mapping[str, str]) -> LoadedGraph:
+    """Load a model file. Raises `Incompatible` when the runtime is not here or refuses it."""
     if runtime == "onnxruntime":
-        return _load_onnxruntime(path, output)
+        return LoadedGraph(_load_onnxruntime(path, [t.name for t in pipeline.outputs]), _packaged(runtime))
     if runtime == "litert":
-        return _load_litert(path, output)
-    raise Incompatible(f"runtime {runtime!r}: not one of {', '.join(MODULES)}: update this agent")
+        return LoadedGraph(_load_litert(path), _packaged(runtime))
+    if runtime in WORKERS:
+        return _load_worker(runtime, path, workers)
+    if runtime == "tensorrt":
+        raise Incompatible("runtime tensorrt: its engine is built on the device by a worker that this agent lacks")
+    raise Incompatible(f"runtime {runtime!r}: not one of {', '.join((*MODULES, *WORKERS))}: update this agent")
 
 
-def _load_onnxruntime(path: Path, output: str) -> Run:
+def _load_worker(runtime: str, path: Path, workers: Mapping[str, str]) -> LoadedGraph:
+    from agent.serving.worker import Worker  # noqa: PLC0415  numpy comes with a model, not with the agent
+
+    if runtime not in workers:
+        raise Incompatible(
+            f"runtime {runtime}: it runs in an environment of its own, and the setting 'workers' names none: make one "
+            f'(python3 -m venv), install {runtime} there, and set workers = "{runtime}=/that/bin/python"'
+        )
+    worker = Worker(workers[runtime], runtime, path)
+    return LoadedGraph(worker.run, f"{runtime} {worker.version}", worker.close)
+
+
+def _packaged(runtime: str) -> str:
+    return f"{PACKAGES[runtime]} {version(PACKAGES[runtime])}"
+
+
+def _load_onnxruntime(path: Path, outputs: list[str]) -> Graph:
     import onnxruntime as ort  # type: ignore[import-untyped]  # noqa: PLC0415  tens of MB that an idle device does not pay
 
     options = ort.SessionOptions()
@@ -48,12 +82,11 @@ def _load_onnxruntime(path: Path, output: str) -> Run:
     except failures as e:
         raise Incompatible(f"{path.name}: onnxruntime {ort.__version__} does not load it: {e}") from e
 
-    def run(inputs: Mapping[str, Ints]) -> Floats:
+    def run(feeds: Arrays) -> Arrays:
         try:
-            (logits,) = session.run([output], dict(inputs))
+            return dict(zip(outputs, session.run(outputs, dict(feeds)), strict=True))
         except failures as e:
             raise Incompatible(f"{path.name}: onnxruntime {ort.__version__} does not run it: {e}") from e
-        return logits  # type: ignore[no-any-return]
 
     return run
 
@@ -68,21 +101,21 @@ def _onnxruntime_errors() -> tuple[type[Exception], ...]:
     return tuple(e for e in found if isinstance(e, type) and issubclass(e, Exception))
 
 
-def _load_litert(path: Path, output: str) -> Run:
+def _load_litert(path: Path) -> Graph:
     from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped]  # noqa: PLC0415  as above
 
-    try:
-        interpreter = Interpreter(model_path=str(path), num_threads=1)
-        signature = interpreter.get_signature_runner()
-    except (RuntimeError, ValueError) as e:
-        raise Incompatible(f"{path.name}: litert does not load it: {e}") from e
-    kinds = {name: detail["dtype"] for name, detail in signature.get_input_details().items()}
+    from agent.serving.worker_program import Flatbuffer  # noqa: PLC0415  one reading of a file, in here and in a worker
 
-    def run(inputs: Mapping[str, Ints]) -> Floats:
+    failures = (RuntimeError, ValueError, KeyError)
+    try:
+        graph = Flatbuffer(str(path), lambda: Interpreter(model_path=str(path), num_threads=1))
+    except failures as e:
+        raise Incompatible(f"{path.name}: litert does not load it: {e}") from e
+
+    def run(feeds: Arrays) -> Arrays:
         try:
-            outputs = signature(**{name: values.astype(kinds[name]) for name, values in inputs.items()})
-            return outputs[output]  # type: ignore[no-any-return]
-        except (RuntimeError, ValueError, KeyError) as e:
+            return graph.run(feeds)
+        except failures as e:
             raise Incompatible(f"{path.name}: litert does not run it: {e}") from e
 
     return run

@@ -1,8 +1,8 @@
 """The self-test of a bundle, in a process of its own: an illegal instruction must not kill the agent.
 
-`python -m agent.serving.selftest STORE DIGEST` loads the bundle in the runtime that will serve it, runs every golden
-case and prints one line of JSON: `{"fault": null, "load_ms": 310.2, "p50_ms": 1.4, "p99_ms": 2.0}`; `fault` says in
-words what does not hold.
+`python -m agent.serving.selftest STORE DIGEST WORKERS` loads the bundle in the runtime that will serve it, runs every
+golden case and prints one line of JSON: `{"fault": null, "load_ms": 310.2, "p50_ms": 1.4, "p99_ms": 2.0}`; `fault`
+says in words what does not hold.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from agent.blobs import Blobs
 from agent.errors import AgentError, Incompatible
-from agent.serving.bundles import Bundle, Classifier
-from wire.bundle import golden_fault
+from agent.serving.bundles import Bundle, Model
 from wire.errors import WireError
 from wire.sketch import Sketch
 
@@ -34,28 +35,59 @@ class Outcome:
     p99_ms: float | None = None
 
 
-def run_golden_set(bundle: Bundle) -> Outcome:
+def run_golden_set(bundle: Bundle, workers: Mapping[str, str]) -> Outcome:
     """Load the bundle and run its golden set in this process."""
     started = time.perf_counter()
-    classifier = Classifier.load(bundle)
+    model = Model.load(bundle, workers)
     load_ms = (time.perf_counter() - started) * 1000
-    times, faults = [], []
-    for case in bundle.golden.cases:
-        started = time.perf_counter()
-        (prediction,) = classifier.classify((case.text,))
-        times.append((time.perf_counter() - started) * 1000)
-        fault = golden_fault(case, prediction.scores, bundle.golden.max_abs)
-        if fault is not None:
-            faults.append(fault)
+    try:
+        times, faults = _cases(model, bundle)
+    finally:
+        model.close()
     sketch = Sketch.of(times)
     words = f"{len(faults)} of {len(times)} golden cases do not hold: {faults[0]}" if faults else None
     return Outcome(words, load_ms, sketch.quantile(0.5), sketch.quantile(0.99))
 
 
-async def self_test(store: Path, digest: str, timeout: float) -> Outcome:  # noqa: ASYNC109  the child is killed at it
+def _cases(model: Model, bundle: Bundle) -> tuple[list[float], list[str]]:
+    """Milliseconds of every golden case, and what does not hold."""
+    from wire.processing import example_of, golden_fault  # noqa: PLC0415  numpy comes with a model, not with the agent
+
+    times, faults = [], []
+    for case in bundle.golden.cases:
+        example = example_of(case)
+        started = time.perf_counter()
+        result = model.answer(example)
+        times.append((time.perf_counter() - started) * 1000)
+        fault = golden_fault(case, result, bundle.golden.max_abs)
+        if fault is not None:
+            faults.append(fault)
+    return times, faults
+
+
+async def self_test(
+    store: Path,
+    digest: str,
+    timeout: float,  # noqa: ASYNC109  the child is killed at it
+    workers: Mapping[str, str],
+) -> Outcome:
     """Run it in a child process. Raises `Incompatible` when the golden set does not hold or the child dies."""
+    arguments = [str(store), digest, json.dumps(dict(workers))]
+    outcome = Outcome(**await in_child("self-test", "agent.serving.selftest", arguments, timeout))
+    if outcome.fault is not None:
+        raise Incompatible(f"self-test: {outcome.fault}")
+    return outcome
+
+
+async def in_child(
+    what: str,
+    module: str,
+    arguments: Sequence[str],
+    timeout: float,  # noqa: ASYNC109  as above
+) -> dict[str, Any]:
+    """The JSON object of the last line that a module prints, run as a process. Raises `Incompatible` when it dies."""
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "agent.serving.selftest", str(store), digest),
+        *(sys.executable, "-P", "-m", module, *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for the agent: a child that died of it would speak against the bundle
@@ -64,42 +96,40 @@ async def self_test(store: Path, digest: str, timeout: float) -> Outcome:  # noq
         async with asyncio.timeout(timeout):
             said, complained = await child.communicate()
     except TimeoutError as e:
-        raise Incompatible(f"self-test: no result within {timeout:.0f} s") from e
+        raise Incompatible(f"{what}: no result within {timeout:.0f} s") from e
     finally:
         if child.returncode is None:
             child.kill()
             await child.wait()
-    return _judge(child.returncode or 0, said, complained)
+    return _told(what, child.returncode or 0, said, complained)
 
 
-def _judge(code: int, said: bytes, complained: bytes) -> Outcome:
+def _told(what: str, code: int, said: bytes, complained: bytes) -> dict[str, Any]:
     if code < 0:
-        raise Incompatible(f"self-test: the runtime died of {signal.Signals(-code).name} on this hardware")
+        raise Incompatible(f"{what}: the runtime died of {signal.Signals(-code).name} on this hardware")
     if code > 0:
         last = complained.decode(errors="replace").strip().splitlines() or ["no message"]
-        raise Incompatible(f"self-test: its process ended with code {code}: {last[-1][:200]}")
-    outcome = Outcome(**json.loads(said.splitlines()[-1]))  # a runtime may print before it
-    if outcome.fault is not None:
-        raise Incompatible(f"self-test: {outcome.fault}")
-    return outcome
+        raise Incompatible(f"{what}: its process ended with code {code}: {last[-1][:200]}")
+    told: dict[str, Any] = json.loads(said.splitlines()[-1])  # a runtime may print before it
+    return told
 
 
 def main() -> int:
     """Entry point of the child."""
-    # systemd's SIGTERM goes to the whole control group: the agent decides what becomes of this process, and kills it.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _be_first_to_go()
-    folder, digest = sys.argv[1:]
+    be_a_child()
+    folder, digest, workers = sys.argv[1:]
     try:
-        outcome = run_golden_set(Bundle.open(Blobs(Path(folder), min_free=0), digest))
+        outcome = run_golden_set(Bundle.open(Blobs(Path(folder), min_free=0), digest), json.loads(workers))
     except (AgentError, WireError) as e:
         outcome = Outcome(str(e))
     sys.stdout.write(f"\n{json.dumps(asdict(outcome))}\n")
     return 0
 
 
-def _be_first_to_go() -> None:
+def be_a_child() -> None:
     """Out of memory, the kernel ends this process and not the agent."""
+    # systemd's SIGTERM goes to the whole control group: the agent decides what becomes of this process, and kills it.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
 

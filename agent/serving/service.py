@@ -10,19 +10,22 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from agent.errors import NotFound, Unavailable
-from agent.serving.bundles import Bundle, Classifier, Prediction
+from agent.errors import Malformed, NotFound, Unavailable
+from agent.serving.bundles import Bundle, Model
+
+if TYPE_CHECKING:
+    from wire.processing import Example, Result
 
 
 class Meter(Protocol):
     """Who counts what the models do. Latency in milliseconds."""
 
-    def answered(self, model: str, digest: str, latency_ms: float, predictions: tuple[Prediction, ...]) -> None:
+    def answered(self, model: str, digest: str, latency_ms: float, results: tuple[Result, ...]) -> None:
         """A request got its answer."""
 
     def failed(self, model: str, digest: str) -> None:
@@ -31,40 +34,55 @@ class Meter(Protocol):
 
 @dataclass(frozen=True)
 class Answer:
-    """The predictions for the texts of one request, and the manifest digest of the model that gave them."""
+    """The results for the examples of one request, and the model that gave them."""
 
     model: str
-    digest: str
-    labels: tuple[str, ...]
-    predictions: tuple[Prediction, ...]
+    served: Served
+    results: tuple[Result, ...]
+
+    @property
+    def digest(self) -> str:
+        """Digest of the model's manifest."""
+        return self.served.digest
 
 
 class Served:
     """A loaded model with its one worker thread."""
 
-    def __init__(self, bundle: Bundle, classifier: Classifier) -> None:
+    def __init__(self, bundle: Bundle, model: Model) -> None:
         self.digest = bundle.digest
         self.target = bundle.manifest.target
         self.runtime = bundle.manifest.runtime
-        self.labels = bundle.labels.labels
+        self.pipeline = bundle.pipeline
+        self.labels = bundle.labels
         self.on_outcome: Callable[[str | None], None] | None = None
         """Hears of every request while the model is on probation: None, or what went wrong."""
-        self._classifier = classifier
+        self._model = model
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"model-{bundle.manifest.name}")
 
     @classmethod
-    def load(cls, bundle: Bundle) -> Served:
+    def load(cls, bundle: Bundle, workers: Mapping[str, str]) -> Served:
         """Load and warm up, so that the first request is no slower. Blocking. Raises `Incompatible`."""
-        classifier = Classifier.load(bundle)
-        classifier.classify((bundle.golden.cases[0].text,))
-        return cls(bundle, classifier)
+        from wire.processing import example_of  # noqa: PLC0415  numpy comes with the first model, not with the agent
 
-    async def classify(self, texts: tuple[str, ...]) -> tuple[Prediction, ...]:
-        """In the worker thread. Raises `Incompatible`."""
-        return await asyncio.get_running_loop().run_in_executor(self._worker, self._classifier.classify, texts)
+        model = Model.load(bundle, workers)
+        try:
+            model.answer(example_of(bundle.golden.cases[0]))
+        except BaseException:  # whatever it is, no worker process stays behind
+            model.close()
+            raise
+        return cls(bundle, model)
+
+    async def answer(self, examples: tuple[Example, ...]) -> tuple[Result, ...]:
+        """In the worker thread. Raises as `Model.answer`."""
+        return await asyncio.get_running_loop().run_in_executor(self._worker, self._answer, examples)
+
+    def _answer(self, examples: tuple[Example, ...]) -> tuple[Result, ...]:
+        return tuple(self._model.answer(example) for example in examples)
 
     def retire(self) -> None:
         """Answer what is queued, then give the memory back."""
+        self._worker.submit(self._model.close)
         self._worker.submit(_trim)
         self._worker.shutdown(wait=False)
 
@@ -97,19 +115,21 @@ class Service:
             raise Unavailable("no model is installed yet: roll one out to this device")
         raise NotFound(f"model {name[:80]!r}: not on this device, there are: {', '.join(self.names())}")
 
-    async def infer(self, name: str, texts: tuple[str, ...]) -> Answer:
-        """Answer one request of at least one text. Raises as `answering` does, and `Incompatible`."""
+    async def infer(self, name: str, examples: tuple[Example, ...]) -> Answer:
+        """Answer one request of at least one example. Raises as `answering` and `Model.answer` do."""
         served = self.answering(name)
         started = time.perf_counter()
         try:
-            predictions = await served.classify(texts)
+            results = await served.answer(examples)
+        except Malformed:
+            raise  # the caller's fault, and nothing against the model
         except Exception as e:  # whatever it is, it counts against the model, and goes on to the caller
             self._note(served, str(e) or type(e).__name__, "failed")
             self._meter.failed(name, served.digest)
             raise
         self._note(served, None, "answered")
-        self._meter.answered(name, served.digest, (time.perf_counter() - started) * 1000, predictions)
-        return Answer(name, served.digest, served.labels, predictions)
+        self._meter.answered(name, served.digest, (time.perf_counter() - started) * 1000, results)
+        return Answer(name, served, results)
 
     def _note(self, served: Served, fault: str | None, what: str) -> None:
         self.requests[what] += 1

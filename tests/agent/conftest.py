@@ -39,7 +39,7 @@ from wire import topics
 from wire.chunks import ChunkList, from_bitmap, single
 from wire.dsse import open_by_key, seal
 from wire.messages import Presence, Reply, Reported, Statement, TelemetryBatch, Want
-from wire.orders import Ack, Command, Desired, DesiredModel
+from wire.orders import Ack, Command, Desired, DesiredModel, MeasureJob
 from wire.secrecy import blob_key, encrypt_chunk, public_key, seal_keys
 from wire.units import show_instant
 
@@ -98,6 +98,7 @@ class SimFleet:
         self.ahead = timedelta(0)
         self.bundles: list[TinyBundle] = []
         self.wanted: tuple[TinyBundle, ...] = ()
+        self.measure: dict[str, TinyBundle] = {}
         self.seq = self.ack_seq = self.command_seq = 0
         self.desired: bytes | None = None
         self.records: dict[tuple[str, int], int] = {}
@@ -124,7 +125,8 @@ class SimFleet:
     def desire(self, *bundles: TinyBundle, rollout: str | None = "r1", device: str = DEVICE, **changes: str) -> bytes:
         self.seq += 1
         self.wanted = bundles
-        keys = seal_keys(self.keys(*bundles), self.sealing, device) if bundles and self.sealing else ""
+        needed = (*bundles, *self.measure.values())
+        keys = seal_keys(self.keys(*needed), self.sealing, device) if needed and self.sealing else ""
         statement = Desired(
             device=device,
             epoch=1,
@@ -132,6 +134,9 @@ class SimFleet:
             **self._times(timedelta(days=1), changes),
             models=tuple(DesiredModel(target=b.target, digest=b.digest, rollout=rollout) for b in bundles),
             keys=keys,
+            measure=tuple(
+                MeasureJob(id=id_, target=b.target, digest=b.digest, rounds=5) for id_, b in self.measure.items()
+            ),
         )
         if not self.faults.hold_desired:
             self.desired = self.sign(statement)

@@ -8,18 +8,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_bundle import make_layout
+from tiny_bundle import make_layout, pipeline
 
 from agent import hardware
 from agent.blobs import Blobs
 from agent.errors import Incompatible, Unavailable
 from agent.health import HealthMeter, temperature
 from agent.serving import runtimes, selftest
-from agent.serving.bundles import Bundle, Classifier, prepare
+from agent.serving.bundles import Bundle, Model, prepare
 from agent.state import SECURITY_KEPT, StateFile
 from agent.update import ModelState
-from wire.bundle import golden_fault
 from wire.messages import SecurityEvent
+from wire.processing import example_of, golden_fault
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -66,7 +66,7 @@ def test_a_runtime_that_dies_of_an_illegal_instruction_kills_only_the_self_test(
     fake.chmod(0o755)
     monkeypatch.setattr(selftest.sys, "executable", str(fake))
     with pytest.raises(Incompatible, match="died of SIGILL on this hardware"):
-        asyncio.run(selftest.self_test(tmp_path, "sha256:" + "0" * 64, 10))
+        asyncio.run(selftest.self_test(tmp_path, "sha256:" + "0" * 64, 10, {}))
 
 
 def test_a_self_test_that_hangs_is_ended(tmp_path, monkeypatch) -> None:
@@ -75,17 +75,17 @@ def test_a_self_test_that_hangs_is_ended(tmp_path, monkeypatch) -> None:
     fake.chmod(0o755)
     monkeypatch.setattr(selftest.sys, "executable", str(fake))
     with pytest.raises(Incompatible, match="no result within"):
-        asyncio.run(selftest.self_test(tmp_path, "sha256:" + "0" * 64, 0.2))
+        asyncio.run(selftest.self_test(tmp_path, "sha256:" + "0" * 64, 0.2, {}))
 
 
 def test_a_self_test_of_a_bundle_that_is_not_there_says_so(tmp_path) -> None:
     with pytest.raises(Incompatible, match=r"self-test: .*not readable"):
-        asyncio.run(selftest.self_test(tmp_path / "blobs", "sha256:" + "0" * 64, 60))
+        asyncio.run(selftest.self_test(tmp_path / "blobs", "sha256:" + "0" * 64, 60, {}))
 
 
 def test_the_golden_set_holds_in_this_runtime_and_gives_times(tmp_path) -> None:
     bundle = make_layout(tmp_path, rows=64)
-    outcome = asyncio.run(selftest.self_test(tmp_path / "blobs" / "sha256", bundle.digest, 60))
+    outcome = asyncio.run(selftest.self_test(tmp_path / "blobs" / "sha256", bundle.digest, 60, {}))
     assert outcome.fault is None
     assert outcome.p99_ms >= outcome.p50_ms > 0
 
@@ -93,22 +93,22 @@ def test_the_golden_set_holds_in_this_runtime_and_gives_times(tmp_path) -> None:
 def test_a_file_that_is_no_model_is_refused_by_each_runtime_in_words(tmp_path) -> None:
     path = tmp_path / "model"
     path.write_bytes(b"not a model at all")
-    assert runtimes.installed() >= {"onnxruntime", "litert"}
+    assert runtimes.installed({}) >= {"onnxruntime", "litert"}
     for runtime in ("onnxruntime", "litert", "tensorrt"):
         with pytest.raises(Incompatible, match=runtime):
-            runtimes.load_graph(runtime, path, "logits")
+            runtimes.load_graph(runtime, path, pipeline(), {})
 
 
 def test_inputs_that_a_graph_does_not_take_are_refused_in_words(tmp_path) -> None:
     made = make_layout(tmp_path, rows=64)
     prepare()
     bundle = Bundle.open(Blobs(tmp_path / "blobs" / "sha256", 0), made.digest)
-    run = runtimes.load_graph("onnxruntime", bundle.model, "logits")
+    graph = runtimes.load_graph("onnxruntime", bundle.model, bundle.pipeline, {})
     with pytest.raises(Incompatible, match="does not run it"):
-        run({})
+        graph.run({})
     case = bundle.golden.cases[0]
-    (prediction,) = Classifier.load(bundle).classify((case.text,))
-    assert golden_fault(case, prediction.scores, bundle.golden.max_abs) is None
+    result = Model.load(bundle, {}).answer(example_of(case))
+    assert golden_fault(case, result, bundle.golden.max_abs) is None
 
 
 def test_the_board_is_read_from_the_device_tree(tmp_path) -> None:

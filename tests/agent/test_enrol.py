@@ -37,8 +37,6 @@ PROFILE = Profile(
     hardware=Hardware(machine="x86_64", cpu="any", features=(), memory="1 GiB"),
     detect=Detect(machines=("x86_64",)),
     runtimes=(ProfileRuntime(name="onnxruntime", version="1"),),
-    recipes=("onnx-fp32",),
-    choose="first",
     limits=Limits(disk="1 GiB", memory="1 GiB"),
     sources=(),
 )

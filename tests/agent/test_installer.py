@@ -19,7 +19,7 @@ def test_a_release_is_fetched_tested_switched_to_and_committed(new_device, sim, 
         device.connect()
         await device.until_phase("committed")
         answer = await device.service.infer("kitchen", (ON,))
-        assert (answer.digest, answer.predictions[0].label) == (bundles["one"].digest, "light-on")
+        assert (answer.digest, answer.results[0].labels[0]) == (bundles["one"].digest, "light-on")
         assert device.active() == [bundles["one"].digest]
         assert device.events == []
         await device.stop()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import http.server
 import json
 import socket
@@ -17,11 +16,13 @@ from contextlib import contextmanager
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from local_client import Client
 
 from agent.errors import Incompatible, Unavailable
 from agent.identity import Identity, Joined
 from agent.serving.api import LocalApi
 from agent.serving.cloud import Cloud
+from agent.serving.runtimes import LoadedGraph
 from agent.serving.server import LocalServer
 from wire.profile import Detect, Hardware, Limits, Profile, ProfileRuntime
 
@@ -32,40 +33,12 @@ PROFILE = Profile(
     hardware=Hardware(machine="x86_64", cpu="any", features=(), memory="1 GiB"),
     detect=Detect(machines=("x86_64",)),
     runtimes=(ProfileRuntime(name="onnxruntime", version="1"),),
-    recipes=("onnx-fp32",),
-    choose="first",
     limits=Limits(disk="1 GiB", memory="1 GiB"),
     sources=(),
 )
 
 
 TEXT = b'{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["lamp on"]}]}'
-
-
-class Client:
-    """What a product app does; blocking, so it is called in threads."""
-
-    def __init__(self, path) -> None:
-        self.path = path
-
-    def ask(self, method: str, path: str, body: object = None) -> tuple[int, object]:
-        connection = http.client.HTTPConnection("localhost")
-        connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.settimeout(20)
-        try:
-            connection.sock.connect(str(self.path))
-            data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-            connection.request(method, path, data)
-            response = connection.getresponse()
-            read = response.read()
-            kind = response.getheader("content-type")
-            return response.status, json.loads(read) if kind == "application/json" else read
-        finally:
-            connection.close()
-
-    def infer(self, *texts: str, **fields: object) -> tuple[int, object]:
-        tensor = {"name": "text", "datatype": "BYTES", "shape": [len(texts)], "data": list(texts)}
-        return self.ask("POST", "/v2/models/kitchen/infer", {"inputs": [tensor], **fields})
 
 
 def identity(folder, fleet: str, ca: str) -> Identity:
@@ -148,7 +121,7 @@ def test_the_routes_of_the_protocol_answer(serve, bundles, short_folder) -> None
     [
         (b"{", 400, "not valid JSON"),
         (b"[]", 400, "expected a JSON object"),
-        (b"{}", 400, "expected one tensor, such as"),
+        (b"{}", 400, "expected a list of tensors, such as"),
         (b'{"inputs": [{"name": "text", "datatype": "FP32", "shape": [1], "data": [1]}]}', 400, "datatype BYTES"),
         (b'{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [2], "data": ["a"]}]}', 400, r"expected \[1\]"),
         (b'{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [0], "data": []}]}', 400, "expected 1 to 256"),
@@ -225,11 +198,11 @@ def test_scores_that_are_no_numbers_are_a_failure_of_the_model_and_stop_no_telem
     """Accident: the golden set held, and another text makes the graph overflow."""
 
     async def story(device, client) -> None:
-        classifier = device.service.answering("kitchen")._classifier
-        run = classifier._run
-        classifier._run = lambda inputs: run(inputs) * float("nan")
+        model = device.service.answering("kitchen")._model
+        run = model._graph.run
+        model._graph = LoadedGraph(lambda feeds: {name: a * float("nan") for name, a in run(feeds).items()})
         status, value = await asyncio.to_thread(client.infer, "lamp on")
-        assert (status, value) == (500, {"error": "the graph gave scores that are not numbers"})
+        assert (status, value) == (500, {"error": "the graph gave numbers that are none"})
         device.recorder.close_window()
         (queued,) = device.state.oldest(10**6)
         assert json.loads(queued.record)["inference"][0]["errors"] == 1
@@ -239,11 +212,11 @@ def test_scores_that_are_no_numbers_are_a_failure_of_the_model_and_stop_no_telem
 
 def test_a_failure_that_nobody_foresaw_counts_against_the_model_too(serve) -> None:
     async def story(device, client) -> None:
-        def broken(_texts: tuple[str, ...]) -> None:
+        def broken(_example: str) -> None:
             raise IndexError
 
         served = device.service.answering("kitchen")
-        served._classifier.classify = broken
+        served._model.answer = broken
         heard: list[str | None] = []
         served.on_outcome = heard.append
         assert (await asyncio.to_thread(client.infer, "on"))[0] == 500
@@ -400,10 +373,10 @@ def test_a_gateway_that_is_not_there_is_an_error_that_names_it(serve) -> None:
 
 def test_a_model_that_fails_gives_an_error_and_is_counted(serve) -> None:
     async def story(device, client) -> None:
-        def broken(_texts: tuple[str, ...]) -> None:
+        def broken(_example: str) -> None:
             raise Incompatible("the graph gave nothing")
 
-        device.service.answering("kitchen")._classifier.classify = broken
+        device.service.answering("kitchen")._model.answer = broken
         assert await asyncio.to_thread(client.infer, "on") == (500, {"error": "the graph gave nothing"})
         assert device.meter.close()[0].errors == 1
 

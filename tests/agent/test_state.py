@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from agent.errors import Unavailable
+from agent.measuring import Task
 from agent.state import SCHEMA_VERSION, Queued, StateFile
 from agent.update import ModelState
 from wire.messages import SecurityEvent
+from wire.orders import MeasureJob
 from wire.units import instant
 
 TIME = instant("2026-11-22T08:00:00Z")
@@ -77,19 +80,22 @@ def test_every_change_is_flushed_to_the_disk(tmp_path) -> None:
 
 # --- killed at every transaction --------------------------------------------------------------------------------------
 
+TASK = Task(job=MeasureJob(id="m-1", target="models/a/b/1/c", digest=f"sha256:{'0' * 64}", rounds=1))
 STEPS = (
     lambda s: s.begin_start(),
     lambda s: s.save_trust({"root": b"1", "timestamp": b"1"}, {"intents/kitchen": 1}),
     lambda s: s.note_enrolment(TIME),
     lambda s: s.accept_desired((1, 2), {"kitchen": ModelState()}, "sealed"),
     lambda s: s.save_model("lock", ModelState()),
+    lambda s: s.accept_desired((1, 3), {"kitchen": ModelState()}, "", {"m-1": TASK}),
+    lambda s: s.save_task(replace(TASK, phase="done")),
     lambda s: s.accept_command((1, 3), "refused"),
     lambda s: s.queue(Queued("b", 1, b"record"), 1000),
     lambda s: s.acknowledged("b", 1),
     lambda s: s.note_security(SecurityEvent(at="2026-11-22T08:00:00.000Z", subject="s", reason="r")),
     lambda s: s.fold_security({1: " ... and 3 more"}),
     lambda s: s.save_trust({"root": b"2"}, {"intents/kitchen": 9}, forget_time=True),
-    lambda s: s.accept_desired((1, 3), {}, ""),
+    lambda s: s.accept_desired((1, 4), {}, ""),
 )
 
 

@@ -2,23 +2,24 @@ from __future__ import annotations
 
 import asyncio
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trust_repository import new_signer
 
 from agent.errors import NotFound, Unavailable
-from agent.serving.bundles import Prediction
 from agent.state import Queued, StateFile
 from agent.telemetry import RECENT_ANSWERS, WindowMeter
 from wire import topics
 from wire.messages import Presence
+from wire.processing import Result
 
 DIGEST = "sha256:" + "1" * 64
 
 
-def prediction(label: str = "light-on", score: float = 0.9) -> Prediction:
-    return Prediction(label, score, (score,))
+def prediction(label: str = "light-on", score: float = 0.9) -> Result:
+    return Result({"scores": np.asarray([score])}, (label,))
 
 
 def test_a_window_counts_by_model_and_digest_and_holds_no_text() -> None:

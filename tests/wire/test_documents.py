@@ -3,15 +3,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from wire import messages, orders, topics
-from wire.bundle import BundleConfig, BundleFile, BundleManifest, Golden, GoldenCase, golden_fault, split_target
+from wire.bundle import BundleConfig, BundleFile, BundleManifest, split_target
 from wire.chunks import ChunkList, ChunkRef, digest, from_bitmap, to_bitmap
 from wire.document import CONTRACT, Document
 from wire.errors import Incompatible, Malformed, WireError
+from wire.pipeline import Golden, GoldenCase
+from wire.processing import Result, golden_fault, to_tensor
 from wire.secrecy import KeyRing
 from wire.sketch import Histogram, Sketch
 from wire.units import instant, seconds, show_instant, size
@@ -203,12 +206,22 @@ def test_a_target_path_is_split_only_when_it_has_five_parts() -> None:
             split_target(bad)
 
 
-def test_a_golden_case_fails_on_a_far_score_a_missing_class_and_nan() -> None:
-    case = GoldenCase(text="lights on", scores=(0.9, 0.1))
-    assert golden_fault(case, (0.88, 0.12), 0.05) is None
-    assert "away from" in str(golden_fault(case, (0.8, 0.2), 0.05))
-    assert "away from" in str(golden_fault(case, (float("nan"), 0.1), 0.05))
-    assert "2 are expected" in str(golden_fault(case, (0.9,), 0.05))
+def test_a_golden_case_fails_on_a_far_score_a_missing_class_nan_and_another_label() -> None:
+    case = GoldenCase(text="lights on", outputs={"scores": to_tensor(np.float32([0.9, 0.1]))}, labels=("on",))
+
+    def fault(*scores: float, label: str = "on") -> str:
+        return str(golden_fault(case, Result({"scores": np.float32(scores)}, (label,)), 0.05))
+
+    assert fault(0.88, 0.12) == "None"
+    assert "away from" in fault(0.8, 0.2)
+    assert "away from" in fault(float("nan"), 0.1)
+    assert "expected [2]" in fault(0.9)
+    assert fault(0.88, 0.12, label="off") == "label 'off' where 'on' is expected"
+
+
+def test_a_label_may_change_where_the_two_best_scores_are_close() -> None:
+    case = GoldenCase(text="a", outputs={"scores": to_tensor(np.float32([0.51, 0.49]))}, labels=("on",))
+    assert golden_fault(case, Result({"scores": np.float32([0.49, 0.51])}, ("off",)), 0.05) is None
 
 
 def test_an_empty_golden_set_is_malformed() -> None:

@@ -7,28 +7,22 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from compiler_process import profile
 from hypothesis import given
 from hypothesis import strategies as st
 
 from wire import messages, orders
-from wire.build import BuildJob, Progress
-from wire.bundle import (
-    BundleConfig,
-    BundleFile,
-    BundleManifest,
-    Golden,
-    GoldenCase,
-    Labels,
-    Pipeline,
-    Tokenizer,
-    golden_fault,
-)
+from wire.build import BuildJob, Data, Progress
+from wire.bundle import BundleConfig, BundleFile, BundleManifest
 from wire.chunks import WHOLE, ChunkList, ChunkRef, digest
 from wire.document import Document
 from wire.errors import Malformed, WireError
-from wire.evidence import Attempt, Evidence, Measurement
+from wire.evidence import Attempt, ClassChange, Decision, Evidence, Measurement, Sabotage, Wanted
+from wire.lineage import Dataset, Lineage, PassRecord
+from wire.pipeline import Audio, Golden, GoldenCase, Image, Labels, Pipeline, Tensor, TensorSpec, Tokenizer
+from wire.processing import Result, golden_fault, to_tensor
 from wire.profile import Profile
 from wire.secrecy import KeyRing
 from wire.signing import release_role
@@ -42,20 +36,54 @@ STATS = messages.InferenceStats(
 HEALTH = messages.Health(
     cpu_percent=1.5, memory_used=1, memory_total=2, agent_memory=1, disk_free=1, disk_total=2, temperature_c=40.5
 )
+STATE = messages.MachineState(at=TIME, throttled=False, throttle_bits=5, cpu_mhz=600.0, power="battery")
+TIMING = messages.Timing(
+    runtime="r 1", rounds=3, n=3, p50_ms=1.5, p50_low=1.0, p50_high=2.0, p99_ms=2.0, p99_low=1.5, p99_high=2.5,
+    confidence=0.95, load_ms=3.5, memory=1, before=STATE, after=STATE,
+)  # fmt: skip
 
 SAMPLES: dict[str, Document] = {
     "pipeline": Pipeline(
-        task="text-classification", inputs=("input_ids",), output="logits", activation="softmax", labels="labels.json",
+        task="text-classification", activation="softmax", labels="labels.json", lengths=(8, 16),
+        inputs=(TensorSpec(name="input_ids", dtype="int32", shape=(1, -1)),),
+        outputs=(TensorSpec(name="logits", dtype="float32", shape=(1, 2)),),
         tokenizer=Tokenizer(kind="huggingface-json", file="tokenizer.json", max_length=8, before=(1,)),
-        pad_to=8, batch=1,
+    ),
+    "picture pipeline": Pipeline(
+        task="image-classification", activation="softmax", labels="labels.json",
+        inputs=(TensorSpec(name="pixels", dtype="float32", shape=(1, 3, 8, 8)),),
+        outputs=(TensorSpec(name="logits", dtype="float32", shape=(1, 2)),),
+        image=Image(height=8, width=8, channels=3, layout="NCHW", mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)),
+    ),
+    "sound pipeline": Pipeline(
+        task="audio-frames", activation="none", audio=Audio(rate=16000, frame=400, hop=160),
+        inputs=(TensorSpec(name="frame", dtype="float32", shape=(1, 400)),),
+        outputs=(TensorSpec(name="features", dtype="float32", shape=(1, 32)),),
+    ),
+    "lineage": Lineage(
+        source=DIGEST, source_kind="onnx", architecture="ConvNet", recipe="onnx-int8-static", machine="x86_64",
+        passes=(PassRecord(name="onnx.export", parameters={"opset": 17, "keep_float": ["head"]}),),
+        datasets=(Dataset(name="test.jsonl", digest=DIGEST, use="test", rows=3, licence="MIT"),), tools={"onnx": "1"},
     ),
     "labels": Labels(labels=("off", "on")),
-    "golden": Golden(max_abs=0.05, cases=(GoldenCase(text="é 🙂", scores=(0.25, 0.75)),)),
+    "golden": Golden(max_abs=0.05, cases=(
+        GoldenCase(text="é 🙂", outputs={"scores": to_tensor(np.float32([0.25, 0.75]))}, labels=("on",)),
+        GoldenCase(inputs={"a": to_tensor(np.int64([[1]]))}, outputs={"b": Tensor(dtype="bool", shape=(0,), data="")}),
+    )),
     "profile": profile(),
     "evidence": Evidence(
-        subject=DIGEST, target=TARGET, recipe="r", runtime="onnxruntime", precision="int8", device="a board",
-        versions={"torch": "2"}, dataset={"name": "t"}, attempts=(Attempt(recipe="r", outcome="chosen", reason=""),),
+        subject=DIGEST, target=TARGET, task="text-classification", recipe="r", runtime="onnxruntime", precision="int8",
+        source=DIGEST, architecture="Net", tools={"torch": "2"},
+        datasets=(Dataset(name="t", digest=DIGEST, use="test", rows=2),),
+        wanted=Wanted(max_drop=1.0, max_ms=0.0, max_mb=0.0, minimise="latency", confidence=0.95),
+        decision=Decision(
+            metric="accuracy", max_drop=1.0, confidence=0.95, n=2, needed=700, changed_planned=0.02,
+            drop=0.5, low=-1.0, high=2.0, outcome="inconclusive",
+        ),
+        attempts=(Attempt(recipe="r", outcome="chosen", reason="", kept_float=("head",), fell_back={"Softmax": 6}),),
         measurements=(Measurement(metric="accuracy", value=0.5, unit="fraction", n=2, kind="measured", low=0.1),),
+        classes=(ClassChange(label="on", n=2, source=2, variant=1, both=1),),
+        sabotage=(Sabotage(name="scrambled weights", golden="refused", accuracy="refused"),),
     ),
     "chunk list": ChunkList(blob=DIGEST, size=3, chunks=(ChunkRef(digest=DIGEST, size=3),)),
     "kit": messages.EnrolmentKit(
@@ -73,12 +101,14 @@ SAMPLES: dict[str, Document] = {
     "desired": orders.Desired(
         device="a", epoch=1, seq=2, issued=TIME, expires=TIME,
         models=(orders.DesiredModel(target=TARGET, digest=DIGEST, rollout="r"),), keys="AA==",
+        measure=(orders.MeasureJob(id="m", target=TARGET, digest=DIGEST, rounds=3),),
     ),
     "reported": messages.Reported(
         device="a", boot="b", starts=1, seq=1, nonce="n", time=TIME, sealing_key="k", agent="1", profile="board",
         hardware="h", emulated=True, desired_epoch=1, desired_seq=2,
         slots=(messages.SlotReport(model="tiny", slot="active", target=TARGET, digest=DIGEST),),
         updates=(messages.UpdateReport(target=TARGET, digest=DIGEST, phase="failed", reason="r"),),
+        measured=(messages.MeasureReport(id="m", target=TARGET, digest=DIGEST, phase="done", timing=TIMING),),
         security=(messages.SecurityEvent(at=TIME, subject="s", reason="r"),),
     ),
     "ack": orders.Ack(
@@ -92,7 +122,8 @@ SAMPLES: dict[str, Document] = {
     "want": messages.Want(digest=DIGEST, count=1, missing="AQ=="),
     "presence": messages.Presence(session="s", online=True),
     "job": BuildJob(
-        family="f", name="n", version="1", source="s", test_set="t", output="o", cache="c", profiles=(profile(),)
+        family="f", name="n", version="1", source="s", test=Data(path="t", licence="MIT"), output="o", cache="c",
+        profiles=(profile(),), workers={"torchscript": "/usr/bin/python3"},
     ),
     "progress": Progress(event="step", message="m", done=1, total=2, seconds_left=0.5),
 }  # fmt: skip
@@ -101,7 +132,7 @@ MANIFEST = BundleManifest(
     config=BundleConfig(digest=DIGEST, size=2),
     files=(BundleFile(role="model", path="model.onnx", digest=DIGEST, size=WHOLE + 1, chunks=DIGEST),),
 )  # fmt: skip
-TABLES = ("buckets", "labels", "versions", "dataset", "trust", "keys")
+TABLES = ("buckets", "labels", "tools", "trust", "keys", "inputs", "outputs", "parameters", "fell_back", "workers")
 """Fields that are tables of one type, not documents: a new key there is an entry, not an unknown field."""
 
 json_values = st.recursive(
@@ -220,7 +251,7 @@ def test_a_wrong_unit_in_a_profile_names_the_field_and_the_units(limit: str, mes
     [
         (b'{"text":"a","scores":[1e999]}', "1e999 is too large a number"),
         (b'{"text":"\\ud800","scores":[1]}', "half of a surrogate pair"),
-        (b'{"text":"a","scores":[]}', "no scores"),
+        (b'{"text":"a","outputs":{}}', "no outputs"),
     ],
 )
 def test_what_could_not_be_written_again_or_compared_is_not_read(data: bytes, message: str) -> None:
@@ -229,7 +260,7 @@ def test_what_could_not_be_written_again_or_compared_is_not_read(data: bytes, me
 
 
 def test_a_pair_of_surrogates_is_one_character() -> None:
-    assert GoldenCase.from_bytes(b'{"text":"\\ud83d\\ude42","scores":[1]}').text == "🙂"
+    assert Progress.from_bytes(b'{"event":"step","message":"\\ud83d\\ude42"}').message == "🙂"
 
 
 @pytest.mark.parametrize("key", ["007", "-0", "٣", str(LAST + 1), "99999", "", "-", "1.0"])
@@ -269,7 +300,14 @@ def test_every_bucket_that_is_read_has_a_value_and_every_value_has_a_bucket() ->
         ("telemetry", {"boot": ""}),
         ("pipeline", {"labels": "../../labels.json"}),
         ("pipeline", {"inputs": []}),
-        ("pipeline", {"pad_to": 4}),
+        ("pipeline", {"lengths": [4]}),
+        ("pipeline", {"lengths": [16, 8]}),
+        ("pipeline", {"image": {"height": 1, "width": 1, "channels": 1, "layout": "NHWC"}}),
+        ("pipeline", {"outputs": [{"name": "a", "dtype": "float32", "shape": [0]}]}),
+        ("pipeline", {"inputs": [{"name": "pixels", "dtype": "float32", "shape": [1]}]}),
+        ("picture pipeline", {"labels": None}),
+        ("picture pipeline", {"lengths": [8]}),
+        ("sound pipeline", {"audio": {"rate": 16000, "frame": 100, "hop": 200}}),
         ("job", {"profiles": [profile().to_value()] * 2}),
     ],
 )
@@ -299,6 +337,6 @@ def test_a_family_whose_release_role_is_too_long_for_its_topic_is_malformed() ->
 
 @given(st.lists(st.floats(), min_size=1, max_size=3))
 def test_scores_that_hold_are_numbers_near_the_expected_ones(scores: list[float]) -> None:
-    case = GoldenCase(text="a", scores=(0.5,) * len(scores))
-    fault = golden_fault(case, tuple(scores), 0.1)
+    case = GoldenCase(text="a", outputs={"scores": to_tensor(np.full(len(scores), 0.5))})
+    fault = golden_fault(case, Result({"scores": np.asarray(scores, np.float64)}), 0.1)
     assert (fault is None) == all(0.4 <= s <= 0.6 for s in scores)

@@ -17,7 +17,8 @@ from wire.chunks import digest
 from wire.document import dump_json
 from wire.dsse import open_by_key, seal
 from wire.errors import Incompatible, Malformed, Untrusted
-from wire.orders import Ack, Command, Desired, DesiredModel, Order
+from wire.messages import MachineState, Timing
+from wire.orders import MAX_JOBS, Ack, Command, Desired, DesiredModel, MeasureJob, Order
 from wire.release import Release, floors
 from wire.units import instant
 
@@ -138,3 +139,50 @@ def test_the_floor_of_a_model_is_the_highest_that_any_of_its_releases_names(name
     releases = [replace(RELEASE, target=f"models/f/{name}/1/p", floor=floor) for name, floor in named]
     expected = {f"f/{name}": max(f for n, f in named if n == name) for name, _ in named}
     assert floors(releases) == {model: floor for model, floor in expected.items() if floor}
+
+
+# --- measuring jobs -----------------------------------------------------------------------------------------------
+
+JOB = MeasureJob(id="m-1", target=TARGET, digest=digest(b"m"), rounds=10)
+IDLE = MachineState(at=ISSUED, throttled=False, throttle_events=3, throttle_bits=0x50000)
+
+
+def timing(before: MachineState, after: MachineState) -> Timing:
+    figures = dict.fromkeys(("p50_ms", "p50_low", "p50_high", "p99_ms", "p99_low", "p99_high", "load_ms"), 1.0)
+    return Timing(
+        runtime="onnxruntime 1", rounds=1, n=5, confidence=0.95, memory=1, before=before, after=after, **figures
+    )
+
+
+def test_a_desired_state_names_each_measuring_job_once_and_not_too_many() -> None:
+    desired = replace(ORDERS[0], measure=(JOB, replace(JOB, id="m-2")))
+    assert Desired.from_bytes(desired.to_bytes()) == desired
+    with pytest.raises(Malformed, match="stands twice"):
+        replace(desired, measure=(JOB, JOB))
+    with pytest.raises(Malformed, match="at most"):
+        replace(desired, measure=tuple(replace(JOB, id=f"m-{i}") for i in range(MAX_JOBS + 1)))
+
+
+@pytest.mark.parametrize("change", [{"rounds": 0}, {"rounds": 1001}, {"target": "models/x"}, {"id": ""}])
+def test_a_measuring_job_out_of_bounds_is_malformed(change: dict[str, object]) -> None:
+    with pytest.raises(Malformed):
+        replace(JOB, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "throttled"),
+    [
+        ({}, False),
+        ({"throttled": True}, True),
+        ({"throttle_events": 4}, True),
+        ({"throttle_bits": 0x70000}, True),  # capped since the start of the machine, and not before the first look
+        ({"throttle_bits": 0x10000}, False),  # another program has reset the bits
+    ],
+)
+def test_a_timing_knows_whether_the_clock_was_held_down_in_between(change: dict[str, object], throttled: bool) -> None:
+    assert timing(IDLE, replace(IDLE, **change)).throttled is throttled
+
+
+def test_a_machine_that_says_nothing_of_throttling_is_not_said_to_run_freely() -> None:
+    silent = MachineState(at=ISSUED)
+    assert timing(silent, silent).throttled is None

@@ -1,0 +1,231 @@
+"""`pipeline.json`, labels and golden set: everything of a bundle that stands around the model's own graph.
+
+One format for every task; `wire.processing` is its meaning, in numpy, for agent and compiler alike.
+
+    pipeline = Pipeline.from_bytes(data)
+    pipeline.task, pipeline.inputs, pipeline.outputs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+from wire.document import CONTRACT, Document, check_file
+from wire.errors import Malformed
+
+Task = Literal[
+    "text-classification",
+    "token-classification",
+    "sentence-embedding",
+    "image-classification",
+    "audio-frames",
+    "tensors",
+]
+TEXT_TASKS: tuple[Task, ...] = ("text-classification", "token-classification", "sentence-embedding")
+DataType = Literal["float32", "float16", "float64", "int8", "uint8", "int16", "int32", "int64", "bool"]
+IMAGE, AUDIO = "image", "audio"
+"""What the one input of a picture or a sound is called by whoever gives it."""
+SCORES, EMBEDDING = "scores", "embedding"
+"""What the output is called where a task has one of its own; otherwise outputs keep the graph's names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec(Document):
+    """A tensor of a graph: its name, the type of its numbers, and its shape, -1 for a dimension of any size."""
+
+    name: str
+    dtype: DataType
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if any(size < -1 or size == 0 for size in self.shape):
+            raise Malformed(f"tensor {self.name[:80]}: shape {self.shape}, expected sizes of 1 or more, or -1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensor(Document):
+    """An array in a document: `data` is base64 of its numbers, little-endian, last dimension fastest."""
+
+    dtype: DataType
+    shape: tuple[int, ...]
+    data: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizer(Document):
+    """How text becomes model input: `kind` names the reader of the tokenizer file.
+
+    The ids of a text are `before`, the tokenizer's ids cut to `max_length - len(before) - len(after)`, and `after`:
+    the frame tokens (`[CLS]`, `[SEP]`), which the file's reader does not add. Shorter rows of a batch are
+    filled with `pad` on the right, mask 0.
+    """
+
+    kind: Literal["huggingface-json"]
+    file: str
+    max_length: int
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    pad: int = 0
+
+    def __post_init__(self) -> None:
+        check_file(self.file, "tokenizer.file")
+        if self.max_length <= len(self.before) + len(self.after):
+            raise Malformed(f"tokenizer.max_length: {self.max_length} leaves no room for a text")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image(Document):
+    """How a picture becomes the graph's input, float32 or uint8.
+
+    A picture is uint8 `[height, width, channels]`. It is resized (bilinear, half-pixel centres) where it has another
+    size, each value becomes `(value * scale - mean[channel]) / std[channel]`, and the axes are laid out.
+    """
+
+    height: int
+    width: int
+    channels: int
+    layout: Literal["NHWC", "NCHW"]
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width, self.channels) < 1 or max(self.height, self.width) > 8192 or self.channels > 4:
+            raise Malformed("image: expected a height and width of 1 to 8192 and 1 to 4 channels")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values and len(values) != self.channels:
+                raise Malformed(f"image.{name}: expected none, or one for each of {self.channels} channels")
+        if any(v <= 0 for v in self.std):
+            raise Malformed("image.std: expected numbers above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audio(Document):
+    """How sound becomes the graph's input, one frame at a time.
+
+    Sound is mono float32 `[samples]` from -1 to 1 at `rate` Hz. Frames of `frame` samples start every `hop` samples,
+    each sample multiplied by `scale`; a shorter sound is filled with zeros to one frame, and an unfinished last frame
+    is left out.
+    """
+
+    rate: int
+    frame: int
+    hop: int
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.hop <= self.frame or self.rate < 1:
+            raise Malformed("audio: expected a rate above 0, and 0 < hop <= frame")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline(Document):
+    """What stands around the graph.
+
+    `inputs` and `outputs` are the graph's own tensors: what a runtime is fed, and what is read from it. Text tasks feed
+    integers `[1, tokens]` under the names `input_ids`, `attention_mask`, `token_type_ids`; pictures and sounds have one
+    input; `tensors` takes arrays under the graph's names. `activation` is applied to the first output: `softmax` and
+    `sigmoid` over its last axis, `normalize` to length 1. `labels` names the file of class names, in the order of that
+    last axis.
+
+    `lengths` are the token counts of a graph without dynamic shapes, ascending: a text is padded to the first that
+    holds it. A graph with more than one has a signature `tokens_<n>` for each.
+    """
+
+    contract: str = CONTRACT
+    task: Task
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    activation: Literal["softmax", "sigmoid", "normalize", "none"]
+    tokenizer: Tokenizer | None = None
+    image: Image | None = None
+    audio: Audio | None = None
+    labels: str | None = None
+    lengths: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, tensors in (("inputs", self.inputs), ("outputs", self.outputs)):
+            if not tensors or len({t.name for t in tensors}) != len(tensors):
+                raise Malformed(f"pipeline.{name}: empty, or a name stands twice")
+        self._check_sections()
+        self._check_lengths()
+        if self.labels is not None:
+            check_file(self.labels, "pipeline.labels")
+
+    def _check_sections(self) -> None:
+        wanted = {"tokenizer": self.task in TEXT_TASKS, "image": self.task == "image-classification"}
+        wanted["audio"] = self.task == "audio-frames"
+        for name, needed in wanted.items():
+            if needed != (getattr(self, name) is not None):
+                raise Malformed(f"pipeline.{name}: task {self.task} {'needs it' if needed else 'has none'}")
+        if self.task.endswith("classification") and self.labels is None:
+            raise Malformed(f"pipeline.labels: task {self.task} needs it")
+        if self.task in ("image-classification", "audio-frames") and len(self.inputs) != 1:
+            raise Malformed(f"pipeline.inputs: task {self.task} has one")
+        known = ("input_ids", "attention_mask", "token_type_ids")
+        if self.tokenizer and not {t.name for t in self.inputs} <= set(known):
+            raise Malformed(f"pipeline.inputs: a text task feeds {', '.join(known)}")
+
+    def _check_lengths(self) -> None:
+        if not self.lengths:
+            return
+        if self.tokenizer is None or any(b <= a for a, b in pairwise(self.lengths)) or self.lengths[0] < 1:
+            raise Malformed("pipeline.lengths: expected rising token counts, of a text task")
+        if self.lengths[-1] < self.tokenizer.max_length:
+            raise Malformed(
+                f"pipeline.lengths: the longest, {self.lengths[-1]}, is below the {self.tokenizer.max_length} tokens "
+                "of a text"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels(Document):
+    """`labels.json`: class names in the order of the model's output."""
+
+    labels: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(set(self.labels)) != len(self.labels) or not self.labels:
+            raise Malformed("labels: empty, or a label stands twice")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldenCase(Document):
+    """One input, a `text` or arrays by name, with what the variant answered in the runtime that will serve it.
+
+    `outputs` are those of `wire.processing.Result`, by name; `labels` its best labels: one, or one for each word or
+    frame.
+    """
+
+    text: str | None = None
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    outputs: Mapping[str, Tensor]
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.outputs:
+            raise Malformed("golden case: no outputs")
+        if (self.text is None) == (not self.inputs):
+            raise Malformed("golden case: expected either a text or inputs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden(Document):
+    """`golden.json`: a few inputs, the outputs expected of them, and the tolerance.
+
+    A case holds when no number of an output is further than `max_abs` from the expected one, and every label is the
+    expected one wherever its two best scores lie more than `2 * max_abs` apart. All cases must hold.
+    """
+
+    LIMIT: ClassVar[int] = 4 * 1024 * 1024
+
+    contract: str = CONTRACT
+    max_abs: float
+    cases: tuple[GoldenCase, ...]
+
+    def __post_init__(self) -> None:
+        if not self.cases or not self.max_abs > 0:
+            raise Malformed("golden set: needs at least one case and a tolerance above 0")
