@@ -1,8 +1,8 @@
-"""`python -m compiler build | tune | sabotage`: the compiler as a process.
+"""`python -m compiler build | verify | tune | sabotage`: the compiler as a process.
 
 Progress goes to standard output as JSON lines, everything else to standard error. Exit code 0, 1 for an error,
 2 for a wrong command line, 3 when no recipe of a profile holds the accuracy, 130 and 143 when interrupted or told
-to end.
+to end. `pass`, `score` and `time` are what a build starts itself (`compiler.child`).
 """
 
 # ruff: noqa: PLC0415  heavy libraries are imported where they are used: a cached build must not wait for them
@@ -14,14 +14,23 @@ import platform
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
+from compiler import child
 from compiler.cache import X86_ONLY
 from compiler.errors import CompilerError, Unavailable
 from compiler.progress import Reporter, take_stdout
+from compiler.tuning import job as tuning
 from wire.errors import WireError
+
+_CHILDREN = {
+    "pass": "makes one file",
+    "score": "answers examples with one variant",
+    "time": "times variants against each other",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,25 +42,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     )
     signal.signal(signal.SIGTERM, _end)
+    if options.command in _CHILDREN:
+        return child.answer(lines, lambda told: _work(options.command, told), lambda e: _known(e, options.command) or e)
     report = Reporter(lines)
     try:
         _run(options, report)
-    except CompilerError as e:
-        report.fail(e)
-        return e.exit_code
-    except WireError as e:
-        report.fail(e)
-        return 1
-    except ModuleNotFoundError as e:
-        report.fail(Unavailable(_missing(e.name or "")))
-        return 1
-    except OSError as e:
-        where = e.filename or f"{options.command}, scratch files in {tempfile.gettempdir()}"
-        report.fail(Unavailable(f"{where}: {e.strerror or e}: free space there, or name another folder (TMPDIR)"))
-        return 1
+    except (CompilerError, WireError, ImportError, OSError) as e:
+        known = _known(e, options.command)
+        if known is None:
+            raise
+        report.fail(known)
+        return known.exit_code if isinstance(known, CompilerError) else 1
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _known(error: Exception, command: str) -> CompilerError | WireError | None:
+    """An error in the words of the compiler; None for one that it does not know."""
+    match error:
+        case CompilerError() | WireError():
+            return error
+        case ModuleNotFoundError():
+            return Unavailable(_missing(error.name or ""))
+        case OSError():
+            where = error.filename or f"{command}, scratch files in {tempfile.gettempdir()}"
+            what = error.strerror or error
+            return Unavailable(f"{where}: {what}: free space there, or name another folder (TMPDIR)")
+    return None
 
 
 def _run(options: argparse.Namespace, report: Reporter) -> None:
@@ -61,36 +79,53 @@ def _run(options: argparse.Namespace, report: Reporter) -> None:
             from wire.build import BuildJob
 
             build(BuildJob.from_bytes(sys.stdin.buffer.read()), report)
-        case "tune":
-            from compiler.tune import TuneJob, tune
+        case "verify":
+            from compiler.verify import verify
+            from wire.build import VerifyJob
 
-            tune(TuneJob(options.source, options.train, options.output, options.seed, options.max_length), report)
+            verify(VerifyJob.from_bytes(sys.stdin.buffer.read()), report)
+        case "tune":
+            from compiler.tune import tune
+            from compiler.tuning.job import job
+
+            tune(job(options), report)
         case "sabotage":
             from compiler.drill import sabotage
 
             sabotage(options.layout, options.target, options.version, options.output, report)
-        case "score":
-            from compiler.score import main as score
 
-            score(sys.stdin.buffer, report.lines)
+
+def _work(command: str, lines: child.Lines) -> Mapping[str, Any]:
+    """What a child of a build does."""
+    match command:
+        case "pass":
+            from compiler.passes.run import run
+
+            return run(sys.stdin.buffer)
+        case "score":
+            from compiler.score import score
+
+            return score(sys.stdin.buffer, lines)
+        case _:
+            from compiler.timing import time_all
+
+            return time_all(sys.stdin.buffer, lines)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m compiler", description="Compile a source model for each profile.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("build", help="one BuildJob as JSON on standard input, bundles in its output folder")
+    commands.add_parser("verify", help="one VerifyJob as JSON on standard input: make a bundle again and compare")
     tune = commands.add_parser("tune", help="train a classifier on a sentence encoder, write a source model")
-    tune.add_argument("--source", type=Path, required=True, help="folder of the sentence encoder")
-    tune.add_argument("--train", type=Path, required=True, help="JSONL of text and label")
-    tune.add_argument("--output", type=Path, required=True, help="folder to write, new or empty")
-    tune.add_argument("--seed", type=int, default=0)
-    tune.add_argument("--max-length", type=int, default=128, help="tokens (default 128)")
+    tuning.add_options(tune)
     drill = commands.add_parser("sabotage", help="pack a copy of a bundle with one scrambled weight, for drills")
     drill.add_argument("--layout", type=Path, required=True, help="OCI image layout with the sound bundle")
     drill.add_argument("--target", required=True, help="models/<family>/<name>/<version>/<profile>")
     drill.add_argument("--version", required=True, help="version of the broken bundle")
     drill.add_argument("--output", type=Path, required=True, help="OCI image layout to write")
-    commands.add_parser("score", help="internal: score texts with one variant")
+    for name, text in _CHILDREN.items():
+        commands.add_parser(name, help=f"internal: a child of a build, {text}")
     return parser
 
 

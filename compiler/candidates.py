@@ -1,131 +1,170 @@
-"""Makes candidates for a profile, evaluates them on the test set, and proves the one that is chosen.
+"""Which recipes a profile asks for, each with the parameters that decide its bytes. Pure.
 
-Everything is made once per job: profiles that ask for the same graph share the candidate and its evaluation.
+Profiles that ask for the same share the candidate: an older opset than a runtime reads serves it as well, so most ask
+for the same.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from typing import Any
 
-from compiler import gates, litert_passes, onnx_passes
-from compiler.errors import Untrusted
-from compiler.gates import Accuracy
+from compiler import rules
+from compiler.errors import Incompatible
+from compiler.passes.onnx_export import IR, OPSET
 from compiler.recipes import RECIPES, Recipe
-from compiler.runtime import GOLDEN, LABELS, MODEL_FILES, PIPELINE
-from compiler.sabotage import scramble_file
-from compiler.score import Scored, score
-from compiler.testset import TestSet
-from compiler.work import Target, Work
-from wire.bundle import Golden, Labels
-from wire.chunks import AVERAGE, WHOLE
+from compiler.sources.source import TORCH_KINDS, Source
+from wire.chunks import digest
+from wire.document import dump_json
+from wire.evidence import Attempt
+from wire.lineage import PassRecord
+from wire.profile import Profile
 
-BASELINE = Target(opset=17, ir=8, tokens=None)
-"""The graph that stands for the source when its accuracy is measured."""
-SABOTEUR_TEXTS = 200
-_CHUNK_ENTRY = 110
-"""Bytes that one chunk takes in a chunk list."""
+NEWEST_OPSET, NEWEST_IR = 26, 13
+"""The newest that ONNX Runtime reads here: an ONNX source is its own reference, as it came."""
+TOKEN_COUNTS = (16, 32, 64, 128, 256, 512)
+"""Lengths of graphs without dynamic shapes."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A variant that runs: its folder, the size of its model in bytes, and how it did on the test set."""
+    """A recipe with all its parameters. `lengths` are those of a graph without dynamic shapes."""
 
     recipe: Recipe
-    folder: Path
-    size: int
-    accuracy: Accuracy
-    scored: Scored
-
-    @property
-    def model(self) -> Path:
-        """The file that the runtime loads."""
-        return self.folder / MODEL_FILES[self.recipe.runtime]
-
-    @property
-    def footprint(self) -> int:
-        """Bytes of everything that a device stores of it: the files, and the chunk lists of the large ones."""
-        sizes = [path.stat().st_size for path in self.folder.iterdir()]
-        return sum(sizes) + sum(n // AVERAGE * _CHUNK_ENTRY for n in sizes if n > WHOLE)
-
-
-@dataclass
-class Bench:
-    """The candidates of one job."""
-
-    work: Work
-    test: TestSet
-    max_drop: float
-    _made: dict[tuple[str, Target], Candidate] = field(default_factory=dict)
-    _proven: set[Path] = field(default_factory=set)
+    passes: tuple[PassRecord, ...]
+    lengths: tuple[int, ...] = ()
 
     @cached_property
-    def source(self) -> Candidate:
-        """The source itself: its fp32 graph, which the export compared with the torch module."""
-        return self.candidate(RECIPES["onnx-fp32"], BASELINE)
+    def key(self) -> str:
+        """The same for candidates that are the same file on the same runtime."""
+        return digest(dump_json([self.recipe.runtime, *(p.to_value() for p in self.passes)]))
 
-    def candidate(self, recipe: Recipe, target: Target) -> Candidate:
-        """Make and evaluate. Raises `Incompatible` when the source cannot be expressed or the runtime refuses it."""
-        key = (recipe.name, target)
-        if key not in self._made:
-            folder = self._lay_out(recipe, target)
-            scored = score(folder, self.test.texts)
-            found = gates.accuracy(scored.scores, self.test.rows, self.work.source.labels)
-            size = (folder / MODEL_FILES[recipe.runtime]).stat().st_size
-            self._made[key] = Candidate(recipe=recipe, folder=folder, size=size, accuracy=found, scored=scored)
-        return self._made[key]
+    @cached_property
+    def unmixed(self) -> str:
+        """The key that the candidate would have if no layers were kept in float."""
+        return self._with(-1, {"keep_float": []}).key
 
-    def prove(self, candidate: Candidate) -> None:
-        """Give the candidate its golden set; see that a fresh process agrees, and that both gates refuse its saboteur.
+    @property
+    def kept_float(self) -> tuple[str, ...]:
+        """The groups of layers that are not quantized."""
+        return tuple(self.passes[-1].parameters.get("keep_float", ()))
 
-        Raises `Untrusted` when a gate would let a broken model pass.
-        """
-        if candidate.folder in self._proven:
-            return
-        golden = self._golden(candidate)
-        (candidate.folder / GOLDEN).write_bytes(golden.to_bytes())
-        texts = [case.text for case in golden.cases]
-        fault = gates.golden_set_fault(golden, score(candidate.folder, texts).scores)
-        if fault:
-            raise Untrusted(f"recipe {candidate.recipe.name}: the variant does not repeat its own answers: {fault}")
-        self._refuse_saboteur(candidate, golden)
-        self._proven.add(candidate.folder)
+    @property
+    def name(self) -> str:
+        """For people: the recipe, and what stays float."""
+        return f"{self.recipe.name} with {', '.join(self.kept_float)} in float" if self.kept_float else self.recipe.name
 
-    def _lay_out(self, recipe: Recipe, target: Target) -> Path:
-        folder = self.work.scratch / f"variant-{len(self._made)}"
-        folder.mkdir()
-        output = onnx_passes.OUTPUT if recipe.runtime == "onnxruntime" else litert_passes.OUTPUT
-        pipeline = self.work.pipeline(output, target.tokens)
-        (folder / MODEL_FILES[recipe.runtime]).hardlink_to(self.work.product(recipe.passes, target))
-        (folder / PIPELINE).write_bytes(pipeline.to_bytes())
-        (folder / LABELS).write_bytes(Labels(labels=self.work.source.labels).to_bytes())
-        (folder / pipeline.tokenizer.file).write_bytes(self.work.tokenizer.data)
-        return folder
+    @property
+    def beginning(self) -> tuple[PassRecord, ...]:
+        """The passes before the last one: what makes the float graph that it quantizes."""
+        return self.passes[:-1]
 
-    def _golden(self, candidate: Candidate) -> Golden:
-        rows = self.test.spread(gates.GOLDEN_CASES)
-        by_text = dict(zip(self.test.texts, candidate.scored.scores, strict=True))
-        return gates.golden_set(rows, [by_text[row.text] for row in rows], candidate.recipe.tolerance)
+    def keeping(self, groups: Sequence[str]) -> Candidate:
+        """The same with these groups of layers in float."""
+        return self._with(-1, {"keep_float": list(groups)})
 
-    def _refuse_saboteur(self, candidate: Candidate, golden: Golden) -> None:
-        folder = candidate.folder.with_name(f"{candidate.folder.name}-saboteur")
-        folder.mkdir()
-        for path in candidate.folder.iterdir():
-            if path != candidate.model:
-                (folder / path.name).hardlink_to(path)
-        scramble_file(candidate.model, folder / candidate.model.name)
-        rows = self.test.spread(SABOTEUR_TEXTS)
-        scored = score(folder, [*(case.text for case in golden.cases), *(row.text for row in rows)]).scores
-        cases = len(golden.cases)
-        accuracy = gates.accuracy(scored[cases:], rows, self.work.source.labels)
-        if gates.golden_set_fault(golden, scored[:cases]) is None:
-            raise Untrusted(
-                f"recipe {candidate.recipe.name}: the golden set accepts a scrambled model: use more varied test texts"
-            )
-        if gates.accuracy_fault(accuracy, self.source.accuracy, self.max_drop) is None:
-            raise Untrusted(
-                f"recipe {candidate.recipe.name}: the accuracy gate accepts a scrambled model "
-                f"({accuracy.value:.4f} against {self.source.accuracy.value:.4f}): "
-                f"the source is no better than chance, or max_drop {self.max_drop:g} is too wide"
-            )
+    def pooled(self, pooling: str) -> Candidate:
+        """The same of a source that pools otherwise: a saboteur."""
+        return self._with(0, {"pooling": pooling})
+
+    def _with(self, at: int, more: Mapping[str, Any]) -> Candidate:
+        passes = list(self.passes)
+        passes[at] = PassRecord(name=passes[at].name, parameters={**passes[at].parameters, **more})
+        return replace(self, passes=tuple(passes))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be tried for a profile, and what its rules refuse."""
+
+    profile: Profile
+    candidates: tuple[Candidate, ...]
+    refused: tuple[Attempt, ...]
+
+
+def plan(
+    profile: Profile,
+    source: Source,
+    lengths: tuple[int, ...],
+    *,
+    recipes: Sequence[str],
+    calibrated: bool,
+    workers: Collection[str],
+) -> Plan:
+    """Ask the rules for every recipe, or those named in `recipes`.
+
+    Raises `Incompatible` for an unknown recipe, or when the rules refuse all of them.
+    """
+    candidates: list[Candidate] = []
+    refused: list[Attempt] = []
+    for recipe in _asked(recipes):
+        refusal = rules.refusal(recipe, profile, source, calibrated=calibrated, workers=workers)
+        if refusal is None:
+            candidates.append(candidate(recipe, source, lengths, **_newest(recipe, profile, source)))
+        else:
+            refused.append(_refused(recipe, refusal))
+    if not candidates:
+        why = "; ".join(f"{a.recipe}: {a.reason}" for a in refused)
+        raise Incompatible(f"profile {profile.name}: its rules refuse every recipe: {why}")
+    return Plan(profile, tuple(candidates), tuple(refused))
+
+
+def candidate(recipe: Recipe, source: Source, lengths: tuple[int, ...], *, opset: int, ir: int) -> Candidate:
+    """A recipe as a runtime with that opset and IR takes it."""
+    fixed = lengths if recipe.passes[0].startswith("litert.") and source.text else ()
+    parameters: dict[str, Any] = {"lengths": list(fixed)} if fixed else {}
+    if recipe.passes[0].startswith("onnx."):
+        parameters = {"opset": opset, "ir": ir}
+    passes = tuple(PassRecord(name=name, parameters=parameters) for name in recipe.passes)
+    return Candidate(recipe, passes, fixed)
+
+
+def references(source: Source, lengths: tuple[int, ...], workers: Collection[str]) -> list[Candidate]:
+    """The graphs that can stand for the source, the best first: fp32, and compared with it by the pass that made them.
+
+    A graph that was a file from the start stands for itself.
+    """
+    newest = {"opset": NEWEST_OPSET, "ir": NEWEST_IR} if source.kind == "onnx" else {"opset": OPSET, "ir": IR}
+    names = ["onnx-fp32"] if source.kind == "onnx" else ["litert-fp32"]
+    if source.kind in TORCH_KINDS:
+        names = ["onnx-fp32", "litert-fp32", *(["torchscript-fp32"] if "torchscript" in workers else [])]
+    return [candidate(RECIPES[name], source, lengths, **newest) for name in names]
+
+
+def token_counts(limit: int, longest: int) -> tuple[int, ...]:
+    """Lengths of a graph without dynamic shapes: up to one with room for texts twice as long as the longest one seen.
+
+    A text is padded to the first that holds it, and padding costs as much as text: a graph has a few lengths, and they
+    share its weights. `limit` is the most tokens that the source takes, `longest` those of the longest text.
+    """
+    last = min(next((n for n in TOKEN_COUNTS if n >= 2 * longest), TOKEN_COUNTS[-1]), limit)
+    return (*(n for n in TOKEN_COUNTS if n < last), last)
+
+
+def _asked(names: Sequence[str]) -> list[Recipe]:
+    unknown = [name for name in names if name not in RECIPES]
+    if unknown:
+        raise Incompatible(f"build: recipe {unknown[0]!r} is unknown; there are {', '.join(RECIPES)}")
+    return [recipe for recipe in RECIPES.values() if not names or recipe.name in names]
+
+
+def _newest(recipe: Recipe, profile: Profile, source: Source) -> dict[str, int]:
+    """Opset and IR to ask for: an ONNX source keeps its own as far as the runtime reads it."""
+    runtime = profile.runtime(recipe.runtime)
+    assert runtime is not None  # the rules refuse a recipe whose runtime the profile lacks
+    if source.kind == "onnx":
+        return {"opset": runtime.opset, "ir": runtime.ir}
+    return {"opset": min(runtime.opset, OPSET), "ir": min(runtime.ir, IR)}
+
+
+def _refused(recipe: Recipe, refusal: rules.Refusal) -> Attempt:
+    return Attempt(
+        recipe=recipe.name,
+        outcome="refused",
+        reason=refusal.reason,
+        runtime=recipe.runtime,
+        precision=recipe.precision,
+        rule=refusal.rule,
+    )

@@ -24,7 +24,8 @@ from wire.evidence import Evidence
 LAYOUT_FILE, LAYOUT = "oci-layout", b'{"imageLayoutVersion":"1.0.0"}'
 INDEX_FILE = "index.json"
 REF_NAME = "org.opencontainers.image.ref.name"
-RESULTS, CARD = "results.json", "card.md"
+RESULTS, CARD, BOM = "results.json", "card.md", "bom.json"
+BOM_TYPE = "application/vnd.cyclonedx+json"
 TITLE = "org.opencontainers.image.title"
 
 
@@ -105,6 +106,10 @@ class Layout:
         """The model card beside a bundle's manifest, or None."""
         data = self._beside(subject, CARD)
         return None if data is None else data.decode()
+
+    def bom(self, subject: str) -> bytes | None:
+        """The ML-BOM beside a bundle's manifest, or None."""
+        return self._beside(subject, BOM)
 
     def blob(self, digest: str) -> Path:
         """The file of a blob, verified. Raises `Malformed` when it is absent, `Untrusted` when it changed."""

@@ -21,6 +21,8 @@ from typing import Any, Self
 from compiler.chunker import chunk_list
 from compiler.errors import Unavailable
 from compiler.layout import (
+    BOM,
+    BOM_TYPE,
     CARD,
     INDEX_FILE,
     LAYOUT,
@@ -34,6 +36,7 @@ from compiler.layout import (
     blob_path,
 )
 from compiler.made import Made
+from compiler.variant import ROLES
 from wire.bundle import (
     EVIDENCE_ARTIFACT,
     MODEL_ARTIFACT,
@@ -50,7 +53,18 @@ from wire.evidence import Evidence
 
 TARGET = "shoal.target"
 _EMPTY = b"{}"
-_FORMATS = {"onnxruntime": "onnx", "litert": "tflite"}
+_FORMATS = {
+    "onnxruntime": "onnx",
+    "tensorrt": "onnx",
+    "litert": "tflite",
+    "tflite-runtime": "tflite",
+    "torchscript": "pt",
+}
+
+
+def folder_files(folder: Path) -> list[tuple[Role, str, bytes]]:
+    """Role, name and bytes of each file of a variant's folder."""
+    return [(ROLES[path.name], path.name, path.read_bytes()) for path in sorted(folder.iterdir())]
 
 
 def bundle_files(files: Iterable[tuple[Role, str, bytes]]) -> tuple[tuple[BundleFile, ...], dict[str, bytes]]:
@@ -69,14 +83,32 @@ def bundle_files(files: Iterable[tuple[Role, str, bytes]]) -> tuple[tuple[Bundle
     return tuple(sorted(entries, key=lambda f: f.path)), blobs
 
 
-def config_blob(manifest: Mapping[str, str], made: Made) -> bytes:
-    """The ModelPack config (CNCF model-spec v1): what the model is, and the digests of its layers."""
-    value = {
-        "descriptor": {"family": manifest["family"], "name": manifest["name"], "version": manifest["version"]},
-        "config": {"architecture": made.architecture, "format": _FORMATS[made.runtime], "precision": made.precision},
-        "modelfs": {"type": "layers", "diffIds": [f.digest for f in made.files]},
-    }
-    return dump_json(value)
+def manifest_of(
+    named: Mapping[str, str], *, runtime: str, precision: str, architecture: str, files: tuple[BundleFile, ...]
+) -> tuple[BundleManifest, bytes]:
+    """The manifest of a bundle under a family, name, version and profile, and its ModelPack config blob.
+
+    The config (CNCF model-spec v1) says what the model is, and the digests of its layers.
+    """
+    config = dump_json(
+        {
+            "descriptor": {"family": named["family"], "name": named["name"], "version": named["version"]},
+            "config": {"architecture": architecture, "format": _FORMATS[runtime], "precision": precision},
+            "modelfs": {"type": "layers", "diffIds": [f.digest for f in files]},
+        }
+    )
+    manifest = BundleManifest(
+        family=named["family"],
+        name=named["name"],
+        version=named["version"],
+        profile=named["profile"],
+        runtime=runtime,
+        precision=precision,
+        config=BundleConfig(digest=digest(config), size=len(config)),
+        files=files,
+        annotations={},
+    )
+    return manifest, config
 
 
 class Packer:
@@ -108,11 +140,12 @@ class Packer:
         named = {REF_NAME: manifest.target, TARGET: manifest.target, "shoal.profile": manifest.profile}
         return self._add_manifest(manifest.to_bytes(), MODEL_ARTIFACT, named)
 
-    def add_evidence(self, bundle: Descriptor, evidence: Evidence, card: str) -> Descriptor:
-        """Add the evidence of a bundle as an artifact whose subject is the bundle's manifest."""
+    def add_evidence(self, bundle: Descriptor, evidence: Evidence, *, card: str, bom: bytes) -> Descriptor:
+        """Add the evidence of a bundle, its card and its ML-BOM: an artifact whose subject is the bundle's manifest."""
         layers = [
             self._layer("application/json", RESULTS, evidence.to_bytes()),
             self._layer("text/markdown", CARD, card.encode()),
+            self._layer(BOM_TYPE, BOM, bom),
         ]
         value: dict[str, Any] = {
             "schemaVersion": 2,
@@ -174,17 +207,8 @@ def pack(
     packer: Packer, named: Mapping[str, str], made: Made, blobs: Mapping[str, bytes]
 ) -> tuple[Descriptor, BundleManifest]:
     """Pack what was made under a family, name, version and profile."""
-    config = config_blob(named, made)
-    manifest = BundleManifest(
-        family=named["family"],
-        name=named["name"],
-        version=named["version"],
-        profile=named["profile"],
-        runtime=made.runtime,
-        precision=made.precision,
-        config=BundleConfig(digest=digest(config), size=len(config)),
-        files=made.files,
-        annotations={},
+    manifest, config = manifest_of(
+        named, runtime=made.runtime, precision=made.precision, architecture=made.architecture, files=made.files
     )
     return packer.add_bundle(manifest, [config, *blobs.values()]), manifest
 

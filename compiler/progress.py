@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -25,27 +27,62 @@ def take_stdout() -> IO[bytes]:
 
 @dataclass
 class Reporter:
-    """Writes progress lines and counts the steps. `total` is the number of steps of the whole job."""
+    """Writes progress lines and counts the steps. `total` is the number of steps of the whole job, as far as known."""
 
     lines: IO[bytes]
     total: int = 0
     done: int = 0
     started: float = field(default_factory=time.monotonic)
+    _stage: int = 0
 
     def step(self, message: str, *, profile: str | None = None) -> None:
         """A step begins."""
-        spent = time.monotonic() - self.started
-        left = spent / self.done * (self.total - self.done) if self.done and self.total > self.done else None
+        self.still(message, profile=profile)
+        self.done = min(self.done + 1, self.total)
+
+    def still(self, message: str, *, profile: str | None = None) -> None:
+        """What goes on within a step."""
         self._write(
             Progress(
-                event="step", message=message, profile=profile, done=self.done, total=self.total, seconds_left=left
+                event="step",
+                message=message,
+                profile=profile,
+                done=self.done,
+                total=self.total,
+                seconds_left=self._left(),
             )
         )
-        self.done = min(self.done + 1, self.total)
+
+    def note(self, message: str, *, profile: str | None = None) -> None:
+        """Something that the user should know."""
+        self._write(Progress(event="note", message=message, profile=profile))
+
+    def more(self, steps: int) -> None:
+        """Steps that lie ahead, as they become known."""
+        self.total += steps
 
     def skip(self, steps: int) -> None:
         """Steps that turned out not to be needed."""
         self.done = min(self.done + steps, self.total)
+
+    @contextmanager
+    def stage(self, message: str, steps: int) -> Iterator[None]:
+        """Work of several steps, known in `total` already: `tick` counts them, and at the end all are done."""
+        end = self.done + steps
+        self._stage = max(self.done, end - 1)
+        self.still(message)
+        yield
+        self.done, self._stage = min(end, self.total), self.total
+
+    def tick(self, message: str) -> None:
+        """One step of a stage is over."""
+        self.done = min(self.done + 1, self._stage)
+        self.still(message)
+
+    def _left(self) -> float | None:
+        """An estimate in seconds: the steps to come take as long as those that are over."""
+        spent = time.monotonic() - self.started
+        return spent / self.done * (self.total - self.done) if self.done and self.total > self.done else None
 
     def variant(self, message: str, *, profile: str, digest: str, evidence: str, cached: bool) -> None:
         """A bundle is ready: the digests of its manifest and of its evidence's manifest."""

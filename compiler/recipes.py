@@ -1,76 +1,76 @@
-"""The recipes: each a list of passes, with the runtime and precision they end in.
+"""The recipes: each a list of passes by name, with the runtime and precision they end in.
 
-The first pass of a recipe makes an fp32 graph of the source, each further one a file of the file before. The
-workbench keeps every product, so recipes that begin alike share their beginning.
-
-A new recipe is one entry here; a profile names it in its TOML.
+The first pass of a recipe makes an fp32 graph of the source, each further one a file of the file before; recipes that
+begin alike share their beginning. Which of them a profile allows is decided by `compiler.rules`, which of those is best
+by measuring.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compiler import litert_passes, onnx_passes
-from compiler.errors import Incompatible
-from compiler.work import Pass, Target
 from wire.bundle import Precision, Runtime
-from wire.profile import Profile
+
+MODEL_FILES: dict[Runtime, str] = {
+    "onnxruntime": "model.onnx",
+    "litert": "model.tflite",
+    "tflite-runtime": "model.tflite",
+    "torchscript": "model.pt",
+    "tensorrt": "model.onnx",
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """`tolerance` is how far a score may be off on another processor of the profile, from 0 to 1.
+    """`tolerance` is how far an output may be off on another processor of the profile, as a share of its range.
 
     Measured between x86-64 and ARM: fp32 differs by 1e-7, dynamic int8 by up to 0.008 in the scores; the
-    tolerances leave room for other kernels and stay far below what a broken model shows.
+    tolerances leave room for other kernels and stay far below what a broken model shows. `calibrated`: a pass observes
+    activations on calibration examples. `mixed`: its last pass takes `keep_float`.
     """
 
     name: str
     runtime: Runtime
     precision: Precision
-    passes: tuple[Pass, ...]
+    passes: tuple[str, ...]
     tolerance: float
+    calibrated: bool = False
+    mixed: bool = False
 
 
+_EXPORT, _PREPARE, _CONVERT = "onnx.export", "onnx.prepare", "litert.convert"
 _ALL = (
-    Recipe("onnx-fp32", "onnxruntime", "fp32", (onnx_passes.export,), 0.005),
+    Recipe("onnx-fp32", "onnxruntime", "fp32", (_EXPORT,), 0.005),
+    Recipe("onnx-fp16", "onnxruntime", "fp16", (_EXPORT, _PREPARE, "onnx.fp16"), 0.01),
+    Recipe("onnx-int8-dynamic", "onnxruntime", "int8", (_EXPORT, _PREPARE, "onnx.int8-dynamic"), 0.05, mixed=True),
     Recipe(
-        "onnx-int8-dynamic",
-        "onnxruntime",
-        "int8",
-        (onnx_passes.export, onnx_passes.prepare, onnx_passes.dynamic_int8),
-        0.05,
+        *("onnx-int8-static", "onnxruntime", "int8", (_EXPORT, _PREPARE, "onnx.int8-static"), 0.05),
+        calibrated=True,
+        mixed=True,
     ),
+    Recipe("onnx-int8-weights", "onnxruntime", "int8", (_EXPORT, _PREPARE, "onnx.int8-weights"), 0.02, mixed=True),
+    Recipe("onnx-int4-weights", "onnxruntime", "int4", (_EXPORT, _PREPARE, "onnx.int4-weights"), 0.02, mixed=True),
+    Recipe("tensorrt-fp16", "tensorrt", "fp32", (_EXPORT, _PREPARE, "tensorrt.ready"), 0.02),
     Recipe(
-        "onnx-int4-weights",
-        "onnxruntime",
-        "int4",
-        (onnx_passes.export, onnx_passes.prepare, onnx_passes.int4_weights),
-        0.02,
+        *("tensorrt-int8", "tensorrt", "int8", (_EXPORT, _PREPARE, "tensorrt.int8-static"), 0.05),
+        calibrated=True,
+        mixed=True,
     ),
-    Recipe("litert-fp32", "litert", "fp32", (litert_passes.convert,), 0.005),
-    Recipe("litert-int8-dynamic", "litert", "int8", (litert_passes.convert, litert_passes.dynamic_int8), 0.05),
+    Recipe("litert-fp32", "litert", "fp32", (_CONVERT,), 0.005),
+    Recipe("litert-fp16", "litert", "fp16", (_CONVERT, "litert.fp16"), 0.01),
+    Recipe("litert-int8-weights", "litert", "int8", (_CONVERT, "litert.int8-weights"), 0.02, mixed=True),
+    Recipe("litert-int8-dynamic", "litert", "int8", (_CONVERT, "litert.int8-dynamic"), 0.05, mixed=True),
+    Recipe(
+        *("litert-int8-static", "litert", "int8", (_CONVERT, "litert.int8-static"), 0.05), calibrated=True, mixed=True
+    ),
+    Recipe("tflite-fp32", "tflite-runtime", "fp32", (_CONVERT,), 0.005),
+    Recipe("tflite-fp16", "tflite-runtime", "fp16", (_CONVERT, "litert.fp16"), 0.01),
+    Recipe("tflite-int8-weights", "tflite-runtime", "int8", (_CONVERT, "litert.int8-weights"), 0.02, mixed=True),
+    Recipe(
+        *("tflite-int8-static", "tflite-runtime", "int8", (_CONVERT, "litert.int8-static"), 0.05),
+        calibrated=True,
+        mixed=True,
+    ),
+    Recipe("torchscript-fp32", "torchscript", "fp32", ("torch.trace",), 0.005),
 )
 RECIPES = {recipe.name: recipe for recipe in _ALL}
-
-
-def recipes_of(profile: Profile) -> tuple[Recipe, ...]:
-    """The recipes that a profile names. Raises `Incompatible` for an unknown one, or one whose runtime it lacks."""
-    runtimes = {r.name for r in profile.runtimes}
-    for name in profile.recipes:
-        if name not in RECIPES:
-            raise Incompatible(f"profile {profile.name}: recipe {name!r} is unknown; there are {', '.join(RECIPES)}")
-        if RECIPES[name].runtime not in runtimes:
-            raise Incompatible(
-                f"profile {profile.name}: recipe {name} needs runtime {RECIPES[name].runtime}, "
-                f"it has {', '.join(sorted(runtimes))}"
-            )
-    return tuple(RECIPES[name] for name in profile.recipes)
-
-
-def target_of(recipe: Recipe, profile: Profile, tokens: int) -> Target:
-    """What the graph must fit. Profiles that ask for the same share the product."""
-    runtime = next(r for r in profile.runtimes if r.name == recipe.runtime)
-    if recipe.runtime == "litert":
-        return Target(opset=0, ir=0, tokens=tokens)
-    return Target(opset=runtime.opset, ir=runtime.ir, tokens=None)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compiler.errors import Incompatible, Malformed
-from wire.bundle import Tokenizer
+from wire.pipeline import Tokenizer
 
 FILE = "tokenizer.json"
 _SEPARATOR = "|"
@@ -81,6 +81,11 @@ class DeviceTokenizer:
         room = t.max_length - len(t.before) - len(t.after)
         return [*t.before, *self._encoder.encode(text, True)[:room], *t.after]
 
+    def words(self, text: str) -> list[int]:
+        """The ids of one text, each word read alone."""
+        t = self._tokenizer
+        return [*t.before, *(i for word in text.split() for i in self._encoder.encode(word, True)), *t.after]
+
 
 def for_device(source: bytes) -> DeviceFile:
     """Rewrite a source's `tokenizer.json` for the device. Raises `Malformed` or `Incompatible`."""
@@ -101,12 +106,18 @@ def for_device(source: bytes) -> DeviceFile:
     return DeviceFile(data=data, before=before, after=after, pad=pad)
 
 
-def check_parity(source: bytes, made: DeviceFile, texts: Iterable[str]) -> None:
-    """Raises `Incompatible` when the device's ids of a text, uncut, are not the source's."""
+def check_parity(source: bytes, made: DeviceFile, texts: Iterable[str], *, by_word: bool = False) -> None:
+    """Raises `Incompatible` when the device's ids of a text, uncut, are not the source's.
+
+    `by_word`: the words of a text are read one by one, as for a task that labels words.
+    """
     reference = _reference(source)
     device = DeviceTokenizer(made.data, made.tokenizer(sys.maxsize))
     for text in texts:
-        expected, got = reference.encode(text).ids, device.row(text)
+        if by_word:
+            expected, got = reference.encode(text.split(), is_pretokenized=True).ids, device.words(text)
+        else:
+            expected, got = reference.encode(text).ids, device.row(text)
         if expected != got:
             raise Incompatible(
                 f"{FILE}: the device reads {text[:60]!r} as {got[:12]}, the source as {expected[:12]}: "

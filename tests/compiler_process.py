@@ -9,13 +9,19 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from compiler.layout import Layout
-from wire.build import BuildJob, Progress
+from wire.build import BuildJob, Data, Progress
 from wire.profile import Detect, Hardware, Limits, Profile, ProfileRuntime
 
+HAS_LITERT = find_spec("litert_torch") is not None
+FAST = ("onnx-fp32", "onnx-int8-dynamic")
+"""Recipes that take a second each."""
+SECONDS = 540
+"""After which a compiler hangs; pytest's own limit for a test ends most before that."""
 WORDS = {
     "light": "lamp bulb lamps lights",
     "heat": "heater warm heating stove",
@@ -79,7 +85,7 @@ def compiler(*arguments: str, given: bytes = b"", environment: Mapping[str, str]
         input=given,
         capture_output=True,
         check=False,
-        timeout=110,
+        timeout=SECONDS,
         env={**os.environ, **(environment or {})},
     )
     lines = tuple(Progress.from_bytes(line) for line in done.stdout.splitlines())
@@ -112,6 +118,60 @@ def make_encoder(folder: Path, **config: Any) -> Path:
     return folder
 
 
+def make_source(encoder: Path, folder: Path, max_length: int = 32) -> Path:
+    """A text classifier: the encoder with mean pooling and a head that was really trained, so accuracy means something.
+
+    The layout is that of sentence-transformers, as `tune` writes it.
+    """
+    import torch
+    from safetensors.numpy import save_file
+    from sklearn.linear_model import LogisticRegression
+    from tokenizers import Tokenizer
+    from transformers import BertModel
+
+    train, labels = rows(0, 160) + rows(1, 160), sorted(WORDS)
+    tokenizer = Tokenizer.from_file(str(encoder / "tokenizer.json"))
+    tokenizer.no_padding()
+    model = BertModel.from_pretrained(encoder).eval()
+    with torch.no_grad():
+        ids = [torch.tensor([tokenizer.encode(row["text"]).ids]) for row in train]
+        embedded = [model(i).last_hidden_state.mean(1)[0].numpy() for i in ids]
+    head = LogisticRegression(C=100.0, max_iter=1000).fit(embedded, [labels.index(row["label"]) for row in train])
+    for name in ("1_Pooling", "2_Dense"):
+        (folder / name).mkdir(parents=True)
+    for name in ("model.safetensors", "tokenizer.json"):
+        (folder / name).write_bytes((encoder / name).read_bytes())
+    kinds = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense"))
+    written = {
+        "config.json": {
+            **json.loads((encoder / "config.json").read_text()),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: i for i, label in enumerate(labels)},
+        },
+        "modules.json": [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for i, (path, kind) in enumerate(kinds)
+        ],
+        "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
+        "1_Pooling/config.json": {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True},
+        "2_Dense/config.json": {
+            "in_features": 32,
+            "out_features": len(labels),
+            "bias": True,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        },
+    }
+    for name, value in written.items():
+        (folder / name).write_text(json.dumps(value))
+    weights = {"linear.weight": head.coef_, "linear.bias": head.intercept_}
+    # In C order: the writer of safetensors takes the numbers as they lie in memory.
+    save_file(
+        {name: values.astype("float32", order="C") for name, values in weights.items()},
+        folder / "2_Dense" / "model.safetensors",
+    )
+    return folder
+
+
 def profile(name: str = "board", **changes: Any) -> Profile:
     """A profile of this test's own."""
     base = Profile(
@@ -121,15 +181,29 @@ def profile(name: str = "board", **changes: Any) -> Profile:
         hardware=Hardware(machine="aarch64", cpu="any", features=(), memory="1 GiB"),
         detect=Detect(machines=("a-machine-that-is-not-here",)),
         runtimes=(
-            ProfileRuntime(name="onnxruntime", version="1.31.1", opset=17, ir=8),
-            ProfileRuntime(name="litert", version="2.3.0"),
+            ProfileRuntime(name="onnxruntime", version="1.31.1", opset=17, ir=8, seen_working=True),
+            ProfileRuntime(name="litert", version="2.3.0", seen_working=True),
         ),
-        recipes=("onnx-int8-dynamic", "onnx-fp32"),
-        choose="first",
         limits=Limits(disk="64 MiB", memory="64 MiB"),
         sources=(),
     )
     return replace(base, **changes)
+
+
+def make_job(source: Path, test_set: Path, folder: Path) -> BuildJob:
+    """A job for one profile, with an output and a cache in the folder."""
+    return BuildJob(
+        family="home",
+        name="tiny",
+        version="1.0.0",
+        source=str(source),
+        test=Data(path=str(test_set), licence="CC0-1.0"),
+        output=str(folder / "out"),
+        cache=str(folder / "cache"),
+        profiles=(profile(),),
+        recipes=FAST,
+        max_drop=10.0,
+    )
 
 
 def build(job: BuildJob, **environment: str) -> Run:

@@ -92,7 +92,9 @@ class FleetProcess:
         with (self.data.parent / f"{self.data.name}.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, cwd=_repository())
         words = self._ready_line().split()
-        assert words[:1] == ["ready"], f"the fleet did not come up: {self.log[-3000:]}"
+        if words[:1] != ["ready"]:
+            self.stop()  # a `with` that was not entered does not end it
+            raise AssertionError(f"the fleet did not come up: {self.log[-3000:]}")
         self.url, self.broker = words[1], words[3]
         self.token = (self.data / "operator-token").read_text().strip()
 

@@ -270,6 +270,25 @@ def test_an_agent_killed_in_the_middle_of_a_fetch_goes_on_where_it_was(world: Wo
     until(lambda: world.fleet.api("GET", "/api/v1/rollouts")[-1]["state"] == "done")
 
 
+def test_a_device_times_a_release_that_it_does_not_run(world: World) -> None:
+    world.start_fleet()
+    one, two = world.bundle("1.0.0"), world.bundle("2.0.0")
+    agent = world.agent("kitchen-1")
+    world.roll_out("1.0.0")
+    until(lambda: agent.update()["phase"] == "committed")
+    asked = {"target": two.target, "device": "kitchen-1", "rounds": 3}
+    job = world.fleet.api("POST", "/api/v1/measuring", asked)["job"]
+    path = f"/api/v1/measuring/{job}"
+    until(lambda: world.fleet.api("GET", path)["ended"], within=60)
+    measured = world.fleet.api("GET", path)
+    assert (measured["state"], measured["reason"], measured["timing"]["n"]) == ("done", "", 15)
+    assert measured["timing"]["runtime"].startswith("onnxruntime ")
+    until(lambda: agent.status()["measured"] == [])
+    assert agent.answers_with(one)
+    assert [s["digest"] for s in world.device("kitchen-1")["slots"]] == [one.digest]
+    until(lambda: not list((agent.state / "blobs").glob(f"{two.digest.removeprefix('sha256:')}*")))
+
+
 def test_a_broken_release_is_aborted_and_the_old_model_answers(world: World) -> None:
     """Accident: scrambled weights under a right signature: the self-test on the device is what finds it."""
     world.start_fleet()

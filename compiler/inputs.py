@@ -1,0 +1,97 @@
+"""What a job names, read and checked against each other. Imports nothing heavy.
+
+inputs = Inputs.read(job)
+inputs.source, inputs.test, inputs.key(profile)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compiler import cache, examples
+from compiler.candidates import Candidate, Plan, plan
+from compiler.errors import Malformed
+from compiler.examples import Examples
+from compiler.figures import this_machine
+from compiler.sources import read as sources
+from compiler.sources.source import Source
+from wire.build import BuildJob, Data, VerifyJob
+from wire.lineage import Dataset, Use
+from wire.profile import Profile
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Source and examples of a job. `calibration` is None where the job names none."""
+
+    job: BuildJob | VerifyJob
+    source: Source
+    test: Examples
+    calibration: Examples | None
+
+    @classmethod
+    def read(cls, job: BuildJob | VerifyJob) -> Inputs:
+        """Raises `Malformed` or `Incompatible`."""
+        safe = isinstance(job, BuildJob) and job.safe
+        source = sources.read(job.source, describe_of(job), safe=safe)
+        test = _examples(job.test, source)
+        calibration = _examples(job.calibration, source) if job.calibration else None
+        if calibration and calibration.digest == test.digest:
+            raise Malformed(
+                f"calibration {job.calibration and job.calibration.path}: it holds the test examples: a variant that "
+                "observed them is not held out; give others, of the training set say"
+            )
+        return cls(job, source, test, calibration)
+
+    @property
+    def test_path(self) -> Path:
+        """The file of test examples."""
+        return Path(self.job.test.path)
+
+    def plan(self, job: BuildJob, profile: Profile, lengths: tuple[int, ...]) -> Plan:
+        """What is to be tried for a profile. Raises `Incompatible` when its rules refuse everything."""
+        calibrated = self.calibration is not None
+        return plan(
+            profile, self.source, lengths, recipes=job.recipes, calibrated=calibrated, workers=job.workers.keys()
+        )
+
+    def datasets(self, candidate: Candidate) -> tuple[Dataset, ...]:
+        """The examples that took part in a candidate: by file name and digest, never by folder."""
+        found = [_dataset(self.job.test, self.test, "test")]
+        if candidate.recipe.calibrated and self.calibration and self.job.calibration:
+            found.append(_dataset(self.job.calibration, self.calibration, "calibration"))
+        return tuple(found)
+
+    def key(self, job: BuildJob, profile: Profile) -> str:
+        """Where the cache keeps a profile's result."""
+        decides: Mapping[str, Any] = {
+            "source": self.source.digest,
+            "test": [self.test.digest, self.test.name, job.test.licence],
+            "calibration": [self.calibration.digest, self.calibration.name, job.calibration.licence]
+            if self.calibration and job.calibration
+            else None,
+            "profile": profile.to_value(),
+            "wanted": job.wanted(profile).to_value(),
+            "recipes": list(job.recipes),
+            "workers": dict(job.workers),
+            "device": this_machine(),
+        }
+        return cache.cache_key("made", **decides)
+
+
+def describe_of(job: BuildJob | VerifyJob) -> Path | None:
+    """The file that says what the source does not say itself."""
+    return Path(job.describe) if job.describe else None
+
+
+def _examples(data: Data, source: Source) -> Examples:
+    found = examples.read(Path(data.path), source)
+    examples.check(found, source)
+    return found
+
+
+def _dataset(data: Data, found: Examples, use: Use) -> Dataset:
+    return Dataset(name=found.name, digest=found.digest, use=use, rows=len(found.rows), licence=data.licence)

@@ -1,0 +1,117 @@
+"""Proves what was chosen: a fresh process repeats its golden set, and both gates refuse the saboteurs.
+
+A saboteur is the chosen variant broken on purpose: its weights scrambled, its labels shifted by one, its tokens pooled
+in another way. It goes through the very functions that judged the candidates, on the same examples. A gate that can see
+the fault and lets it pass proves nothing of the others: the build fails.
+"""
+
+# ruff: noqa: PLC0415  numpy comes with what is imported late: a cached build must not wait for it
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+from compiler.bench import Bench
+from compiler.choose import Trial
+from compiler.errors import Untrusted
+from compiler.variant import GOLDEN, LABELS, LINEAGE, Variant, lay_out, link
+from wire.evidence import Sabotage
+from wire.pipeline import Golden, Labels
+
+WEIGHTS = (1, 2, 4)
+"""How many of the largest weights are scrambled: more where a model answers as before without one of them."""
+
+
+def prove(trial: Trial, bench: Bench) -> tuple[Sabotage, ...]:
+    """What each gate said of each saboteur. Raises `Untrusted` when a gate is blind, or a fresh process disagrees."""
+    variant = bench.variant(trial.candidate)
+    golden = Golden.from_bytes((variant.folder / GOLDEN).read_bytes())
+    gate = Gate(bench, golden, _places(golden, bench))
+    gate.repeat(variant)
+    return (_scrambled(variant, gate), *_others(trial, variant, gate))
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Both gates, for the golden set of one variant; `places` are its cases among the test examples."""
+
+    bench: Bench
+    golden: Golden
+    places: tuple[int, ...]
+
+    def repeat(self, variant: Variant) -> None:
+        """Raises `Untrusted` when a fresh process does not give the variant's own golden set again."""
+        from compiler import gates
+
+        (again,) = self.bench.results([variant], self.places, fresh=True)
+        fault = gates.golden_set_fault(self.golden, again)
+        if fault:
+            raise Untrusted(f"variant {variant.folder.name}: it does not repeat its own answers: {fault}")
+
+    def ask(self, named: Mapping[str, Variant]) -> tuple[Sabotage, ...]:
+        """What both say of saboteurs by name. Raises `Untrusted` when one of them is silent."""
+        from compiler import gates
+
+        answers = self.bench.results(list(named.values()))
+        return tuple(
+            gates.saboteur_verdicts(name, self.golden, [found[i] for i in self.places], self.bench.decide(found))
+            for name, found in zip(named, answers, strict=True)
+        )
+
+
+def _places(golden: Golden, bench: Bench) -> tuple[int, ...]:
+    from compiler import gates
+
+    places = gates.golden_places(bench.inputs.test.rows)
+    return tuple(places[: len(golden.cases)])
+
+
+def _scrambled(variant: Variant, gate: Gate) -> Sabotage:
+    for count in WEIGHTS[:-1]:
+        with suppress(Untrusted):
+            return _scramble(variant, count, gate)
+    return _scramble(variant, WEIGHTS[-1], gate)
+
+
+def _scramble(variant: Variant, count: int, gate: Gate) -> Sabotage:
+    from compiler import sabotage
+
+    broken = _copy(variant, f"scrambled-{count}")
+    sabotage.scramble_file(variant.model, broken.model, count)
+    return gate.ask({"scrambled weights": broken})[0]
+
+
+def _others(trial: Trial, variant: Variant, gate: Gate) -> tuple[Sabotage, ...]:
+    """Shifted labels, where there are some to shift, and the wrong pooling, where the source pools."""
+    from compiler import sabotage
+
+    source = gate.bench.inputs.source
+    broken: dict[str, Variant] = {}
+    if len(source.labels) > 1:
+        shifted = broken["shifted labels"] = _copy(variant, "shifted")
+        link(variant.model, shifted.model)
+        (shifted.folder / LABELS).unlink()  # a link: what lies in the variant must not change
+        (shifted.folder / LABELS).write_bytes(Labels(labels=sabotage.shift_labels(source.labels)).to_bytes())
+    pooling = source.huggingface.pooling if source.huggingface else None
+    if pooling:
+        broken["wrong pooling"] = _pooled(trial, variant, "cls" if pooling == "mean" else "mean", gate.bench)
+    return gate.ask(broken) if broken else ()
+
+
+def _copy(variant: Variant, name: str) -> Variant:
+    """Everything of a variant but its model."""
+    folder = variant.folder.with_name(f"{variant.folder.name}-{name}")
+    folder.mkdir()
+    for path in variant.folder.iterdir():
+        if path != variant.model and path.name not in (GOLDEN, LINEAGE):
+            link(path, folder / path.name)
+    return Variant(folder, variant.runtime, variant.worker)
+
+
+def _pooled(trial: Trial, variant: Variant, pooling: str, bench: Bench) -> Variant:
+    """The variant through all its passes again, of a source that pools otherwise."""
+    candidate = trial.candidate.pooled(pooling)
+    folder = variant.folder.with_name(f"{variant.folder.name}-pooled")
+    lay_out(folder, bench.product(candidate), variant.runtime, bench.around(candidate))
+    return Variant(folder, variant.runtime, variant.worker)

@@ -1,0 +1,256 @@
+"""The search: for each profile the variant that is best by measuring, proven on the test examples.
+
+    made = search(inputs, job, profiles, cache, report)        # by the name of the profile
+
+The story is `search`. What profiles ask for together is made, asked and timed once.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from compiler import figures
+from compiler.bench import Bench
+from compiler.cache import Cache, tool_versions
+from compiler.candidates import Candidate, Plan
+from compiler.choose import Trial, attempt, choose, cost, limit_fault
+from compiler.figures import Where
+from compiler.inputs import Inputs, describe_of
+from compiler.made import Made
+from compiler.mixed import mix
+from compiler.pack import bundle_files, folder_files
+from compiler.progress import Reporter
+from compiler.prove import prove
+from compiler.workshop import Workshop
+from wire.build import BuildJob
+from wire.evidence import Kind, Measurement, Sabotage
+from wire.profile import Profile
+from wire.units import size
+
+SAMPLES = 200
+"""Times of each variant in the run that evidence quotes."""
+FEW_SAMPLES = 40
+"""Times that tell whether a step of mixed precision still pays."""
+MIXED = 2
+"""Failed candidates of one profile that mixed precision is tried on: those that would be best if they held."""
+MARGIN = 0.9
+"""They must cost a tenth less than what holds: layers in float take some of it back, and the steps take minutes."""
+_TOKENIZER, _TIMING, _PROOF = 1, 2, 5
+"""Steps of progress: about as long as a pass or the answers of a candidate."""
+Trials = dict[str, Trial]
+"""By the candidate's key."""
+
+
+def search(
+    inputs: Inputs, job: BuildJob, profiles: Sequence[Profile], results: Cache, report: Reporter
+) -> dict[str, Made]:
+    """Compile for profiles that the cache does not hold, and keep what came of it.
+
+    Raises `Infeasible` when nothing holds for one of them, `Untrusted` when a gate is blind; then nothing is kept but
+    what the candidates were made of.
+    """
+    with results.scratch() as scratch:
+        bench = _bench(inputs, job, results, report, scratch)
+        report.more(_TIMING + _PROOF * len(profiles))
+        _tell_needed(inputs, job, report)
+        if inputs.source.text:
+            report.more(_TOKENIZER)
+            with report.stage("making the device's tokenizer and comparing it with the source's", _TOKENIZER):
+                bench.check_tokenizer()
+        plans = [inputs.plan(job, profile, bench.lengths) for profile in profiles]
+        trials = _try(plans, bench)
+        trials = _time(trials, bench)
+        trials = _mix(plans, trials, bench)
+        chosen = {plan.profile.name: _choose(plan, trials, bench) for plan in plans}
+        proven = _prove(chosen.values(), bench)
+        return {
+            plan.profile.name: _keep(plan, chosen[plan.profile.name], trials, proven, bench, results) for plan in plans
+        }
+
+
+def _bench(inputs: Inputs, job: BuildJob, results: Cache, report: Reporter, scratch: Path) -> Bench:
+    shop = Workshop(
+        cache=results,
+        scratch=scratch,
+        reference=inputs.source.reference,
+        source=inputs.source,
+        describe=describe_of(job),
+        calibration=Path(job.calibration.path) if job.calibration else None,
+        memory=size(job.memory),
+        processes=job.processes,
+        note=report.still,
+        ended=report.tick,
+    )
+    return Bench(inputs, job, shop, report, scratch)
+
+
+def _tell_needed(inputs: Inputs, job: BuildJob, report: Reporter) -> None:
+    """Say before the work how many examples the question asks for."""
+    from compiler import paired  # noqa: PLC0415  a cached build asks no question
+
+    wanted, there = paired.needed(job.max_drop, job.confidence, paired.CHANGED), len(inputs.test.rows)
+    told = (
+        f"about {wanted} test examples decide about a drop of {job.max_drop:g} points at {job.confidence * 100:g} % "
+        f"when {paired.CHANGED * 100:g} % of the answers change; there are {there}"
+    )
+    report.note(told if there >= wanted else f"{told}: some candidates may stay inconclusive")
+
+
+def _try(plans: Sequence[Plan], bench: Bench) -> Trials:
+    """Every candidate of every plan, made and compared with the source."""
+    candidates = list({c.key: c for plan in plans for c in plan.candidates}.values())
+    steps = bench.steps(candidates)
+    bench.report.more(steps)
+    rows = len(bench.inputs.test.rows)
+    with bench.report.stage(f"making {len(candidates)} candidates and asking them {rows} examples", steps):
+        bench.ahead(candidates)
+        return {t.candidate.key: t for t in bench.try_all(candidates)}
+
+
+def _time(trials: Trials, bench: Bench) -> Trials:
+    """One run for all: times of different runs cannot be compared."""
+    running = sum(t.decision is not None for t in trials.values())
+    with bench.report.stage(f"timing {running} candidates against each other", _TIMING):
+        return {t.candidate.key: t for t in bench.timed(list(trials.values()), samples=SAMPLES)}
+
+
+def _mix(plans: Sequence[Plan], trials: Trials, bench: Bench) -> Trials:
+    """Where a quantized candidate fails that would be the best: some of its layers go back to float."""
+    if not bench.decidable:
+        bench.report.note("no mixed precision: there are too few examples to accept even the source itself")
+        return trials
+    tried = dict(trials)
+    for trial in _worth_mixing(plans, trials, bench):
+        for step in mix(trial, bench, lambda step: _pays(step, plans, tried, bench)):
+            tried[step.candidate.key] = step
+    new = [t for key, t in tried.items() if key not in trials]
+    if not any(t.holds for t in new):
+        return tried
+    bench.report.more(_TIMING)
+    return _time(tried, bench)
+
+
+def _worth_mixing(plans: Sequence[Plan], trials: Trials, bench: Bench) -> list[Trial]:
+    """Failed candidates that would beat what holds by far enough, the best first; each once."""
+    found: Trials = {}
+    for plan in plans:
+        failed = [
+            trials[c.key]
+            for c in plan.candidates
+            if c.recipe.mixed and trials[c.key].decision and not trials[c.key].holds
+        ]
+        better = [t for t in failed if _beats(t, plan, trials, bench, MARGIN)]
+        minimise = bench.job.wanted(plan.profile).minimise
+        for trial in sorted(better, key=lambda t: cost(t, minimise))[:MIXED]:
+            found.setdefault(trial.candidate.key, trial)
+    return list(found.values())
+
+
+def _beats(trial: Trial, plan: Plan, trials: Trials, bench: Bench, margin: float = 1.0) -> bool:
+    """Whether a candidate is within the limits and better than everything that holds for a profile, by that factor."""
+    wanted = bench.job.wanted(plan.profile)
+    best = _best(plan, trials, bench)
+    beaten = best is None or cost(trial, wanted.minimise) < margin * cost(best, wanted.minimise)
+    return beaten and limit_fault(trial, plan, wanted) is None
+
+
+def _best(plan: Plan, trials: Trials, bench: Bench) -> Trial | None:
+    """What would be chosen for a profile, if anything."""
+    wanted = bench.job.wanted(plan.profile)
+    good = [t for t in _of(plan, trials) if t.holds and limit_fault(t, plan, wanted) is None]
+    return min(good, key=lambda t: cost(t, wanted.minimise), default=None)
+
+
+def _pays(step: Trial, plans: Sequence[Plan], trials: Trials, bench: Bench) -> bool:
+    """Whether a step of mixed precision is still better for some profile than what holds there.
+
+    Times are compared within one short run of the step and its rivals.
+    """
+    asking = [p for p in plans if any(c.unmixed == step.candidate.unmixed for c in p.candidates)]
+    rivals = {t.candidate.key: t for p in asking if (t := _best(p, trials, bench))}
+    short = {t.candidate.key: t for t in bench.timed([step, *rivals.values()], samples=FEW_SAMPLES)}
+    return any(_beats(short[step.candidate.key], plan, short, bench) for plan in asking)
+
+
+def _of(plan: Plan, trials: Trials) -> list[Trial]:
+    """The trials that count for a profile: those of its candidates, and those mixed from them."""
+    mine = {c.unmixed for c in plan.candidates}
+    return [t for t in trials.values() if t.candidate.unmixed in mine]
+
+
+def _choose(plan: Plan, trials: Trials, bench: Bench) -> Trial:
+    from compiler import paired  # noqa: PLC0415  a cached build asks no question
+
+    job = bench.job
+    return choose(
+        plan,
+        _of(plan, trials),
+        job.wanted(plan.profile),
+        lambda t: paired.needed(job.max_drop, job.confidence, max(t.changed, 1 / len(bench.inputs.test.rows))),
+    )
+
+
+def _prove(chosen: Iterable[Trial], bench: Bench) -> Mapping[str, tuple[Sabotage, ...]]:
+    """Profiles that chose the same share the proof."""
+    found: dict[str, tuple[Sabotage, ...]] = {}
+    for trial in chosen:
+        if trial.candidate.key in found:
+            bench.report.skip(_PROOF)
+            continue
+        with bench.report.stage(f"golden set and saboteurs of {trial.candidate.name}", _PROOF):
+            found[trial.candidate.key] = prove(trial, bench)
+    return found
+
+
+def _keep(
+    plan: Plan,
+    chosen: Trial,
+    trials: Trials,
+    proven: Mapping[str, tuple[Sabotage, ...]],
+    bench: Bench,
+    results: Cache,
+) -> Made:
+    """Put the chosen variant into the cache, with everything that evidence says of it."""
+    inputs, job, profile = bench.inputs, bench.job, plan.profile
+    wanted, candidate = job.wanted(profile), chosen.candidate
+    told = [replace(t, measurements=_measurements(t, profile, bench)) for t in _of(plan, trials)]
+    best = next(t for t in told if t.candidate.key == candidate.key)
+    files, blobs = bundle_files(folder_files(bench.variant(candidate).folder))
+    assert best.decision is not None
+    made = Made(
+        files=files,
+        recipe=candidate.recipe.name,
+        runtime=candidate.recipe.runtime,
+        precision=candidate.recipe.precision,
+        task=inputs.source.task,
+        source=inputs.source.digest,
+        architecture=inputs.source.architecture,
+        tools=tool_versions(),
+        datasets=inputs.datasets(candidate),
+        wanted=wanted,
+        decision=best.decision,
+        measurements=best.measurements,
+        attempts=(*(attempt(t, best, plan, wanted) for t in told), *plan.refused),
+        classes=bench.classes(candidate),
+        sabotage=proven[candidate.key],
+    )
+    return results.put(inputs.key(job, profile), made, blobs)
+
+
+def _measurements(trial: Trial, profile: Profile, bench: Bench) -> tuple[Measurement, ...]:
+    """The figures of a candidate; `measured` only on a machine of the profile."""
+    if trial.decision is None:
+        return ()
+    here = profile.matches(machine=platform.machine(), board=figures.board())
+    kind: Kind = "measured" if here else "emulated"
+    where = Where(kind, figures.this_machine(), trial.runtime, bench.job.confidence)
+    candidate: Candidate = trial.candidate
+    found = (
+        *figures.answers(trial.decision, bench.values(candidate), bench.reference.values, where),
+        *figures.sizes(model=trial.size, footprint=trial.footprint, source=bench.inputs.source.size),
+        figures.memory(trial.memory, where),
+    )
+    return (*found, *figures.speed(trial.times.ms, trial.times.doubts, where)) if trial.times else found

@@ -1,0 +1,1 @@
+"""Source models: what a team brings, checked and described."""

@@ -1,0 +1,1 @@
+"""Fine-tuning: labelled texts, four methods, a source model with a report."""
