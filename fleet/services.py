@@ -11,7 +11,10 @@ from starlette.requests import HTTPConnection
 
 from fleet.api.tls import ServerTls
 from fleet.audit import Audit
+from fleet.builds.queue import Queue
+from fleet.builds.runner import Runner
 from fleet.commands import Commands
+from fleet.measuring import Measuring
 from fleet.mqtt.broker import Broker
 from fleet.mqtt.inbox import Inbox
 from fleet.mqtt.link import Link
@@ -51,6 +54,7 @@ class Services:
     batches: Batches
     renewals: Renewals
     rollouts: Rollouts
+    measuring: Measuring
     commands: Commands
     broker: Broker
     https: ServerTls
@@ -64,6 +68,8 @@ class Services:
     upstream: Upstream
     people: People
     audit: Audit
+    builds: Queue
+    compilers: Runner
 
 
 def services_of(request: HTTPConnection) -> Services:

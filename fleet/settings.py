@@ -171,6 +171,17 @@ class FleetSettings:
     max_body: int = _setting(_size("1 KiB", "1 GiB"), "16 MiB")
     max_blob: int = _setting(_size("1 KiB", "1024 GiB"), "4 GiB")
 
+    compiler_python: Path | None = _setting(_file, "")  # noqa: RUF009  as above
+    """Python of the environment that the compiler is installed in; empty: the fleet's own."""
+    builds_at_once: int = _setting(_count(1, 64), "1")
+    build_user: str = _setting(_text, "")
+    """System user that the compiler runs as, when root runs the fleet; empty: as the fleet."""
+    build_memory: int = _setting(_size("64 MiB", "1024 GiB"), "4 GiB")
+    """Of a compiler with all that it starts; three quarters of it are for what it makes at the same time."""
+    build_disk: int = _setting(_size("16 MiB", "1024 GiB"), "16 GiB")
+    build_time: float = _setting(_duration("1 s", "30 d"), "2 h")
+    max_source: int = _setting(_size("1 KiB", "1024 GiB"), "4 GiB")
+
     def __post_init__(self) -> None:
         if self.snapshot_lifetime < self.timestamp_lifetime:
             raise Malformed("snapshot_lifetime: expected at least timestamp_lifetime")

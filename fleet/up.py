@@ -26,8 +26,11 @@ from fleet.api.app import create_app
 from fleet.api.limits import Listener
 from fleet.api.tls import ServerTls, TlsProtocol
 from fleet.audit import Audit
+from fleet.builds.queue import Queue
+from fleet.builds.runner import Runner
 from fleet.commands import Commands
 from fleet.errors import FleetError, Malformed, Unavailable
+from fleet.measuring import Measuring
 from fleet.mqtt.broker import Broker, BrokerAddress, end_left_behind
 from fleet.mqtt.inbox import Inbox
 from fleet.mqtt.limits import Gate
@@ -102,6 +105,7 @@ async def serve(settings: FleetSettings, *, announce: Callable[[Running], None],
         await stack.enter_async_context(_link(services))
         stack.enter_context(_transfer(services))
         await stack.enter_async_context(_housekeeping(services))
+        await stack.enter_async_context(services.compilers.running())
         await stack.enter_async_context(_https(services, listener))
         RunFile(listener.getsockname()[1], services.broker.address.port, os.getpid()).save(settings.data)
         addresses = services.enrolment.kits.addresses
@@ -194,6 +198,7 @@ def _assemble(
     desired = DesiredStates(orders, blob_keys, timedelta(seconds=settings.desired_lifetime))
     commands = Commands(orders, timedelta(seconds=settings.command_lifetime), timedelta(seconds=settings.wipe_lifetime))
     rollouts = Rollouts(repository, desired, timedelta(seconds=settings.settle_after), _clock)
+    measuring = Measuring(repository, desired, _clock)
     names = _server_names(settings)
     client, server = authority.client(FLEET_CLIENT, started), authority.server(names, started)
     https = ServerTls(server, authority.believed_path)
@@ -223,6 +228,7 @@ def _assemble(
         acks=Acks(orders, timedelta(seconds=settings.ack_lifetime)),
         commands=commands,
         rollouts=rollouts,
+        measuring=measuring,
         transfer=transfer,
         gate=Gate(settings.mqtt_rate),
         security=SecurityLog(database, _clock),
@@ -231,6 +237,7 @@ def _assemble(
         offline_after=timedelta(seconds=settings.offline_after),
         clock=_clock,
     )
+    builds = Queue(database, _clock)
     return Services(
         settings=settings,
         clock=_clock,
@@ -245,6 +252,7 @@ def _assemble(
         batches=Batches(enrolment, authority),
         renewals=Renewals(database, authority, enrolment.certificates),
         rollouts=rollouts,
+        measuring=measuring,
         commands=commands,
         broker=broker,
         https=https,
@@ -257,6 +265,8 @@ def _assemble(
         upstream=Upstream(settings.upstream, settings.upstream_key_file, settings.upstream_timeout),
         people=People(database, _clock, timedelta(seconds=settings.session_lifetime)),
         audit=audit,
+        builds=builds,
+        compilers=Runner(settings, builds, blobs, serial),
     )
 
 
@@ -360,6 +370,7 @@ def tick(services: Services) -> None:
     if services.repository.refresh():
         services.outbox.trust()
     with services.database.transaction() as session:
+        services.measuring.tick(session)
         changed = [*services.rollouts.tick(session), *services.rollouts.desired.refresh(session)]
         ordered = services.commands.refresh(session)
     services.outbox.desired(changed)

@@ -18,9 +18,12 @@ from fleet import errors
 from fleet.api import audit as api_audit
 from fleet.api import authorities as api_authorities
 from fleet.api import batches as api_batches
+from fleet.api import builds as api_builds
 from fleet.api import commands as api_commands
+from fleet.api import datasets as api_datasets
 from fleet.api import devices as api_devices
 from fleet.api import est, gateway
+from fleet.api import measure as api_measure
 from fleet.api import people as api_people
 from fleet.api import releases as api_releases
 from fleet.api import rollouts as api_rollouts
@@ -56,6 +59,7 @@ ROUTERS = tuple(
     for m in (
         *(api_status, est, gateway, api_devices, api_batches, api_commands),
         *(api_authorities, api_releases, api_rollouts, api_people, api_audit),
+        *(api_datasets, api_builds, api_measure),
     )
 )
 _CODES = {404: "not-found", 405: "malformed"}

@@ -11,8 +11,9 @@ from pydantic import BaseModel
 from sqlmodel import Session
 from starlette.requests import ClientDisconnect
 
-from fleet import devices
-from fleet.api.auth import tell
+from fleet import devices, measuring
+from fleet.access import Caller
+from fleet.api.auth import caller_of, tell
 from fleet.errors import Malformed
 from fleet.services import Services, services_of
 from fleet.store.tables import EvidenceRow
@@ -99,9 +100,9 @@ async def add_evidence(request: Request, uploaded: Uploaded) -> dict[str, Any]:
 
 @router.get("/models")
 async def list_models(request: Request) -> list[dict[str, Any]]:
-    """Every release, with its evidence and how many devices run it."""
+    """Every release, with its evidence, what devices measured of it, and how many run it."""
     services = services_of(request)
-    return await services.serial.run(_list_models, services)
+    return await services.serial.run(_list_models, services, caller_of(request))
 
 
 def _trust(services: Services) -> dict[str, Any]:
@@ -142,17 +143,20 @@ def _add_evidence(services: Services, digest: str) -> dict[str, Any]:
     return {"digest": digest, "subject": evidence.subject, "target": evidence.target}
 
 
-def _list_models(services: Services) -> list[dict[str, Any]]:
+def _list_models(services: Services, caller: Caller) -> list[dict[str, Any]]:
     with services.database.transaction() as session:
         active = devices.active_counts(session)
+        measured = measuring.by_digest(session, caller)
         rows = {t: session.get(EvidenceRow, r.release.digest) for t, r in services.repository.releases.items()}
     return [
-        _model(listed, rows[target], active.get(listed.release.digest, 0))
+        _model(listed, rows[target], measured.get(listed.release.digest, []), active.get(listed.release.digest, 0))
         for target, listed in sorted(services.repository.releases.items())
     ]
 
 
-def _model(listed: ListedRelease, evidence: EvidenceRow | None, count: int) -> dict[str, Any]:
+def _model(
+    listed: ListedRelease, evidence: EvidenceRow | None, measured: list[dict[str, Any]], count: int
+) -> dict[str, Any]:
     release, manifest = listed.release, listed.manifest
     return {
         "target": release.target,
@@ -166,6 +170,7 @@ def _model(listed: ListedRelease, evidence: EvidenceRow | None, count: int) -> d
         "bytes": manifest.size,
         "counter": release.counter,
         "evidence": _parsed(evidence),
+        "measured": measured,
         "devices": count,
     }
 

@@ -17,6 +17,7 @@ from sqlmodel import Session, col, select
 from fleet import devices, telemetry
 from fleet.commands import Commands
 from fleet.errors import FleetError, Unavailable, Untrusted
+from fleet.measuring import Measuring
 from fleet.mqtt.limits import Gate
 from fleet.mqtt.outbox import Outbox
 from fleet.mqtt.security import SecurityLog
@@ -26,7 +27,7 @@ from fleet.rollout_service import Rollouts
 from fleet.store.database import Database
 from fleet.store.tables import Device
 from fleet.trust.acks import Acks
-from fleet.trust.desired import DesiredStates, models_of
+from fleet.trust.desired import DesiredStates, jobs_of, models_of
 from fleet.trust.identity import LISTENED, open_statement
 from wire.errors import WireError
 from wire.messages import Presence, Reply, Reported, TelemetryBatch, Want
@@ -67,6 +68,7 @@ class Inbox:
     acks: Acks
     commands: Commands
     rollouts: Rollouts
+    measuring: Measuring
     transfer: Transfer
     gate: Gate
     security: SecurityLog
@@ -135,7 +137,7 @@ class Inbox:
             case ReplyTopic():
                 return self._reply(session, row, payload)
             case WantTopic():
-                return self._want(row, Want.from_bytes(payload))
+                return self._want(session, row, Want.from_bytes(payload))
         return Answer()
 
     def _state(self, row: Device, presence: Presence, *, retained: bool) -> Answer:
@@ -155,7 +157,8 @@ class Inbox:
         row.reported = reported.to_bytes().decode()
         sealed = self.desired.take_sealing_key(session, row, reported.sealing_key)
         changed = self.rollouts.take_report(session, row.id, reported)
-        desired = sorted({*changed, *([row.id] if sealed else [])})
+        measured = self.measuring.take_report(session, row, reported)
+        desired = sorted({*changed, *([row.id] if sealed or measured else [])})
         return Answer(desired=desired, ack=self.acks.of_report(session, row, reported))
 
     def _telemetry(self, session: Session, row: Device, payload: bytes) -> Answer:
@@ -170,9 +173,9 @@ class Inbox:
         devices.retired(session, row, self.clock())
         return Answer(desired=[row.id], revoked=True)
 
-    def _want(self, row: Device, want: Want) -> Answer:
+    def _want(self, session: Session, row: Device, want: Want) -> Answer:
         """Only what is assigned. Who has not reported the newest desired state yet may ask for the one before."""
-        if self.desired.blob_keys.covers(models_of(row), want.digest):
+        if self.desired.blob_keys.covers([*models_of(row), *jobs_of(session, row)], want.digest):
             self.transfer.want(want)
             return Answer()
         last = devices.last_report(row)

@@ -228,6 +228,91 @@ class AuditRow(SQLModel, table=True):
     hash: str
 
 
+class DatasetRow(SQLModel, table=True):
+    """A file of examples, registered by its digest for good. `use`: test, calibration or train; `licence`: SPDX.
+
+    `format`: jsonl, csv or npz. `rows` of texts; None for arrays, which only the compiler reads.
+    """
+
+    __tablename__ = "dataset"
+
+    digest: str = Field(primary_key=True)
+    name: str = Field(unique=True)
+    use: str
+    licence: str
+    format: str
+    rows: int | None = None
+    size: int
+    who: str
+    created: str
+
+
+class SourceRow(SQLModel, table=True):
+    """A source model of one of `SAFE_SOURCES`. `files` is a JSON list of path, digest and size; each is a blob."""
+
+    __tablename__ = "source"
+
+    digest: str = Field(primary_key=True)
+    name: str
+    kind: str
+    files: str = Field(sa_type=Text)
+    size: int
+    who: str
+    created: str
+
+
+class BuildRow(SQLModel, table=True):
+    """A build, in the order of `number`. `state`: queued, running, succeeded, failed, infeasible or cancelled.
+
+    `request` is what was asked for, `progress` the newest line of the compiler, `results` its lines on bundles and
+    notes, `artifacts` what it wrote (path, digest, size): JSON each.
+    """
+
+    __tablename__ = "build"
+
+    number: int | None = Field(default=None, primary_key=True)
+    id: str = Field(unique=True)
+    request_key: str | None = Field(default=None, unique=True)
+    request: str = Field(sa_type=Text)
+    source: str
+    who: str
+    state: str = Field(default="queued", index=True)
+    reason: str = Field(default="", sa_type=Text)
+    progress: str = Field(default="", sa_type=Text)
+    results: str = Field(default="[]", sa_type=Text)
+    artifacts: str = Field(default="[]", sa_type=Text)
+    created: str
+    started: str | None = None
+    ended: str | None = None
+
+
+class MeasureRow(SQLModel, table=True):
+    """A measuring job, in the order of `number`. `state`: that of the device's report, or cancelled.
+
+    `timing` is what the device sent. `hardware`, `emulated` and `profile` are what it said of itself then.
+    `measurements` is the JSON list of evidence that follows from it.
+    """
+
+    __tablename__ = "measuring"
+
+    number: int | None = Field(default=None, primary_key=True)
+    id: str = Field(unique=True)
+    device: str = Field(index=True)
+    target: str
+    digest: str = Field(index=True)
+    rounds: int
+    who: str
+    state: str = Field(default="waiting", index=True)
+    reason: str = Field(default="", sa_type=Text)
+    created: str
+    ended: str | None = None
+    profile: str = ""
+    hardware: str = ""
+    emulated: bool = False
+    timing: str = Field(default="", sa_type=Text)
+    measurements: str = Field(default="[]", sa_type=Text)
+
+
 class MetaRow(SQLModel, table=True):
     """What the fleet knows of itself: `epoch`, `audit-head`, `restores`."""
 

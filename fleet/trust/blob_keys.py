@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 from typing import Final
 
 from fleet.trust.repository import Repository, blobs_of
-from wire.orders import DesiredModel
+from wire.orders import DesiredModel, MeasureJob
 from wire.secrecy import blob_key
 
 _HELD: Final = 4096
@@ -31,15 +31,15 @@ class BlobKeys:
         """The key of a blob that is cut as `chunk_list` says, None for one chunk."""
         return self._derive(blob, chunk_list)
 
-    def ring(self, models: Iterable[DesiredModel]) -> dict[str, bytes]:
-        """Every key that these models need. A release that is no longer listed has none: nothing of it is sent."""
+    def ring(self, models: Iterable[DesiredModel | MeasureJob]) -> dict[str, bytes]:
+        """Every key that these models and jobs need. What is not listed any more has none: none of it is sent."""
         return {blob: self.of(blob, chunk_list) for blob, chunk_list in self._blobs(models)}
 
-    def covers(self, models: Iterable[DesiredModel], blob: str) -> bool:
-        """Whether a blob belongs to one of these models."""
+    def covers(self, models: Iterable[DesiredModel | MeasureJob], blob: str) -> bool:
+        """Whether a blob belongs to one of these models and jobs."""
         return any(blob == needed for needed, _ in self._blobs(models))
 
-    def _blobs(self, models: Iterable[DesiredModel]) -> Iterator[tuple[str, str | None]]:
+    def _blobs(self, models: Iterable[DesiredModel | MeasureJob]) -> Iterator[tuple[str, str | None]]:
         for model in models:
             listed = self._repository.releases.get(model.target)
             if listed is not None and listed.release.digest == model.digest:

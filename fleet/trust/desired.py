@@ -1,4 +1,4 @@
-"""Desired state: what each device should run, signed by the fleet role, kept in the device's row.
+"""Desired state: what each device should run and measure, signed by the fleet role, kept in the device's row.
 
 Every change takes the next `(epoch, seq)` in the transaction that decides it, so a device that saw the newer one never
 goes back, whatever is sent again. With it go the keys of the models' blobs, sealed to the device.
@@ -15,10 +15,10 @@ from sqlmodel import Session, col, or_, select
 from sqlmodel.sql.expression import SelectOfScalar
 
 from fleet.errors import Conflict
-from fleet.store.tables import Device
+from fleet.store.tables import Device, MeasureRow
 from fleet.trust.blob_keys import BlobKeys
 from fleet.trust.orders import OrderSigner
-from wire.orders import Desired, DesiredModel
+from wire.orders import Desired, DesiredModel, MeasureJob
 from wire.secrecy import public_key, seal_keys
 from wire.units import show_instant
 
@@ -36,7 +36,7 @@ class DesiredStates:
 
         Raises `Conflict` when it would be larger than a device takes.
         """
-        dates = self.orders.dates(self.lifetime)
+        dates, jobs = self.orders.dates(self.lifetime), jobs_of(session, device)
         desired = Desired(
             device=device.id,
             epoch=self.orders.epoch,
@@ -44,12 +44,13 @@ class DesiredStates:
             issued=dates.issued,
             expires=dates.expires,
             models=tuple(models),
-            keys=self._sealed(device, models),
+            keys=self._sealed(device, [*models, *jobs]),
+            measure=tuple(jobs),
         )
         if len(desired.to_bytes()) > Desired.LIMIT:
             raise Conflict(
-                f"device {device.id}: {len(models)} models with their keys are more than the {Desired.LIMIT} bytes "
-                "that a desired state may have: give it fewer models"
+                f"device {device.id}: {len(models)} models and {len(jobs)} measuring jobs with their keys are more "
+                f"than the {Desired.LIMIT} bytes that a desired state may have: give it fewer"
             )
         device.desired_epoch, device.desired_seq = desired.epoch, desired.seq
         device.desired_expires = desired.expires
@@ -68,9 +69,10 @@ class DesiredStates:
         device.sealing_key = text
         session.add(device)
         models = models_of(device)
-        if models:
+        waits = bool(models or jobs_of(session, device))
+        if waits:
             self.assign(session, device, models)
-        return bool(models)
+        return waits
 
     def refresh(self, session: Session) -> list[str]:
         """Sign again, unchanged, what has less than half of its life left or is of an epoch before a restore.
@@ -91,7 +93,7 @@ class DesiredStates:
             self.assign(session, device, models_of(device))
         return [device.id for device in signed]
 
-    def _sealed(self, device: Device, models: Sequence[DesiredModel]) -> str:
+    def _sealed(self, device: Device, models: Sequence[DesiredModel | MeasureJob]) -> str:
         """Empty until the device said what to seal to: its first report brings the keys."""
         ring = self.blob_keys.ring(models)
         return seal_keys(ring, public_key(device.sealing_key), device.id) if ring and device.sealing_key else ""
@@ -100,6 +102,13 @@ class DesiredStates:
 def models_of(device: Device) -> list[DesiredModel]:
     """The models of a device's desired state."""
     return [DesiredModel.from_value(value) for value in json.loads(device.desired_models)]
+
+
+def jobs_of(session: Session, device: Device) -> list[MeasureJob]:
+    """The measuring jobs that a device has not ended."""
+    mine = select(MeasureRow).where(MeasureRow.device == device.id, col(MeasureRow.ended).is_(None))
+    rows = session.exec(mine.order_by(col(MeasureRow.number)))
+    return [MeasureJob(id=row.id, target=row.target, digest=row.digest, rounds=row.rounds) for row in rows]
 
 
 def _signed() -> SelectOfScalar[Device]:

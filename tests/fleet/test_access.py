@@ -56,6 +56,22 @@ EXPECTED = {
     "PUT /api/v1/blobs/{digest}": "release-manager admin",
     "POST /api/v1/evidence": "release-manager admin",
     "GET /api/v1/models": EVERYBODY,
+    "GET /api/v1/datasets": EVERYBODY,
+    "POST /api/v1/datasets": "release-manager admin",
+    "GET /api/v1/datasets/{dataset}": EVERYBODY,
+    "GET /api/v1/sources": EVERYBODY,
+    "POST /api/v1/sources": "release-manager admin",
+    "GET /api/v1/builds": EVERYBODY,
+    "POST /api/v1/builds": "release-manager admin",
+    "GET /api/v1/builds/{build}": EVERYBODY,
+    "GET /api/v1/builds/{build}/logs": EVERYBODY,
+    "POST /api/v1/builds/{build}/cancel": "release-manager admin",
+    "GET /api/v1/builds/{build}/artifacts": EVERYBODY,
+    "GET /api/v1/builds/{build}/artifacts/{digest}": EVERYBODY,
+    "GET /api/v1/measuring": EVERYBODY,
+    "POST /api/v1/measuring": "operator admin",
+    "GET /api/v1/measuring/{job}": EVERYBODY,
+    "POST /api/v1/measuring/{job}/cancel": "operator admin",
     "GET /api/v1/rollouts": EVERYBODY,
     "POST /api/v1/rollouts": "operator admin",
     "GET /api/v1/rollouts/{rollout}": EVERYBODY,
@@ -284,6 +300,7 @@ def test_unknown_and_disabled_names_are_answered_like_a_wrong_password(fleet: Fl
     assert answers[0][0] == 401
 
 
+@pytest.mark.alone
 def test_after_five_wrong_passwords_the_right_one_has_to_wait_too(fleet: FleetProcess) -> None:
     """Attack: guessing."""
     new_user(fleet, "guessed", "viewer")

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from evidence_of import evidence
 from fastapi.routing import APIRoute
 from fleet_process import ApiError, FleetProcess, Publisher, initialise_trust, tiny_bundle, until
 
@@ -20,7 +21,6 @@ from fleet.api.policy import POLICY
 from fleet.services import Services
 from wire import errors as wire_errors
 from wire.chunks import digest
-from wire.evidence import Evidence
 
 
 def routes() -> Iterator[tuple[str, str, APIRoute]]:
@@ -142,22 +142,11 @@ def test_a_database_that_cannot_grow_is_told_and_blames_no_device(tmp_path: Path
 
 def test_evidence_is_shown_with_the_bundle_it_measures(fleet: FleetProcess, publisher: Publisher) -> None:
     release = publisher.release(*tiny_bundle())
-    evidence = Evidence(
-        subject=release.digest,
-        target=release.target,
-        recipe="r",
-        runtime="onnxruntime",
-        precision="int8",
-        device="test",
-        versions={},
-        dataset={},
-        measurements=(),
-        attempts=(),
-    )
-    publisher.upload([evidence.to_bytes()])
-    fleet.api("POST", "/api/v1/evidence", {"digest": digest(evidence.to_bytes())})
+    record = evidence(subject=release.digest, target=release.target)
+    publisher.upload([record.to_bytes()])
+    fleet.api("POST", "/api/v1/evidence", {"digest": digest(record.to_bytes())})
     (model,) = fleet.api("GET", "/api/v1/models")
-    assert model["evidence"] == json.loads(evidence.to_bytes())
+    assert model["evidence"] == json.loads(record.to_bytes())
     assert (model["name"], model["precision"], model["devices"]) == ("kitchen", "int8", 0)
     with pytest.raises(ApiError, match="not stored here"):
         fleet.api("POST", "/api/v1/evidence", {"digest": "sha256:" + "0" * 64})
@@ -178,7 +167,9 @@ def test_a_refused_set_of_documents_changes_nothing_on_the_fleet(fleet: FleetPro
 
 def test_the_profiles_are_those_that_are_shipped(fleet: FleetProcess) -> None:
     shown: list[dict[str, Any]] = fleet.api("GET", "/api/v1/profiles")
-    assert [p["name"] for p in shown] == ["android-arm64", "raspberry-pi-4", "raspberry-pi-zero-2w", "x86-64"]
+    shipped = sorted(path.stem for path in (Path(__file__).parents[2] / "firmware-profiles").glob("*.toml"))
+    assert [p["name"] for p in shown] == shipped
+    assert len(shipped) == 9
 
 
 def stored(data: Path) -> list[str]:

@@ -235,6 +235,7 @@ def test_what_many_devices_keep_retained_all_reaches_a_fleet_that_connects(tmp_p
     asyncio.run(story())
 
 
+@pytest.mark.alone
 def test_a_device_that_floods_neither_fills_the_broker_nor_keeps_others_waiting(tmp_path: Path, enrolling: Any) -> None:
     """Attack: a device sends large batches as fast as it can. Before it was shut out, others were not heard at all."""
     with FleetProcess(tmp_path / "fleet") as fleet, enrolling(fleet, tmp_path) as new_device:

@@ -96,6 +96,7 @@ def test_a_throttle_remembers_no_more_than_it_may() -> None:
     assert len(throttle._failures) == MOST
 
 
+@pytest.mark.alone
 def test_the_64_bits_below_an_ipv6_address_count_as_one_source() -> None:
     async def guess() -> None:
         guard = Passwords()
