@@ -81,6 +81,10 @@ class Fleet:
         """The JSON answer of a GET. Raises `Refused` or `Unavailable`."""
         return self._json("GET", path)
 
+    def get_bytes(self, path: str) -> bytes:
+        """The answer of a GET as it comes. Raises `Refused` or `Unavailable`."""
+        return self._send("GET", path, None, {})[1]
+
     def post(self, path: str, body: object) -> Any:
         """The JSON answer of a POST, sent with an idempotency key."""
         data = json.dumps(body).encode()

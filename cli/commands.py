@@ -7,7 +7,24 @@ from typing import Annotated
 
 import typer
 
-from cli import audit, authority, backup, device, model, profile, release, rollout, status, token, up, user
+from cli import (
+    audit,
+    authority,
+    backup,
+    build,
+    dataset,
+    device,
+    measure,
+    model,
+    profile,
+    release,
+    rollout,
+    status,
+    token,
+    tune,
+    up,
+    user,
+)
 from cli import compile as compile_commands
 from cli.demo import command as demo
 
@@ -34,14 +51,17 @@ app.command("login")(user.login)
 app.command("logout")(user.logout)
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
-app.command("compile")(compile_commands.compile_)
-app.command("tune")(compile_commands.tune)
+app.command("tune")(tune.tune)
 app.command("demo")(demo.demo)
+app.add_typer(compile_commands.app, name="compile")
+app.add_typer(build.app, name="build")
+app.add_typer(dataset.app, name="dataset")
 app.add_typer(profile.app, name="profile")
 app.add_typer(release.app, name="release")
 app.add_typer(device.app, name="device")
 app.add_typer(authority.app, name="authority")
 app.add_typer(model.app, name="model")
+app.add_typer(measure.app, name="measure")
 app.add_typer(rollout.app, name="rollout")
 app.add_typer(user.app, name="user")
 app.add_typer(token.app, name="token")

@@ -1,178 +1,313 @@
-"""`shoal compile` and `shoal tune`: run the compiler as a process of its own, and show how it goes."""
+"""`shoal compile`: source models into bundles; bundles made again to prove them; a page on what is known of them."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from typer.core import TyperGroup
 
-from cli.errors import BadInput, CliError, Infeasible, Refused
+from cli.compiling import default_cache, existing, follow, run
+from cli.errors import BadInput
 from cli.output import Json, errors, show, table
-from cli.profile import load, names
-from wire.build import BuildJob
-from wire.build import Progress as ProgressLine
-from wire.bundle import BundleManifest
+from cli.profile import load, names, supported
+from wire.build import BuildJob, Data, VerifyJob
+from wire.evidence import Evidence
+from wire.profile import Minimise, Profile
 from wire.units import show_size
 
-INFEASIBLE = 3
-"""Exit code of the compiler when no recipe of a profile holds the accuracy."""
+if TYPE_CHECKING:
+    from compiler.layout import FoundBundle, Layout
+
+REGISTERED, FUNCTION = "models:/", "python:"
+"""Sources that are no path: a registered model of MLflow, and a function that returns a torch module."""
+BUILD = "build"
+COMMANDS = ("verify", "report")
 
 
-def default_cache() -> Path:
-    """`$XDG_CACHE_HOME/shoal`, or `~/.cache/shoal`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "shoal"
+class _Compile(TyperGroup):
+    """`shoal compile SOURCE` compiles; `verify` and `report` are the other things that one may want of a bundle."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The words with the name of the command that is meant. A source folder named `report` is `./report`."""
+        first = args[0] if args else ""
+        if first in (*COMMANDS, "--verify"):
+            return super().parse_args(ctx, [first.removeprefix("--"), *args[1:]])
+        return super().parse_args(ctx, [BUILD, *args])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Help and errors show the command as it is typed: without the name that was put in."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return "" if name == BUILD else name, command, rest
 
 
-def compile_(
-    source: Annotated[Path, typer.Argument(help="Folder of the source model, in Hugging Face layout.")],
+app = typer.Typer(cls=_Compile, help="Compile a source model into one bundle for each profile.")
+
+Describe = Annotated[
+    Path | None, typer.Option(help="TOML that says what the source does not: task, labels, inputs.", show_default=False)
+]
+TestSet = Annotated[Path, typer.Option(help="Held-out examples: JSONL or CSV of text and label, .npz of arrays.")]
+Calibration = Annotated[
+    Path | None, typer.Option(help="Other examples, which static quantization observes.", show_default=False)
+]
+Workers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--worker",
+        help="Python of a runtime with an environment of its own: tflite-runtime=/opt/tflite/bin/python.",
+        show_default=False,
+    ),
+]
+
+
+@app.command(BUILD)
+def build(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Folder in Hugging Face layout, .onnx, .tflite, TorchScript .pt, python:package.module:function, "
+            "or models:/name@alias of MLflow."
+        ),
+    ],
     model: Annotated[str, typer.Option(help="Family and name: intents/kitchen.")],
     version: Annotated[str, typer.Option(help="Version of what comes out: 1.0.0.")],
-    test_set: Annotated[Path, typer.Option(help="JSONL file of held-out {text, label} rows.")],
+    test_set: TestSet,
     output: Annotated[Path, typer.Option("--output", "-o", help="OCI image layout to write.")],
-    profile: Annotated[list[str] | None, typer.Option(help="Hardware class; may be repeated. [default: all]")] = None,
-    max_drop: Annotated[float, typer.Option(help="Accuracy that may be lost, in points of a percent.")] = 1.0,
-    cache: Annotated[Path | None, typer.Option(help="Folder of earlier results. [default: ~/.cache/shoal]")] = None,
+    calibration: Calibration = None,
+    describe: Describe = None,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(help="Hardware class, or a TOML file of your own; may be repeated.", show_default="all supported"),
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option(help="What accuracy, or agreement with the source, may lose: points of 100.")
+    ] = 1.0,
+    max_ms: Annotated[float, typer.Option(help="Limit of the median latency; 0: none.")] = 0.0,
+    max_mb: Annotated[float, typer.Option(help="Limit of the bundle's size, in 10^6 bytes; 0: none.")] = 0.0,
+    minimise: Annotated[
+        Minimise | None,
+        typer.Option(help="What to make small within the limits.", show_default="as the profile says"),
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Of the decision on --max-drop, two-sided.")] = 0.95,
+    recipe: Annotated[
+        list[str] | None, typer.Option(help="Try this recipe only; may be repeated.", show_default=False)
+    ] = None,
+    memory: Annotated[str, typer.Option(help="What candidates may take together while they are made.")] = "3 GiB",
+    processes: Annotated[int, typer.Option(help="Candidates that are made at the same time.")] = 2,
+    worker: Workers = None,
+    test_licence: Annotated[str, typer.Option(help="Licence of the test set, an SPDX expression.")] = "unknown",
+    calibration_licence: Annotated[str, typer.Option(help="Licence of the calibration set.")] = "unknown",
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder of earlier results.", show_default="~/.cache/shoal")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compile a source model into one bundle for each profile, measured on a held-out test set."""
+    """Compile a source model into one bundle for each profile: the best variant, proven on a held-out test set.
+
+    `shoal compile verify` makes bundles again and compares the bytes; `shoal compile report` writes a page on them.
+    """
     family, _, name = model.partition("/")
     if not name:
         raise BadInput(f"--model {model!r}: expected family and name, such as intents/kitchen")
+    profiles = tuple(load(p) for p in profile or supported())
     job = BuildJob(
         family=family,
         name=name,
         version=version,
-        source=str(_existing(source, "source model")),
-        test_set=str(_existing(test_set, "test set")),
+        source=_source(source),
+        describe=_optional(describe, "description"),
+        test=Data(path=str(existing(test_set, "test set")), licence=test_licence),
+        calibration=_data(calibration, calibration_licence),
         output=str(output.absolute()),
         cache=str((cache or default_cache()).absolute()),
-        profiles=tuple(load(p) for p in profile or names()),
+        profiles=profiles,
         max_drop=max_drop,
+        max_ms=max_ms,
+        max_mb=max_mb,
+        minimise=minimise,
+        confidence=confidence,
+        recipes=tuple(recipe or ()),
+        memory=memory,
+        processes=processes,
+        workers=_workers(worker),
     )
-    made = _follow(_run_compiler(["build"], job.to_bytes()))
-    rows = list(_variants(output, made))
-    columns = (
-        "Profile",
-        "Runtime",
-        "Precision",
-        "Recipe",
-        "#Size",
-        "#Accuracy",
-        "#Source",
-        "#p50 ms",
-        "Latency is",
-        "Cached",
-    )
-    show(rows, as_json, table(f"{model} {version} in {output}", columns, [_row(r) for r in rows]))
+    made = follow(run([BUILD], job.to_bytes(), _environment(source)))
+    cached = {line.digest: bool(line.cached) for line in made if line.digest and line.event == "variant"}
+    rows = list(_variants(output, cached, {p.name: p for p in profiles}))
+    show(rows, as_json, _table(f"{model} {version} in {output}", rows))
 
 
-def tune(
-    source: Annotated[Path, typer.Argument(help="Folder of a sentence encoder, in Hugging Face layout.")],
-    train: Annotated[Path, typer.Option(help="JSONL file of {text, label} rows to learn from.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the source model to write.")],
+@app.command("verify")
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="OCI image layout with the bundles, as 'shoal compile' wrote it.")],
+    source: Annotated[str, typer.Option(help="The source that they were made of.")],
+    test_set: TestSet,
+    target: Annotated[
+        str | None,
+        typer.Option(help="One bundle: models/<family>/<name>/<version>/<profile>.", show_default="all"),
+    ] = None,
+    calibration: Calibration = None,
+    describe: Describe = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="TOML file of the profile, where it is your own.", show_default=False)
+    ] = None,
+    worker: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Train a classifier on top of a sentence encoder; what comes out is a source model for 'shoal compile'."""
-    paths = (_existing(source, "encoder"), _existing(train, "training rows"), output.absolute())
-    words = ["tune", "--source", str(paths[0]), "--train", str(paths[1]), "--output", str(paths[2])]
-    _follow(_run_compiler(words, b""))
-    show({"source": str(output)}, as_json, f"{output}: a source model, ready for 'shoal compile'")
+    """Make bundles again by their recorded recipes, and compare: the same bytes or an error. No search is repeated."""
+    from compiler.layout import Layout  # noqa: PLC0415
+
+    manifests = [found.manifest for found in _bundles(Layout(bundle), target)]
+    jobs = [
+        VerifyJob(
+            layout=str(bundle.absolute()),
+            target=manifest.target,
+            source=_source(source),
+            describe=_optional(describe, "description"),
+            test=Data(path=str(existing(test_set, "test set"))),
+            calibration=_data(calibration, "unknown"),
+            profile=load(str(profile) if profile else manifest.profile),
+            workers=_workers(worker),
+        )
+        for manifest in manifests
+    ]
+    rows = []
+    for job in jobs:
+        done = follow(run(["verify"], job.to_bytes(), _environment(source)))
+        rows.append({"target": job.target, "digest": done[-1].digest, "same": True})
+    view = "\n".join(f"{row['target']}: the same bytes, {row['digest']}" for row in rows)
+    show(rows, as_json, view)
 
 
-def _existing(path: Path, what: str) -> Path:
-    if not path.exists():
-        raise BadInput(f"{path}: this {what} does not exist")
-    return path.absolute()
+@app.command("report")
+def report(
+    layout: Annotated[Path, typer.Argument(help="OCI image layout, as 'shoal compile' wrote it.")],
+    target: Annotated[
+        str | None, typer.Argument(help="One bundle: models/<family>/<name>/<version>/<profile>.", show_default="all")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
+    as_json: Json = False,
+) -> None:
+    """Write one self-contained page on bundles: what was measured, what was tried, and why it lost."""
+    from compiler.layout import Layout  # noqa: PLC0415
+    from compiler.report.page import page  # noqa: PLC0415
+
+    opened = Layout(layout)
+    records = [e for e in (opened.evidence(found.digest) for found in _bundles(opened, target)) if e is not None]
+    if not records:
+        raise BadInput(f"{layout}: no evidence of {target or 'any bundle'} in it: compile it again")
+    known = {p.name: p for p in (load(name) for name in names())}
+    unseen = {e.target for e in records if compile_only(known.get(e.target.rpartition("/")[2]), e.runtime)}
+    output.write_text(page(records, unseen), encoding="utf-8")
+    value = {"page": str(output), "targets": [e.target for e in records]}
+    show(value, as_json, f"{output}: {len(records)} {'bundle' if len(records) == 1 else 'bundles'}")
 
 
-def _run_compiler(words: list[str], job: bytes) -> Iterator[ProgressLine]:
-    """Lines of progress from the compiler's process. Raises `Refused` or `Infeasible` with its reason when it fails."""
-    # The compiler gets no key, token or path of ours: only what the system needs to start a program.
-    env = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH")}
-    command = [sys.executable, "-P", "-m", "compiler", *words]
-    last: ProgressLine | None = None
-    # A file, not a pipe: nobody reads the libraries' chatter meanwhile, and a full pipe would block the compiler.
-    with (
-        tempfile.TemporaryFile() as chatter,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=chatter, env=env) as child,
-    ):
-        assert child.stdin is not None
-        assert child.stdout is not None
-        try:
-            with suppress(BrokenPipeError):  # it ended before it read its job: its exit code and last words say why
-                child.stdin.write(job)
-                child.stdin.close()
-            for line in child.stdout:
-                last = ProgressLine.from_bytes(line)
-                yield last
-        except BaseException:
-            child.terminate()
-            raise
-        child.wait()
-        if child.returncode != 0:
-            chatter.seek(0)
-            raise _failure(child.returncode, last, chatter.read().decode(errors="replace"))
+def _bundles(layout: Layout, target: str | None) -> list[FoundBundle]:
+    """One bundle or all. Raises `BadInput` when there is none; the layout's own error names those that it lists."""
+    found = [layout.find(target)] if target else layout.bundles()
+    if not found:
+        raise BadInput(f"{layout.folder}: no bundle in it")
+    return found
 
 
-def _failure(code: int, last: ProgressLine | None, chatter: str) -> CliError:
-    if last is not None and last.event == "failed":
-        return Infeasible(last.message) if code == INFEASIBLE else Refused(last.message)
-    end = chatter.strip().splitlines()[-1:] or ["it said nothing"]
-    return Refused(f"the compiler ended with {code} before it was done: {end[0]}; nothing was written")
+def compile_only(profile: Profile | None, runtime: str) -> bool:
+    """Whether a runtime was never seen working on a profile. A profile that is not known here is not judged."""
+    if profile is None:
+        return False
+    known = profile.runtime(runtime)
+    return profile.status == "compile-only" or known is None or not known.seen_working
 
 
-def _follow(lines: Iterator[ProgressLine]) -> list[ProgressLine]:
-    """Show progress on standard error until the end; gives the lines that announce a variant."""
-    made: list[ProgressLine] = []
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
-        task = bar.add_task("starting the compiler", total=None)
-        for line in lines:
-            text = f"{line.profile}: {line.message}" if line.profile else line.message
-            bar.update(task, description=text, completed=line.done, total=line.total)
-            if line.event == "variant":
-                made.append(line)
-            if line.event == "step" and not errors.is_terminal:
-                errors.print(f"  {text}", highlight=False)
-    return made
+def _source(text: str) -> str:
+    return text if text.startswith((REGISTERED, FUNCTION)) else str(existing(Path(text), "source model"))
 
 
-def _variants(output: Path, made: list[ProgressLine]) -> Iterator[dict[str, Any]]:
+def _environment(source: str) -> Sequence[str]:
+    """What a source needs of our environment: where the registry is with its credentials, or where modules are."""
+    if source.startswith(REGISTERED):
+        return [name for name in os.environ if name.startswith("MLFLOW_")]
+    return ["PYTHONPATH"] if source.startswith(FUNCTION) else []
+
+
+def _optional(path: Path | None, what: str) -> str | None:
+    return str(existing(path, what)) if path else None
+
+
+def _data(path: Path | None, licence: str) -> Data | None:
+    return Data(path=str(existing(path, "calibration set")), licence=licence) if path else None
+
+
+def _workers(words: Sequence[str] | None) -> dict[str, str]:
+    found = {}
+    for word in words or ():
+        runtime, _, python = word.partition("=")
+        if not runtime or not python:
+            raise BadInput(f"--worker {word!r}: expected a runtime and its Python: tflite-runtime=/path/to/python")
+        # Not resolved: the link of a virtual environment is what makes it one.
+        found[runtime] = str(existing(Path(python), f"Python for {runtime}"))
+    return found
+
+
+def _variants(output: Path, cached: dict[str, bool], profiles: dict[str, Profile]) -> Iterator[dict[str, Any]]:
+    """What is known of each bundle that was just written."""
     from compiler.layout import Layout  # noqa: PLC0415
 
     layout = Layout(output)
-    for line in made:
-        assert line.digest
-        manifest = BundleManifest.from_bytes(layout.read(line.digest))
-        evidence = layout.evidence(line.digest)
-        assert evidence is not None
-        figures = {m.metric: m.value for m in evidence.measurements}
-        kinds = {m.metric: m.kind for m in evidence.measurements}
+    for bundle in layout.bundles():
+        manifest = bundle.manifest
+        evidence = layout.evidence(bundle.digest)
+        if bundle.digest not in cached or evidence is None:
+            continue
         yield {
             "target": manifest.target,
-            "digest": line.digest,
+            "digest": bundle.digest,
             "profile": manifest.profile,
+            "compile_only": compile_only(profiles[manifest.profile], manifest.runtime),
             "runtime": manifest.runtime,
             "precision": manifest.precision,
             "recipe": evidence.recipe,
             "bytes": manifest.file("model").size,
-            "accuracy": figures["accuracy"],
-            "source_accuracy": figures["source_accuracy"],
-            "p50_ms": figures["latency_p50"],
-            "evidence": kinds["latency_p50"],
-            "cached": bool(line.cached),
+            **figures(evidence),
+            "cached": cached[bundle.digest],
         }
 
 
+def figures(evidence: Evidence) -> dict[str, Any]:
+    """What tables show of a bundle: its metric and the source's, what was lost and how sure that is, and its latency.
+
+    `accuracy` and `source_accuracy` are None where the examples have no labels, `agreement` where they have.
+    """
+    decision, p50 = evidence.decision, evidence.get("latency_p50")
+    named = {name: evidence.get(name) for name in ("accuracy", "source_accuracy", "agreement")}
+    return {
+        **{name: found.value if found else None for name, found in named.items()},
+        "drop": {k: getattr(decision, k) for k in ("metric", "drop", "low", "high", "confidence", "n", "outcome")},
+        "p50_ms": p50.value if p50 else None,
+        "evidence": p50.kind if p50 else None,
+    }
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> Any:
+    if any(row["compile_only"] for row in rows):
+        errors.print("  compile-only: that runtime was never seen working on that hardware", highlight=False)
+    metrics = {row["drop"]["metric"] for row in rows}
+    metric = metrics.pop().capitalize() if len(metrics) == 1 else "Metric"
+    columns = ("Profile", "Recipe", "#Size", f"#{metric}", "#Drop, points", "#p50 ms")
+    return table(title, columns, [_row(r) for r in rows])
+
+
 def _row(v: dict[str, Any]) -> list[object]:
-    figures = [f"{v['accuracy']:.3f}", f"{v['source_accuracy']:.3f}", f"{v['p50_ms']:.1f}"]
-    head = [v[k] for k in ("profile", "runtime", "precision", "recipe")]
-    return [*head, show_size(v["bytes"]), *figures, v["evidence"], "yes" if v["cached"] else "no"]
+    drop, p50 = v["drop"], v["p50_ms"]
+    marks = ", ".join(word for word, said in (("compile-only", v["compile_only"]), ("cached", v["cached"])) if said)
+    return [
+        f"{v['profile']}\n[dim]{marks}[/]",
+        f"{v['recipe']}\n[dim]{v['runtime']} {v['precision']}[/]",
+        show_size(v["bytes"]),
+        f"{v[drop['metric']]:.4f}",
+        f"{drop['drop']:.2f} {drop['outcome']}\n[dim]{drop['low']:.2f} to {drop['high']:.2f}[/]",
+        None if p50 is None else f"{p50:.2f}\n[dim]{v['evidence']}[/]",
+    ]

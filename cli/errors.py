@@ -3,6 +3,8 @@
     CliError
     ├── BadInput      what the operator gave is not right: nothing was changed
     ├── Refused       the fleet, the compiler or a check said no, and why
+    │   └── Infeasible  no variant of a profile holds what was asked for; carries its own exit code
+    ├── Stopped       Ctrl-C, after everything that was started has ended
     └── Unavailable   what we need is not there: the fleet, a program, a file
 
 `exit_code` is what the process ends with. Every other error of Shoal's packages is translated in `cli.main`.
@@ -29,6 +31,12 @@ class Infeasible(Refused):
     """No variant of a profile holds the accuracy asked for."""
 
     exit_code = 3
+
+
+class Stopped(CliError):
+    """The operator stopped the command."""
+
+    exit_code = 130
 
 
 class Unavailable(CliError):

@@ -17,7 +17,7 @@ def demo(
     cache: Annotated[Path | None, typer.Option(help="Folder of compiled results. [default: ~/.cache/shoal]")] = None,
 ) -> None:
     """Show the whole of Shoal on this machine: a real model, four devices, failures and attacks included."""
-    from cli.compile import default_cache  # noqa: PLC0415
+    from cli.compiling import default_cache  # noqa: PLC0415
     from cli.demo import report, story, world  # noqa: PLC0415
 
     if folder is not None and folder.exists() and any(folder.iterdir()):

@@ -33,7 +33,7 @@ _SLOTS = {
 _RANGE_DEFAULT = {"from": 0, "to": 100}
 _TEST_SHARE = 0.3
 _MIN_TEMPLATES = 4
-_PER_CLASS = {"train": 110, "test": 30}
+_TRAIN_PER_CLASS = 110
 
 
 @dataclass(frozen=True)
@@ -44,23 +44,30 @@ class Split:
     test: list[tuple[str, str]]
 
 
-def make_split(seed: int = 7) -> Split:
-    """Expand the templates. Raises `ModuleNotFoundError` when the data packages are not installed."""
+def make_split(seed: int = 7, *, test_per_class: int = 30) -> Split:
+    """Expand the templates; the training rows are the same however many test rows are asked for.
+
+    Raises `ModuleNotFoundError` when the data packages are not installed.
+    """
     data = json.loads(files("home_assistant_intents").joinpath("data", "en.json").read_text())
     rows: dict[str, list[tuple[str, str]]] = {"train": [], "test": []}
+    per_class = {"train": _TRAIN_PER_CLASS, "test": test_per_class}
     for intent, body in sorted(data["intents"].items()):
         templates = sorted({t for block in body["data"] for t in block["sentences"]})
         if len(templates) < _MIN_TEMPLATES:
             continue
-        rng = random.Random(f"{seed} {intent}")  # noqa: S311  data, not secrets
-        rng.shuffle(templates)
+        _rng(seed, intent).shuffle(templates)
         held_out = max(2, round(_TEST_SHARE * len(templates)))
         parts = {"test": templates[:held_out], "train": templates[held_out:]}
-        texts = {part: set(_expand(t, _PER_CLASS[part], data, rng)) for part, t in parts.items()}
+        texts = {part: set(_expand(t, per_class[part], data, _rng(seed, intent, part))) for part, t in parts.items()}
         texts["test"] -= texts["train"]
         for part, found in texts.items():
             rows[part] += [(text, intent) for text in sorted(found)]
     return Split(**rows)
+
+
+def _rng(*words: object) -> random.Random:
+    return random.Random(" ".join(map(str, words)))  # noqa: S311  data, not secrets
 
 
 def write_jsonl(path: Path, rows: list[tuple[str, str]]) -> Path:

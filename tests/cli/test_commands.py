@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.compile import _run_compiler
+from cli.compiling import run
 from cli.demo.report import faults
 from cli.demo.sentences import make_split
 from cli.errors import Refused
@@ -66,8 +66,8 @@ def test_a_compiler_that_says_a_lot_is_heard_to_its_end(
     chatter = "head -c 1000000 /dev/zero >&2; echo >&2; echo last words >&2"
     program.write_text(f"#!/bin/sh\n{chatter}; echo '{line}'; exit {code}\n")
     program.chmod(0o700)
-    monkeypatch.setattr("cli.compile.sys.executable", str(program))
-    lines = _run_compiler(["build"], b"{}")
+    monkeypatch.setattr("cli.compiling.sys.executable", str(program))
+    lines = run(["build"], b"{}")
     assert next(lines).message == "all"
     if code:
         with pytest.raises(Refused, match="ended with 5 before it was done: last words"):
