@@ -8,13 +8,14 @@ the fault and lets it pass proves nothing of the others: the build fails.
 # ruff: noqa: PLC0415  numpy comes with what is imported late: a cached build must not wait for it
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
 from compiler.bench import Bench
 from compiler.choose import Trial
 from compiler.errors import Untrusted
+from compiler.sources.source import Source
 from compiler.variant import GOLDEN, LABELS, LINEAGE, Variant, lay_out, link
 from wire.evidence import Sabotage
 from wire.pipeline import Golden, Labels
@@ -30,6 +31,13 @@ def prove(trial: Trial, bench: Bench) -> tuple[Sabotage, ...]:
     gate = Gate(bench, golden, _places(golden, bench))
     gate.repeat(variant)
     return (_scrambled(variant, gate), *_others(trial, variant, gate))
+
+
+def ahead(trials: Iterable[Trial], bench: Bench) -> None:
+    """Make at once what the proofs of several will need: each export of a source takes a processor for itself."""
+    pooling = _other_pooling(bench.inputs.source)
+    if pooling:
+        bench.shop.make([t.candidate.pooled(pooling).passes for t in trials])
 
 
 @dataclass(frozen=True)
@@ -93,10 +101,16 @@ def _others(trial: Trial, variant: Variant, gate: Gate) -> tuple[Sabotage, ...]:
         link(variant.model, shifted.model)
         (shifted.folder / LABELS).unlink()  # a link: what lies in the variant must not change
         (shifted.folder / LABELS).write_bytes(Labels(labels=sabotage.shift_labels(source.labels)).to_bytes())
-    pooling = source.huggingface.pooling if source.huggingface else None
+    pooling = _other_pooling(source)
     if pooling:
-        broken["wrong pooling"] = _pooled(trial, variant, "cls" if pooling == "mean" else "mean", gate.bench)
+        broken["wrong pooling"] = _pooled(trial, variant, pooling, gate.bench)
     return gate.ask(broken) if broken else ()
+
+
+def _other_pooling(source: Source) -> str | None:
+    """One that the source does not use; None where it does not pool."""
+    pooling = source.huggingface.pooling if source.huggingface else None
+    return pooling and {"mean": "cls", "cls": "mean"}[pooling]
 
 
 def _copy(variant: Variant, name: str) -> Variant:

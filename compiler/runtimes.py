@@ -153,6 +153,7 @@ class _Flatbuffer:
             return dict(self._runner(feed)(**feed))
         # Not by the signature's runner: it allocates anew for every call.
         self._resize(feed)
+        self._interpreter.reset_all_variables()  # a recurrent layer must not remember the call before
         for name, index in self._inputs.items():
             self._interpreter.set_tensor(index, feed[name])
         self._interpreter.invoke()

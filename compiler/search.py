@@ -23,7 +23,7 @@ from compiler.made import Made
 from compiler.mixed import mix
 from compiler.pack import bundle_files, folder_files
 from compiler.progress import Reporter
-from compiler.prove import prove
+from compiler.prove import ahead, prove
 from compiler.workshop import Workshop
 from wire.build import BuildJob
 from wire.evidence import Kind, Measurement, Sabotage
@@ -65,7 +65,7 @@ def search(
         trials = _time(trials, bench)
         trials = _mix(plans, trials, bench)
         chosen = {plan.profile.name: _choose(plan, trials, bench) for plan in plans}
-        proven = _prove(chosen.values(), bench)
+        proven = _prove(list(chosen.values()), bench)
         return {
             plan.profile.name: _keep(plan, chosen[plan.profile.name], trials, proven, bench, results) for plan in plans
         }
@@ -193,16 +193,20 @@ def _choose(plan: Plan, trials: Trials, bench: Bench) -> Trial:
     )
 
 
-def _prove(chosen: Iterable[Trial], bench: Bench) -> Mapping[str, tuple[Sabotage, ...]]:
-    """Profiles that chose the same share the proof."""
+def _prove(chosen: Sequence[Trial], bench: Bench) -> Mapping[str, tuple[Sabotage, ...]]:
+    """What the gates said of the saboteurs of each; profiles that chose the same share the proof."""
+    different = {t.candidate.key: t for t in chosen}
+    bench.report.skip(_PROOF * (len(chosen) - len(different)))
     found: dict[str, tuple[Sabotage, ...]] = {}
-    for trial in chosen:
-        if trial.candidate.key in found:
-            bench.report.skip(_PROOF)
-            continue
-        with bench.report.stage(f"golden set and saboteurs of {trial.candidate.name}", _PROOF):
-            found[trial.candidate.key] = prove(trial, bench)
+    with bench.report.stage(f"golden sets and saboteurs of {_names(different.values())}", _PROOF * len(different)):
+        ahead(different.values(), bench)
+        for key, trial in different.items():
+            found[key] = prove(trial, bench)
     return found
+
+
+def _names(trials: Iterable[Trial]) -> str:
+    return ", ".join(t.candidate.name for t in trials)
 
 
 def _keep(
