@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.demo import sentences
-from cli.demo.steps import MODEL, NAME, build, chat, sign_and_publish
+from cli.demo.steps import MODEL, NAME, RECIPES, build, chat, sign_and_publish
 from cli.demo.world import Device, FleetProcess, World, wait_for
 from cli.errors import Refused
 from wire.bundle import split_target
@@ -77,7 +77,7 @@ def settled_ledger(world: World, device: Device) -> dict[str, int] | None:
 
 def kill_in_an_update(world: World, data: sentences.Split, device: Device) -> dict[str, Any]:
     """Version 1.1.0, trained on all sentences, for one profile; its device is killed while chunks arrive."""
-    build(world, "1.1.0", data.train, (device.profile,))
+    build(world, "1.1.0", data.train, (device.profile,), RECIPES[:1])
     sign_and_publish(world, world.folder / "1.1.0")
     old = device.ask(NAME, ["turn on the light"])["digest"]
     rollout = world.shoal("rollout", "start", MODEL, "1.1.0", "--waves", "100")["rollout"]

@@ -58,15 +58,23 @@ def profiles() -> tuple[str, ...]:
     return PROFILES if has_litert else tuple(p for p in PROFILES if p != "android-arm64")
 
 
-def build(world: World, version: str, train: list[tuple[str, str]], profiles: tuple[str, ...]) -> Any:
-    """Train and compile one version."""
+def build(
+    world: World,
+    version: str,
+    train: list[tuple[str, str]],
+    profiles: tuple[str, ...],
+    recipes: tuple[str, ...] = RECIPES,
+) -> Any:
+    """Train and compile one version.
+
+    Not every recipe that there is: a search of all of them takes minutes.
+    """
     source = tune(world, sentences.write_jsonl(world.folder / f"train-{version}.jsonl", train))
     names = [word for p in profiles for word in ("--profile", p)]
-    # Not every recipe that there is: a search of all of them takes minutes, and the demo builds three versions.
-    recipes = [word for r in RECIPES for word in ("--recipe", r)]
+    tried = [word for r in recipes for word in ("--recipe", r)]
     test_set, layout = str(world.folder / "test.jsonl"), str(world.folder / version)
     what = ["--model", MODEL, "--version", version, "--test-set", test_set, "--output", layout]
-    return world.shoal("compile", str(source), *what, *names, *recipes, "--cache", str(world.cache))
+    return world.shoal("compile", str(source), *what, *names, *tried, "--cache", str(world.cache))
 
 
 def tune(world: World, rows: Path) -> Path:
