@@ -102,7 +102,8 @@ def plan(
     for recipe in _asked(recipes):
         refusal = rules.refusal(recipe, profile, source, calibrated=calibrated, workers=workers)
         if refusal is None:
-            candidates.append(candidate(recipe, source, lengths, **_newest(recipe, profile, source)))
+            own = rules.parameters_for(recipe, profile)
+            candidates.append(candidate(recipe, source, lengths, own, **_newest(recipe, profile, source)))
         else:
             refused.append(_refused(recipe, refusal))
     if not candidates:
@@ -111,14 +112,23 @@ def plan(
     return Plan(profile, tuple(candidates), tuple(refused))
 
 
-def candidate(recipe: Recipe, source: Source, lengths: tuple[int, ...], *, opset: int, ir: int) -> Candidate:
-    """A recipe as a runtime with that opset and IR takes it."""
+def candidate(
+    recipe: Recipe,
+    source: Source,
+    lengths: tuple[int, ...],
+    own: Sequence[Mapping[str, Any]] = (),
+    *,
+    opset: int,
+    ir: int,
+) -> Candidate:
+    """A recipe as a runtime with that opset and IR takes it; `own` are parameters of each pass beside those."""
     fixed = lengths if recipe.passes[0].startswith("litert.") and source.text else ()
     parameters: dict[str, Any] = {"lengths": list(fixed)} if fixed else {}
     if recipe.passes[0].startswith("onnx."):
         parameters = {"opset": opset, "ir": ir}
-    passes = tuple(PassRecord(name=name, parameters=parameters) for name in recipe.passes)
-    return Candidate(recipe, passes, fixed)
+    more: Sequence[Mapping[str, Any]] = own or [{}] * len(recipe.passes)
+    passes = (PassRecord(name=n, parameters={**o, **parameters}) for n, o in zip(recipe.passes, more, strict=True))
+    return Candidate(recipe, tuple(passes), fixed)
 
 
 def references(source: Source, lengths: tuple[int, ...], workers: Collection[str]) -> list[Candidate]:
