@@ -103,7 +103,8 @@ def plan(
         refusal = rules.refusal(recipe, profile, source, calibrated=calibrated, workers=workers)
         if refusal is None:
             own = rules.parameters_for(recipe, profile)
-            candidates.append(candidate(recipe, source, lengths, own, **_newest(recipe, profile, source)))
+            opset, ir = _newest(recipe, profile, source)
+            candidates.append(candidate(recipe, source, lengths, own, opset=opset, ir=ir))
         else:
             refused.append(_refused(recipe, refusal))
     if not candidates:
@@ -136,11 +137,11 @@ def references(source: Source, lengths: tuple[int, ...], workers: Collection[str
 
     A graph that was a file from the start stands for itself.
     """
-    newest = {"opset": NEWEST_OPSET, "ir": NEWEST_IR} if source.kind == "onnx" else {"opset": OPSET, "ir": IR}
+    opset, ir = (NEWEST_OPSET, NEWEST_IR) if source.kind == "onnx" else (OPSET, IR)
     names = ["onnx-fp32"] if source.kind == "onnx" else ["litert-fp32"]
     if source.kind in TORCH_KINDS:
         names = ["onnx-fp32", "litert-fp32", *(["torchscript-fp32"] if "torchscript" in workers else [])]
-    return [candidate(RECIPES[name], source, lengths, **newest) for name in names]
+    return [candidate(RECIPES[name], source, lengths, opset=opset, ir=ir) for name in names]
 
 
 def token_counts(limit: int, longest: int) -> tuple[int, ...]:
@@ -160,13 +161,13 @@ def _asked(names: Sequence[str]) -> list[Recipe]:
     return [recipe for recipe in RECIPES.values() if not names or recipe.name in names]
 
 
-def _newest(recipe: Recipe, profile: Profile, source: Source) -> dict[str, int]:
+def _newest(recipe: Recipe, profile: Profile, source: Source) -> tuple[int, int]:
     """Opset and IR to ask for: an ONNX source keeps its own as far as the runtime reads it."""
     runtime = profile.runtime(recipe.runtime)
     assert runtime is not None  # the rules refuse a recipe whose runtime the profile lacks
     if source.kind == "onnx":
-        return {"opset": runtime.opset, "ir": runtime.ir}
-    return {"opset": min(runtime.opset, OPSET), "ir": min(runtime.ir, IR)}
+        return runtime.opset, runtime.ir
+    return min(runtime.opset, OPSET), min(runtime.ir, IR)
 
 
 def _refused(recipe: Recipe, refusal: rules.Refusal) -> Attempt:
