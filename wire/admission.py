@@ -40,7 +40,8 @@ def check_release(release: Release, *, digest: str, profile: str, runtimes: froz
         raise Incompatible(f"{release.target}: made for profile {release.profile}, this device is {profile}")
     if release.runtime not in runtimes:
         raise Incompatible(
-            f"{release.target}: needs runtime {release.runtime}, installed: {', '.join(sorted(runtimes))}"
+            f"{release.target}: needs runtime {release.runtime}, installed: {', '.join(sorted(runtimes))}; install it "
+            "on the device (shoal[litert], or the setting 'workers'), or compile with a recipe of another runtime"
         )
     if release.counter < max(floor, release.floor):
         raise Untrusted(f"{release.target}: counter {release.counter} is below the floor {max(floor, release.floor)}")
