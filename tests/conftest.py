@@ -24,12 +24,9 @@ _DOOR, _ROOM = Path(__file__), Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: at the end one process would be left with them. Tests that run alone last.
-
-    So those wait for the end of a short test.
-    """
+    """Files with slow tests first: at the end one process would be left with them."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (_alone(item), item.path not in slow))
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -37,12 +34,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     """A test marked `alone` runs while no other process runs any; the wait is no part of its timeout."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return (yield)
-    with _turn(fcntl.LOCK_EX if _alone(item) else fcntl.LOCK_SH):
+    with _turn(fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH):
         return (yield)
-
-
-def _alone(item: pytest.Item) -> bool:
-    return item.get_closest_marker("alone") is not None
 
 
 @contextmanager

@@ -202,8 +202,10 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Non
 def test_ctrl_c_ends_the_compiler_and_says_so_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Accident: Ctrl-C while a candidate is made; here the compiler itself presses it."""
     line = '{"event": "step", "message": "making"}'
+    # It reads its job to the end first: before that, its parent may not even know that it has started.
     script = (
-        f"trap 'touch {tmp_path}/ended; exit 143' TERM; echo '{line}'; kill -INT $PPID; while :; do sleep 0.05; done"
+        f"trap 'touch {tmp_path}/ended; exit 143' TERM; cat > /dev/null; echo '{line}'; kill -INT $PPID; "
+        "while :; do sleep 0.05; done"
     )
     program(tmp_path, monkeypatch, script)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
