@@ -117,9 +117,7 @@ def compare(folder: Path, name: str, job: BuildJob, peer: Path) -> dict[str, Any
     bundle = layout.find(f"models/bench/{name}/1/x86-64")
     evidence = layout.evidence(bundle.digest)
     assert evidence is not None
-    plain = replace(
-        job, profiles=job.profiles[:1], recipes=("onnx-fp32",), output=str(folder / f"{name}-fp32"), max_drop=50.0
-    )
+    plain = replace(job, profiles=job.profiles[:1], recipes=("onnx-fp32",), output=str(folder / f"{name}-fp32"))
     build(plain)
     graphs = {
         "ours": variant(folder / f"{name}-ours", layout, bundle.manifest),

@@ -27,7 +27,9 @@ def test_the_demo_holds_and_writes_what_it_saw(tmp_path: Path) -> None:
     wanted = {"profile", "runtime", "precision", "bytes", "accuracy", "source_accuracy", "p50_ms", "evidence"}
     assert all(wanted <= set(variant) for variant in results["variants"])
     runtimes = {v["profile"]: v["runtime"] for v in results["variants"]}
-    assert runtimes["raspberry-pi-4"] == "onnxruntime"
+    assert set(runtimes.values()) <= {"onnxruntime", "litert"}, (
+        "which of the two is faster there is the search's to find"
+    )
     assert find_spec("litert_torch") is None or runtimes["android-arm64"] == "litert"
     assert {"requests", "answered", "produced", "delivered", "duplicates"} <= set(results["offline"])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "demo.json"]
