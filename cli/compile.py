@@ -20,7 +20,7 @@ from wire.profile import Minimise, Profile
 from wire.units import show_size
 
 if TYPE_CHECKING:
-    from compiler.layout import FoundBundle, Layout
+    from compiler.bundle.layout import FoundBundle, Layout
 
 REGISTERED, FUNCTION = "models:/", "python:"
 """Sources that are no path: a registered model of MLflow, and a function that returns a torch module."""
@@ -158,7 +158,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Make bundles again by their recorded recipes, and compare: the same bytes or an error. No search is repeated."""
-    from compiler.layout import Layout  # noqa: PLC0415
+    from compiler.bundle.layout import Layout  # noqa: PLC0415
 
     manifests = [found.manifest for found in _bundles(Layout(bundle), target)]
     jobs = [
@@ -192,7 +192,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write one self-contained page on bundles: what was measured, what was tried, and why it lost."""
-    from compiler.layout import Layout  # noqa: PLC0415
+    from compiler.bundle.layout import Layout  # noqa: PLC0415
     from compiler.report.page import page  # noqa: PLC0415
 
     opened = Layout(layout)
@@ -254,7 +254,7 @@ def _workers(words: Sequence[str] | None) -> dict[str, str]:
 
 def _variants(output: Path, cached: dict[str, bool], profiles: dict[str, Profile]) -> Iterator[dict[str, Any]]:
     """What is known of each bundle that was just written."""
-    from compiler.layout import Layout  # noqa: PLC0415
+    from compiler.bundle.layout import Layout  # noqa: PLC0415
 
     layout = Layout(output)
     for bundle in layout.bundles():

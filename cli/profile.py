@@ -84,7 +84,7 @@ def lint(
     as_json: Json = False,
 ) -> None:
     """Check profiles: fields, sources, status, features, limits, versions, opset and IR. Exit code 1 with findings."""
-    from compiler.lint import lint as findings_of  # noqa: PLC0415  the other commands need no compiler
+    from compiler.plan.lint import lint as findings_of  # noqa: PLC0415  the other commands need no compiler
 
     given = {str(p): (p.name, _read(p)) for p in profiles or ()} or {f"{n}{_SUFFIX}": _shipped(n) for n in names()}
     findings = [(where, f) for where, (file, data) in given.items() for f in findings_of(file, data)]
@@ -147,8 +147,8 @@ def _runtime(runtime: ProfileRuntime) -> str:
 
 def _recipes(profile: Profile) -> Iterator[dict[str, Any]]:
     """What the rules say of every recipe, for the source that allows most: see `_asked_for`."""
-    from compiler.recipes import RECIPES  # noqa: PLC0415
-    from compiler.rules import WORKERS, refusal  # noqa: PLC0415
+    from compiler.plan.recipes import RECIPES  # noqa: PLC0415
+    from compiler.plan.rules import WORKERS, refusal  # noqa: PLC0415
 
     source = _asked_for()
     for recipe in RECIPES.values():

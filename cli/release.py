@@ -15,7 +15,7 @@ from cli.client import Fleet
 from cli.errors import BadInput, Unavailable
 from cli.options import DEFAULT_TRUST, Data, KeysFolder, TrustFolder, Unencrypted
 from cli.output import Json, errors, table
-from compiler.layout import FoundBundle, Layout
+from compiler.bundle.layout import FoundBundle, Layout
 from wire.chunks import digest
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 Progress goes to standard output as JSON lines, everything else to standard error. Exit code 0, 1 for an error,
 2 for a wrong command line, 3 when no recipe of a profile holds the accuracy, 130 and 143 when interrupted or told
-to end. `pass`, `score` and `time` are what a build starts itself (`compiler.child`).
+to end. `pass`, `score` and `time` are what a build starts itself (`compiler.workshop.child`).
 """
 
 # ruff: noqa: PLC0415  heavy libraries are imported where they are used: a cached build must not wait for them
@@ -19,11 +19,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from compiler import child
-from compiler.cache import X86_ONLY
 from compiler.errors import CompilerError, Unavailable
 from compiler.progress import Reporter, take_stdout
 from compiler.tuning import job as tuning
+from compiler.workshop import child
+from compiler.workshop.cache import X86_ONLY
 from wire.errors import WireError
 
 _CHILDREN = {
@@ -90,7 +90,7 @@ def _run(options: argparse.Namespace, report: Reporter) -> None:
 
             tune(job(options), report)
         case "sabotage":
-            from compiler.drill import sabotage
+            from compiler.bundle.drill import sabotage
 
             sabotage(options.layout, options.target, options.version, options.output, report)
 
@@ -103,11 +103,11 @@ def _work(command: str, lines: child.Lines) -> Mapping[str, Any]:
 
             return run(sys.stdin.buffer)
         case "score":
-            from compiler.score import score
+            from compiler.workshop.score import score
 
             return score(sys.stdin.buffer, lines)
         case _:
-            from compiler.timing import time_all
+            from compiler.workshop.timing import time_all
 
             return time_all(sys.stdin.buffer, lines)
 

@@ -2,22 +2,22 @@
 
     build(BuildJob.from_bytes(data), Reporter(lines))
 
-The story is `build`; how a variant is found for a profile tells `compiler.search`. Heavy libraries are imported only
-when a profile is not in the cache; a failure leaves the output as it was.
+The story is `build`; how a variant is found for a profile tells `compiler.search.search`. Heavy libraries are imported
+only when a profile is not in the cache; a failure leaves the output as it was.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from compiler.cache import Cache
+from compiler.bundle.layout import Descriptor
+from compiler.bundle.made import Made
+from compiler.bundle.pack import Packer, pack
 from compiler.inputs import Inputs
-from compiler.layout import Descriptor
-from compiler.made import Made
-from compiler.pack import Packer, pack
 from compiler.progress import Reporter
 from compiler.report.bom import bom
 from compiler.report.card import card
+from compiler.workshop.cache import Cache
 from wire.build import BuildJob
 from wire.bundle import target_path
 from wire.profile import Profile
@@ -33,7 +33,7 @@ def build(job: BuildJob, report: Reporter) -> None:
     report.total = len(job.profiles)
     with Packer(Path(job.output)) as packer:
         if missing:
-            from compiler.search import search  # noqa: PLC0415  what the cache answers must not wait for it
+            from compiler.search.search import search  # noqa: PLC0415  what the cache answers must not wait for it
 
             made |= search(inputs, job, missing, results, report)
         for profile in job.profiles:

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler import cache, examples
-from compiler.candidates import Candidate, Plan, plan
 from compiler.errors import Malformed
-from compiler.examples import Examples
-from compiler.figures import this_machine
+from compiler.examples import examples
+from compiler.examples.examples import Examples
+from compiler.judge.figures import this_machine
+from compiler.plan.candidates import Candidate, Plan, plan
 from compiler.sources import read as sources
 from compiler.sources.source import Source
+from compiler.workshop import cache
 from wire.build import BuildJob, Data, VerifyJob
 from wire.lineage import Dataset, Use
 from wire.profile import Profile

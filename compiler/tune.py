@@ -19,14 +19,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from compiler.cache import write_whole
-from compiler.child import peak
 from compiler.errors import Malformed, Unavailable
 from compiler.progress import Reporter
 from compiler.tuning.data import Data, read_data
 from compiler.tuning.encoder import Encoder, read_encoder
 from compiler.tuning.job import TuneJob
 from compiler.tuning.report import card, make_report, tools
+from compiler.workshop.cache import write_whole
+from compiler.workshop.child import peak
 from wire.tune import TRAINING, Training
 from wire.units import size
 

@@ -16,9 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from compiler.recipes import MODEL_FILES
+from compiler.bundle.tokenizer import FILE, DeviceFile, for_device
+from compiler.plan.recipes import MODEL_FILES
 from compiler.sources.source import Source
-from compiler.tokenizer import FILE, DeviceFile, for_device
 from wire.bundle import Role, Runtime
 from wire.pipeline import Labels, Pipeline, TensorSpec
 

@@ -12,18 +12,18 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from compiler.bench import complete
-from compiler.cache import Cache, tool_versions
-from compiler.candidates import Candidate
-from compiler.children import Failed
+from compiler.bundle.layout import FoundBundle, Layout
+from compiler.bundle.pack import bundle_files, folder_files, manifest_of
 from compiler.errors import Incompatible, Malformed, Unavailable, Untrusted
 from compiler.inputs import Inputs, describe_of
-from compiler.layout import FoundBundle, Layout
-from compiler.pack import bundle_files, folder_files, manifest_of
+from compiler.plan.candidates import Candidate
+from compiler.plan.recipes import RECIPES
 from compiler.progress import Reporter
-from compiler.recipes import RECIPES
+from compiler.search.bench import complete
 from compiler.variant import Variant, lay_out, pipeline_of
-from compiler.workshop import Workshop
+from compiler.workshop.cache import Cache, tool_versions
+from compiler.workshop.children import Failed
+from compiler.workshop.workshop import Workshop
 from wire.build import VerifyJob
 from wire.bundle import BundleFile
 from wire.chunks import digest

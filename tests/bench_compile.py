@@ -38,8 +38,8 @@ import psutil
 
 from cli.demo import sentences
 from cli.profile import load
-from compiler.layout import Layout
-from compiler.recipes import MODEL_FILES
+from compiler.bundle.layout import Layout
+from compiler.plan.recipes import MODEL_FILES
 from compiler.runtimes import open_graph
 from wire.build import BuildJob, Data, Progress
 from wire.evidence import Evidence

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.tokenizer import for_device
+from compiler.bundle.tokenizer import for_device
 
 Encode = Callable[[str], Sequence[int]]
 

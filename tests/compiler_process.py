@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from compiler.layout import Layout
+from compiler.bundle.layout import Layout
 from wire.build import BuildJob, Data, Progress
 from wire.profile import Detect, Hardware, Limits, Profile, ProfileRuntime
 

@@ -14,10 +14,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from compiler import child
 from compiler.errors import Incompatible
 from compiler.passes.job import PassJob
-from compiler.timing import TimeJob, time_all
+from compiler.workshop import child
+from compiler.workshop.timing import TimeJob, time_all
 
 
 def log(line: str) -> None:

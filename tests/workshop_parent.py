@@ -10,7 +10,7 @@ from pathlib import Path
 
 from workshop_tools import copying, shop
 
-from compiler.cache import Cache
+from compiler.workshop.cache import Cache
 
 if __name__ == "__main__":
     cache = Cache(Path(sys.argv[1]))

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from compiler.cache import Cache
 from compiler.sources.source import Source
 from compiler.variant import Variant, lay_out, pipeline_of
-from compiler.workshop import Workshop
+from compiler.workshop.cache import Cache
+from compiler.workshop.workshop import Workshop
 from wire.lineage import PassRecord
 from wire.pipeline import TensorSpec
 

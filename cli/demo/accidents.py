@@ -165,7 +165,7 @@ def send_tampered_release(world: World, device: Device) -> dict[str, Any]:
 
 def flip_a_byte(world: World, layout: Path) -> str:
     """Change one bit of the model file in the fleet's blob store; gives the digest it still has by name."""
-    from compiler.layout import Layout  # noqa: PLC0415
+    from compiler.bundle.layout import Layout  # noqa: PLC0415
 
     (bundle,) = Layout(layout).bundles()
     blob = bundle.manifest.file("model").digest

@@ -79,7 +79,7 @@ def build(
 
 def tune(world: World, rows: Path) -> Path:
     """The source model that these rows make. Kept in the cache by everything that decides it, for the next demo."""
-    from compiler.cache import code_digest, tool_versions  # noqa: PLC0415
+    from compiler.workshop.cache import code_digest, tool_versions  # noqa: PLC0415
 
     decided_by = f"{digest(rows.read_bytes())} {code_digest()} {sorted(tool_versions().items())}"
     source = world.cache / "demo" / digest(decided_by.encode()).removeprefix("sha256:")[:16]

@@ -19,7 +19,7 @@ JSON = Any
 
 @dataclass(frozen=True, kw_only=True)
 class PassJob(Document):
-    """One pass: its name in `compiler.recipes.PASSES`, its parameters, and where things lie.
+    """One pass: its name in `compiler.plan.recipes.PASSES`, its parameters, and where things lie.
 
     `given` is what the pass before it made (None for the first), `source` and `describe` the source model for the first
     pass, `calibration` a file of examples for passes that observe activations, `made` the file to write. `parameters`

@@ -111,7 +111,7 @@ def _kept(layers: Iterable[litert_file.Layer], names: Sequence[str]) -> list[lit
 
 def _calibration(job: PassJob) -> _Calibration:
     """For each signature what it is fed on the calibration examples; texts that are too long for one are cut."""
-    from compiler.examples import read as read_examples
+    from compiler.examples.examples import read as read_examples
     from compiler.sources.read import read
     from compiler.variant import pipeline_of
 

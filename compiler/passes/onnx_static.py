@@ -69,7 +69,7 @@ def quantize(model: Any, job: PassJob, operators: Sequence[str], **how: Any) -> 
 
 def feeds(job: PassJob) -> Sequence[Mapping[str, Any]]:
     """What the graph is fed for the calibration examples. Raises `Malformed` without any."""
-    from compiler.examples import read as read_examples
+    from compiler.examples.examples import read as read_examples
     from compiler.sources.read import read
     from compiler.variant import pipeline_of
     from wire.processing import Processor

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compiler.errors import Malformed
-from compiler.examples import read_texts
+from compiler.examples.examples import read_texts
 from compiler.tuning.job import TuneJob
 from wire.lineage import Dataset
 

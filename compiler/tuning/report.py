@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from statistics import fmean
 from typing import Any
 
-from compiler.figures import _interval as interval
+from compiler.judge.figures import _interval as interval
 from compiler.tuning.data import Data
 from wire.tune import ClassFigures, Epoch, Training, TuneReport
 

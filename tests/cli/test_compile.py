@@ -19,8 +19,8 @@ from cli import compile as command
 from cli import compiling
 from cli.compiling import follow, run
 from cli.errors import Infeasible, Stopped
-from compiler.layout import Layout
-from compiler.pack import Packer
+from compiler.bundle.layout import Layout
+from compiler.bundle.pack import Packer
 from compiler.report.bom import bom
 from compiler.report.card import card
 from wire.build import Progress

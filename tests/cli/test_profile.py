@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from cli import detect
 from cli.errors import BadInput
 from cli.profile import app, load, names
-from compiler.lint import lint
+from compiler.plan.lint import lint
 from wire.profile import ProfileRuntime
 
 NINE = [

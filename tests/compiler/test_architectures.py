@@ -14,8 +14,8 @@ import pytest
 from compiler_process import SECONDS, build, rows, write_rows
 
 from cli.profile import load, names
-from compiler.recipes import RECIPES
-from compiler.rules import refusal
+from compiler.plan.recipes import RECIPES
+from compiler.plan.rules import refusal
 from compiler.sources.read import read
 from wire.build import BuildJob, Data
 from wire.profile import Profile

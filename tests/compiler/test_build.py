@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from compiler_process import HAS_LITERT, Built, build, compiler, profile, rows, write_rows
 
-from compiler.cache import Cache, processor
+from compiler.bundle.layout import Layout, blob_path
+from compiler.bundle.pack import bundle_files
 from compiler.errors import Malformed, Untrusted
 from compiler.inputs import Inputs
-from compiler.layout import Layout, blob_path
-from compiler.pack import bundle_files
-from compiler.score import Lying
 from compiler.variant import Variant
+from compiler.workshop.cache import Cache, processor
+from compiler.workshop.score import Lying
 from wire.build import BuildJob, Data
 from wire.bundle import BundleManifest
 from wire.chunks import WHOLE, ChunkList, digest
@@ -425,6 +425,6 @@ def test_a_folder_that_is_no_layout_is_told(tmp_path: Path) -> None:
 
 
 def test_reading_a_layout_imports_nothing_heavy() -> None:
-    program = "import sys, json, compiler.layout; print(json.dumps(sorted(sys.modules)))"
+    program = "import sys, json, compiler.bundle.layout; print(json.dumps(sorted(sys.modules)))"
     loaded = json.loads(subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout)
     assert not set(loaded) & {"numpy", "torch", "onnx", "onnxruntime", "tokenizers"}

@@ -7,7 +7,7 @@ import hashlib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiler.chunker import chunk_list, cuts
+from compiler.bundle.chunker import chunk_list, cuts
 from wire.chunks import AVERAGE, SMALLEST, WHOLE, digest
 
 

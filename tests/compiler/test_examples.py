@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compiler import arrays
 from compiler.errors import Malformed
-from compiler.examples import LINE, check, read, read_texts, spread
+from compiler.examples import arrays
+from compiler.examples.examples import LINE, check, read, read_texts, spread
 from compiler.sources.source import Source, Text
 from wire.chunks import digest
 from wire.pipeline import Audio, Image, Task, TensorSpec
@@ -359,7 +359,7 @@ def zipped(path: Path, data: bytes, declared: int | None = None) -> Path:
 def peak(path: Path) -> int:
     """Bytes that reading the file adds to a process, at their peak."""
     program = (
-        "import sys, resource, numpy; from pathlib import Path; from compiler.arrays import read_arrays\n"
+        "import sys, resource, numpy; from pathlib import Path; from compiler.examples.arrays import read_arrays\n"
         "from compiler.errors import Malformed\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try:\n    read_arrays(open(sys.argv[1], 'rb'), Path(sys.argv[1]), most_rows=10)\nexcept Malformed: pass\n"
@@ -448,6 +448,6 @@ def test_the_limits_leave_room_for_a_real_test_set() -> None:
 
 
 def test_reading_texts_imports_nothing_heavy(tmp_path: Path) -> None:
-    program = "import sys, json, compiler.examples; print(json.dumps(sorted(sys.modules)))"
+    program = "import sys, json, compiler.examples.examples; print(json.dumps(sorted(sys.modules)))"
     loaded = json.loads(subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout)
     assert not set(loaded) & {"numpy", "torch", "onnx", "kitoken", "tokenizers"}

@@ -11,12 +11,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compiler import gates, metrics
 from compiler.errors import Incompatible, Untrusted
-from compiler.examples import Row
-from compiler.gates import accuracy_fault, golden_set, golden_set_fault, judge, saboteur_verdicts
-from compiler.paired import decide
-from compiler.sabotage import scramble, shift_labels
+from compiler.examples.examples import Row
+from compiler.judge import gates, metrics
+from compiler.judge.gates import accuracy_fault, golden_set, golden_set_fault, judge, saboteur_verdicts
+from compiler.judge.paired import decide
+from compiler.judge.sabotage import scramble, shift_labels
 from wire.evidence import Decision
 from wire.pipeline import EMBEDDING, SCORES, Golden, Pipeline, TensorSpec
 from wire.processing import Processor, Result

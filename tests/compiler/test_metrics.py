@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compiler.examples import Label, Row
-from compiler.metrics import class_changes, labelled, name, values
+from compiler.examples.examples import Label, Row
+from compiler.judge.metrics import class_changes, labelled, name, values
 from wire.pipeline import EMBEDDING, SCORES
 from wire.processing import Result
 

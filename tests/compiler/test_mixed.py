@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from compiler_process import Built, build, make_job, make_source, profile
 
-from compiler.children import Failed
-from compiler.mixed import error, spread_rows
+from compiler.search.mixed import error, spread_rows
+from compiler.workshop.children import Failed
 from wire.evidence import Attempt
 from wire.processing import Result
 

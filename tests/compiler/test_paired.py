@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiler.paired import CHANGED, NEVER, POWER, betting_interval, decide, needed, score_interval
+from compiler.judge.paired import CHANGED, NEVER, POWER, betting_interval, decide, needed, score_interval
 
 Z = 1.959963984540054  # two-sided 95 %
 RIGHT_OR_WRONG = st.lists(st.tuples(st.sampled_from((0.0, 1.0)), st.sampled_from((0.0, 1.0))), min_size=1, max_size=80)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from compiler_process import profile
 
-from compiler.recipes import RECIPES, Recipe
-from compiler.rules import NO_RUNTIME, RULES, WORKERS, parameters_for, refusal
+from compiler.plan.recipes import RECIPES, Recipe
+from compiler.plan.rules import NO_RUNTIME, RULES, WORKERS, parameters_for, refusal
 from compiler.sources.source import Source, Text
 from wire.pipeline import TensorSpec
 from wire.profile import Hardware, Profile, ProfileRuntime

@@ -17,8 +17,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compiler.errors import Incompatible
-from compiler.sabotage import scramble, shift_labels
-from compiler.zipped import members
+from compiler.judge.sabotage import scramble, shift_labels
+from compiler.judge.zipped import members
 
 WIDTH, CLASSES = 8, 6
 ONE = np.random.default_rng(0).normal(size=(1, WIDTH)).astype(np.float32)

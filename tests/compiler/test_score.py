@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from workshop_tools import make_examples, make_onnx, make_variant, shop
 
-from compiler.cache import Cache
-from compiler.children import COMMAND, Failed
 from compiler.errors import Incompatible
-from compiler.score import read_results, write_results
 from compiler.sources.read import read
-from compiler.workshop import Scored, Workshop
+from compiler.workshop.cache import Cache
+from compiler.workshop.children import COMMAND, Failed
+from compiler.workshop.score import read_results, write_results
+from compiler.workshop.workshop import Scored, Workshop
 from wire.processing import Array, Result
 
 

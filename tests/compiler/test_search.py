@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 from compiler_process import profile
 
-from compiler.candidates import Candidate, Plan, candidate, token_counts
-from compiler.choose import Times, Trial, attempt, choose, limit_fault
 from compiler.errors import Infeasible
-from compiler.figures import Where, answers, percentile, speed
+from compiler.judge.figures import Where, answers, percentile, speed
+from compiler.plan.candidates import Candidate, Plan, candidate, token_counts
+from compiler.plan.recipes import RECIPES
 from compiler.progress import Reporter
-from compiler.recipes import RECIPES
+from compiler.search.choose import Times, Trial, attempt, choose, limit_fault
 from compiler.sources.source import Source, Text
 from wire.evidence import Decision, Outcome, Wanted
 from wire.pipeline import TensorSpec

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from workshop_tools import CHILD, make_examples, make_onnx, make_variant, shop
 
-from compiler.cache import Cache
-from compiler.children import COMMAND, Failed
-from compiler.machine import Moment, resident
 from compiler.sources.read import read
-from compiler.timing import Timed, _doubts, _groups, time_variants
 from compiler.variant import Variant
-from compiler.workshop import Workshop, memory_of
+from compiler.workshop.cache import Cache
+from compiler.workshop.children import COMMAND, Failed
+from compiler.workshop.machine import Moment, resident
+from compiler.workshop.timing import Timed, _doubts, _groups, time_variants
+from compiler.workshop.workshop import Workshop, memory_of
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from compiler.bundle.tokenizer import HARD_TEXTS, DeviceTokenizer, check_parity, for_device
 from compiler.errors import Incompatible, Malformed
-from compiler.tokenizer import HARD_TEXTS, DeviceTokenizer, check_parity, for_device
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from compiler_process import Built, Run, compiler, make_source, rows, write_rows
 
-from compiler.layout import Layout
+from compiler.bundle.layout import Layout
 from wire.build import Data, VerifyJob
 
 pytestmark = pytest.mark.timeout(600)

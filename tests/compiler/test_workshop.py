@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from workshop_tools import A_SOURCE, copying, make_examples, make_onnx, shop
 
-from compiler.cache import Cache
-from compiler.children import COMMAND, Failed
 from compiler.sources.read import read
-from compiler.workshop import Product
+from compiler.workshop.cache import Cache
+from compiler.workshop.children import COMMAND, Failed
+from compiler.workshop.workshop import Product
 from wire.lineage import PassRecord
 
 PARENT = Path(__file__).parents[1] / "workshop_parent.py"

@@ -243,7 +243,7 @@ def test_a_log_keeps_its_beginning_and_its_end(tmp_path: Path) -> None:
 def test_the_real_compiler_builds_an_uploaded_source_and_its_lineage_names_the_data(tmp_path: Path) -> None:
     import compiler_process as real  # noqa: PLC0415  torch takes seconds: only this test waits for it
 
-    from compiler.layout import Layout  # noqa: PLC0415
+    from compiler.bundle.layout import Layout  # noqa: PLC0415
 
     folder = real.make_source(real.make_encoder(tmp_path / "encoder"), tmp_path / "source")
     test = real.write_rows(tmp_path / "rows.jsonl", real.rows(9, 400)).read_bytes()

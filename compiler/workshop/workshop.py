@@ -19,14 +19,14 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compiler.cache import Cache, Entry, file_digest, work_key
-from compiler.children import COMMAND, Answer, Children, Failed, Task
 from compiler.errors import CompilerError
 from compiler.passes.job import PassJob
-from compiler.recipes import RECIPES
-from compiler.score import Lying, Rows, ScoreJob, labels_of, read_results
+from compiler.plan.recipes import RECIPES
 from compiler.sources.source import Source
 from compiler.variant import Variant
+from compiler.workshop.cache import Cache, Entry, file_digest, work_key
+from compiler.workshop.children import COMMAND, Answer, Children, Failed, Task
+from compiler.workshop.score import Lying, Rows, ScoreJob, labels_of, read_results
 from wire.bundle import Precision, Runtime
 from wire.lineage import PassRecord
 from wire.units import show_seconds, show_size

@@ -18,12 +18,12 @@ from pathlib import Path
 from statistics import median
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
-from compiler.child import Lines
-from compiler.children import Answer, Failed, Task
-from compiler.machine import Moment
-from compiler.score import Lying, Rows
 from compiler.variant import Variant
-from compiler.workshop import Workshop, memory_of
+from compiler.workshop.child import Lines
+from compiler.workshop.children import Answer, Failed, Task
+from compiler.workshop.machine import Moment
+from compiler.workshop.score import Lying, Rows
+from compiler.workshop.workshop import Workshop, memory_of
 from wire.document import Document
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -26,9 +26,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar
 
+from compiler.bundle.layout import blob_path, verify
+from compiler.bundle.made import Made
 from compiler.errors import CompilerError, Unavailable
-from compiler.layout import blob_path, verify
-from compiler.made import Made
 from wire.chunks import digest
 from wire.document import Document, dump_json
 from wire.errors import WireError
@@ -40,10 +40,10 @@ TOOLS = (
 X86_ONLY = ("litert-torch", "ai-edge-quantizer")
 """Not installed where their converter has no wheel: ONNX recipes need none of them."""
 _SEARCH = (
-    *("bench", "build", "candidates", "choose", "drill", "figures", "gates", "inputs", "made", "metrics", "mixed"),
-    *("pack", "paired", "progress", "rules", "sabotage", "search", "verify", "card", "bom", "page", "plot"),
+    *("judge", "report", "search", "build", "inputs", "progress", "verify"),
+    *("bundle.drill", "bundle.made", "bundle.pack", "plan.candidates", "plan.rules"),
 )
-"""Modules that no pass and no scoring uses: a better search finds what an older one made."""
+"""Rooms and modules that no pass and no scoring uses: a better search finds what an older one made."""
 LIMIT = 20 * 1024**3
 """Bytes that the cache may hold after a build, unless its owner says otherwise."""
 RECENT = 6 * 3600.0
@@ -69,11 +69,20 @@ def _version(tool: str) -> str:
 @cache
 def code_digest(without: tuple[str, ...] = ()) -> str:
     """Digest of the code that makes and runs models: another compiler has another cache."""
-    home = Path(__file__).parent.parent
+    home = Path(__file__).parents[2]
     patterns = ("compiler/**/*.py", "wire/*.py", "agent/serving/worker_program.py")
-    files = sorted(p for pattern in patterns for p in home.glob(pattern) if p.stem not in without)
+    files = sorted(p for pattern in patterns for p in home.glob(pattern) if not is_in(_dotted(p, home), without))
     lines = [f"{p.relative_to(home)} {hashlib.sha256(p.read_bytes()).hexdigest()}\n" for p in files]
     return digest("".join(lines).encode())
+
+
+def is_in(module: str, rooms: Sequence[str]) -> bool:
+    """Whether a module (`compiler.judge.gates`) is one of these modules of the compiler, or stands in such a room."""
+    return any(f"{module}.".startswith(f"compiler.{room}.") for room in rooms)
+
+
+def _dotted(path: Path, home: Path) -> str:
+    return ".".join(path.relative_to(home).with_suffix("").parts)
 
 
 @cache

@@ -12,19 +12,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from compiler import figures
-from compiler.bench import Bench
-from compiler.cache import Cache, tool_versions
-from compiler.candidates import Candidate, Plan
-from compiler.choose import Trial, attempt, choose, cost, limit_fault
-from compiler.figures import Where
+from compiler.bundle.made import Made
+from compiler.bundle.pack import bundle_files, folder_files
 from compiler.inputs import Inputs, describe_of
-from compiler.made import Made
-from compiler.mixed import mix
-from compiler.pack import bundle_files, folder_files
+from compiler.judge import figures
+from compiler.judge.figures import Where
+from compiler.plan.candidates import Candidate, Plan
 from compiler.progress import Reporter
-from compiler.prove import ahead, prove
-from compiler.workshop import Workshop
+from compiler.search.bench import Bench
+from compiler.search.choose import Trial, attempt, choose, cost, limit_fault
+from compiler.search.mixed import mix
+from compiler.search.prove import ahead, prove
+from compiler.workshop.cache import Cache, tool_versions
+from compiler.workshop.workshop import Workshop
 from wire.build import BuildJob
 from wire.evidence import Kind, Measurement, Sabotage
 from wire.profile import Profile
@@ -89,7 +89,7 @@ def _bench(inputs: Inputs, job: BuildJob, results: Cache, report: Reporter, scra
 
 def _tell_needed(inputs: Inputs, job: BuildJob, report: Reporter) -> None:
     """Say before the work how many examples the question asks for."""
-    from compiler import paired  # noqa: PLC0415  a cached build asks no question
+    from compiler.judge import paired  # noqa: PLC0415  a cached build asks no question
 
     wanted, there = paired.needed(job.max_drop, job.confidence, paired.CHANGED), len(inputs.test.rows)
     told = (
@@ -182,7 +182,7 @@ def _of(plan: Plan, trials: Trials) -> list[Trial]:
 
 
 def _choose(plan: Plan, trials: Trials, bench: Bench) -> Trial:
-    from compiler import paired  # noqa: PLC0415  a cached build asks no question
+    from compiler.judge import paired  # noqa: PLC0415  a cached build asks no question
 
     job = bench.job
     return choose(

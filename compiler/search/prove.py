@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from compiler.bench import Bench
-from compiler.choose import Trial
 from compiler.errors import Untrusted
+from compiler.search.bench import Bench
+from compiler.search.choose import Trial
 from compiler.sources.source import Source
 from compiler.variant import GOLDEN, LABELS, LINEAGE, Variant, lay_out, link
 from wire.evidence import Sabotage
@@ -50,7 +50,7 @@ class Gate:
 
     def repeat(self, variant: Variant) -> None:
         """Raises `Untrusted` when a fresh process does not give the variant's own golden set again."""
-        from compiler import gates
+        from compiler.judge import gates
 
         (again,) = self.bench.results([variant], self.places, fresh=True)
         fault = gates.golden_set_fault(self.golden, again)
@@ -59,7 +59,7 @@ class Gate:
 
     def ask(self, named: Mapping[str, Variant]) -> tuple[Sabotage, ...]:
         """What both say of saboteurs by name. Raises `Untrusted` when one of them is silent."""
-        from compiler import gates
+        from compiler.judge import gates
 
         answers = self.bench.results(list(named.values()))
         return tuple(
@@ -69,7 +69,7 @@ class Gate:
 
 
 def _places(golden: Golden, bench: Bench) -> tuple[int, ...]:
-    from compiler import gates
+    from compiler.judge import gates
 
     places = gates.golden_places(bench.inputs.test.rows)
     return tuple(places[: len(golden.cases)])
@@ -83,7 +83,7 @@ def _scrambled(variant: Variant, gate: Gate) -> Sabotage:
 
 
 def _scramble(variant: Variant, count: int, gate: Gate) -> Sabotage:
-    from compiler import sabotage
+    from compiler.judge import sabotage
 
     broken = _copy(variant, f"scrambled-{count}")
     sabotage.scramble_file(variant.model, broken.model, count)
@@ -92,7 +92,7 @@ def _scramble(variant: Variant, count: int, gate: Gate) -> Sabotage:
 
 def _others(trial: Trial, variant: Variant, gate: Gate) -> tuple[Sabotage, ...]:
     """Shifted labels, where there are some to shift, and the wrong pooling, where the source pools."""
-    from compiler import sabotage
+    from compiler.judge import sabotage
 
     source = gate.bench.inputs.source
     broken: dict[str, Variant] = {}

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from compiler import known
+from compiler.plan import known
 from wire.document import Document
 from wire.errors import WireError
 from wire.profile import Profile, ProfileRuntime

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from compiler.examples import Row
+from compiler.examples.examples import Row
 from wire.evidence import ClassChange
 from wire.pipeline import SCORES
 from wire.processing import Array, Result

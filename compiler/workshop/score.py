@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
-from compiler.child import Lines
 from compiler.errors import Incompatible
-from compiler.machine import resident
-from compiler.recipes import MODEL_FILES
+from compiler.plan.recipes import MODEL_FILES
 from compiler.variant import LABELS, PIPELINE, Variant
+from compiler.workshop.child import Lines
+from compiler.workshop.machine import resident
 from wire.bundle import Precision, Runtime
 from wire.document import Document
 from wire.pipeline import SCORES, Labels, Pipeline
@@ -38,7 +38,7 @@ class Rows(Document):
 
     def read(self) -> list[Example]:
         """The examples in the order of `rows`."""
-        from compiler import examples
+        from compiler.examples import examples
         from compiler.sources.read import read
 
         source = read(self.source, Path(self.describe) if self.describe else None)

@@ -9,10 +9,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from compiler.layout import Layout
-from compiler.pack import Packer, bundle_files
+from compiler.bundle.layout import Layout
+from compiler.bundle.pack import Packer, bundle_files
+from compiler.judge.sabotage import scramble
 from compiler.progress import Reporter
-from compiler.sabotage import scramble
 from wire.bundle import BundleConfig, BundleManifest, Role
 from wire.chunks import digest
 from wire.document import check_name, dump_json

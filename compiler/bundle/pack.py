@@ -18,9 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from compiler.chunker import chunk_list
-from compiler.errors import Unavailable
-from compiler.layout import (
+from compiler.bundle.chunker import chunk_list
+from compiler.bundle.layout import (
     BOM,
     BOM_TYPE,
     CARD,
@@ -35,7 +34,8 @@ from compiler.layout import (
     Layout,
     blob_path,
 )
-from compiler.made import Made
+from compiler.bundle.made import Made
+from compiler.errors import Unavailable
 from compiler.variant import ROLES
 from wire.bundle import (
     EVIDENCE_ARTIFACT,

@@ -2,7 +2,7 @@
 
 A child reads one question on standard input and writes JSON lines on standard output: how far it is
 (`{"done": 64, "total": 2000}`), and at the end `{"ok": true, "peak": bytes, ...}` or
-`{"error": kind, "message": words}`. `compiler.children` is the other side.
+`{"error": kind, "message": words}`. `compiler.workshop.children` is the other side.
 """
 
 # ruff: noqa: PLC0415  ctypes is for the children alone

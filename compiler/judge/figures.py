@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist, fmean, pstdev
 
-from compiler.cache import processor
+from compiler.workshop.cache import processor
 from wire.evidence import Decision, Kind, Measurement
 
 

@@ -14,15 +14,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compiler.cache import tool_versions
-from compiler.candidates import Candidate, references, token_counts
-from compiler.children import Failed
-from compiler.choose import Times, Trial
 from compiler.errors import CompilerError, Incompatible, Malformed, Unavailable
 from compiler.inputs import Inputs
+from compiler.plan.candidates import Candidate, references, token_counts
 from compiler.progress import Reporter
+from compiler.search.choose import Times, Trial
 from compiler.variant import GOLDEN, LINEAGE, Around, Variant, device_tokenizer, lay_out, pipeline_of
-from compiler.workshop import Product, Scored, Workshop
+from compiler.workshop.cache import tool_versions
+from compiler.workshop.children import Failed
+from compiler.workshop.workshop import Product, Scored, Workshop
 from wire.build import BuildJob
 from wire.chunks import AVERAGE, WHOLE
 from wire.document import dump_json
@@ -30,7 +30,7 @@ from wire.evidence import ClassChange, Decision
 from wire.lineage import Lineage
 
 if TYPE_CHECKING:
-    from compiler.timing import Timed
+    from compiler.workshop.timing import Timed
     from wire.processing import Result
 
 _CHUNK_ENTRY = 110
@@ -70,7 +70,7 @@ class Bench:
         source = self.inputs.source
         if not source.text:
             return ()
-        from compiler.tokenizer import DeviceTokenizer
+        from compiler.bundle.tokenizer import DeviceTokenizer
 
         made = device_tokenizer(source)
         assert made is not None
@@ -79,7 +79,7 @@ class Bench:
 
     def check_tokenizer(self) -> None:
         """Raises `Incompatible` when the device reads a text otherwise than the source does."""
-        from compiler import tokenizer
+        from compiler.bundle import tokenizer
 
         source = self.inputs.source
         made = device_tokenizer(source)
@@ -110,7 +110,7 @@ class Bench:
     @cached_property
     def reference(self) -> Reference:
         """Made and asked at the first use. Raises a `CompilerError` when nothing can stand for the source."""
-        from compiler import metrics
+        from compiler.judge import metrics
 
         faults: list[Failed] = []
         for candidate in self._references:
@@ -169,7 +169,7 @@ class Bench:
 
     def timed(self, trials: Sequence[Trial], *, samples: int) -> list[Trial]:
         """The same trials with their times. One that does not run when it is timed is broken."""
-        from compiler.timing import time_variants
+        from compiler.workshop.timing import time_variants
 
         running = [t for t in trials if t.decision]
         variants = [self.variant(t.candidate) for t in running]
@@ -186,7 +186,7 @@ class Bench:
 
     def decide(self, results: Sequence[Result]) -> Decision:
         """The paired comparison of answers to all test examples with those of the source."""
-        from compiler import metrics, paired
+        from compiler.judge import metrics, paired
 
         reference, job = self.reference, self.job
         values = metrics.values(results, self.inputs.test.rows, reference.results)
@@ -199,7 +199,7 @@ class Bench:
 
     def classes(self, candidate: Candidate) -> tuple[ClassChange, ...]:
         """What changed for each label."""
-        from compiler import metrics
+        from compiler.judge import metrics
 
         return metrics.class_changes(self.reference.results, self.held(candidate), self.inputs.test.rows)
 
@@ -220,7 +220,7 @@ class Bench:
         return pipeline_of(self.inputs.source, candidate.recipe.runtime, candidate.lengths)
 
     def _judge(self, candidate: Candidate, found: Scored | Failed) -> Trial:
-        from compiler import metrics
+        from compiler.judge import metrics
 
         if isinstance(found, Failed):
             return Trial(candidate, fault=f"{found.name}: {found.reason}")
@@ -265,7 +265,7 @@ def complete(folder: Path, inputs: Inputs, candidate: Candidate, results: Sequen
 
     Raises `Incompatible` for results of which there is none: NaN, or nothing but zeros.
     """
-    from compiler import gates
+    from compiler.judge import gates
 
     golden = gates.golden_set(inputs.test.rows, results, candidate.recipe.tolerance)
     (folder / GOLDEN).write_bytes(golden.to_bytes())

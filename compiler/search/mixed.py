@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compiler.bench import Bench
-from compiler.candidates import Candidate
-from compiler.children import Failed
-from compiler.choose import Trial
-from compiler.gates import accuracy_fault
+from compiler.judge.gates import accuracy_fault
+from compiler.plan.candidates import Candidate
+from compiler.search.bench import Bench
+from compiler.search.choose import Trial
+from compiler.workshop.children import Failed
 
 if TYPE_CHECKING:
     from wire.processing import Result

@@ -17,7 +17,7 @@ from itertools import accumulate
 import numpy as np
 
 from compiler.errors import Incompatible, Untrusted
-from compiler.examples import Row, spread
+from compiler.examples.examples import Row, spread
 from wire.evidence import Decision, Sabotage
 from wire.pipeline import SCORES, Golden, GoldenCase
 from wire.processing import Result, golden_fault, to_array, to_tensor

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from compiler.candidates import Candidate, Plan
 from compiler.errors import Infeasible
-from compiler.figures import percentile
-from compiler.gates import accuracy_fault
+from compiler.judge.figures import percentile
+from compiler.judge.gates import accuracy_fault
+from compiler.plan.candidates import Candidate, Plan
 from wire.evidence import Attempt, Decision, Measurement, Wanted
 from wire.units import show_size, size
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from compiler import rules
 from compiler.errors import Incompatible
 from compiler.passes.onnx_export import IR, OPSET
-from compiler.recipes import RECIPES, Recipe
+from compiler.plan import rules
+from compiler.plan.recipes import RECIPES, Recipe
 from compiler.sources.source import TORCH_KINDS, Source
 from wire.chunks import digest
 from wire.document import dump_json

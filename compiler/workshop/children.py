@@ -4,8 +4,8 @@
         children.start(Task("onnx.export", ("pass",), question, memory=1 << 30, deadline=600.0))
         name, ended = children.wait()         # Answer or Failed
 
-A child that crashes, hangs, runs out of memory or raises is a `Failed` with the reason in words. `compiler.child` is
-the other side.
+A child that crashes, hangs, runs out of memory or raises is a `Failed` with the reason in words. The other side is
+`compiler.workshop.child`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from compiler.child import PARENT
+from compiler.workshop.child import PARENT
 from wire.units import show_seconds, show_size
 
 COMMAND = (sys.executable, "-P", "-m", "compiler")

@@ -31,8 +31,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compiler.arrays import LARGEST_FILE, read_arrays
 from compiler.errors import Malformed
+from compiler.examples.arrays import LARGEST_FILE, read_arrays
 from compiler.sources.source import Source
 from wire.document import parse_json
 from wire.errors import Malformed as MalformedJson

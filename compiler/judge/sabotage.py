@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import Incompatible
-from compiler.zipped import Member, members, replaced
+from compiler.judge.zipped import Member, members, replaced
 
 _FLATBUFFER_MARK = b"TFL3"
 _ZIP_MARK = b"PK\3\4"

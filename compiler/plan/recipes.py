@@ -1,8 +1,8 @@
 """The recipes: each a list of passes by name, with the runtime and precision they end in.
 
 The first pass of a recipe makes an fp32 graph of the source, each further one a file of the file before; recipes that
-begin alike share their beginning. Which of them a profile allows is decided by `compiler.rules`, which of those is best
-by measuring.
+begin alike share their beginning. Which of them a profile allows is decided by `compiler.plan.rules`, which of those
+is best by measuring.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
-from compiler import known
 from compiler.passes.onnx_export import IR, OPSET
-from compiler.recipes import Recipe
+from compiler.plan import known
+from compiler.plan.recipes import Recipe
 from compiler.sources.source import TORCH_KINDS, Kind, Source
 from wire.profile import Profile, ProfileRuntime
 

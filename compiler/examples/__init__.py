@@ -1,0 +1,1 @@
+"""Files of examples that others made, read within limits."""
