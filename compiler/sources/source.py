@@ -40,6 +40,13 @@ class HuggingFace:
     normalize: bool = False
     dense: Path | None = None
 
+    @property
+    def plain_bert(self) -> bool:
+        """Whether it is an encoder of BERT's own structure, with pooling: what `compiler.passes` knows from inside."""
+        expected = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
+        as_expected = all(self.config.get(key, value) == value for key, value in expected.items())
+        return self.pooling is not None and self.config.get("model_type") == "bert" and as_expected
+
 
 @dataclass(frozen=True)
 class Source:
