@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from wire.lineage import Dataset
 from wire.pipeline import Audio, Image, Task, TensorSpec
 
 Kind = Literal["huggingface", "torch-module", "torchscript", "onnx", "tflite"]
@@ -55,7 +56,8 @@ class Source:
     `place` is the folder, the file or `package.module:function`. `inputs` and `outputs` are the tensors of the graph
     that is, or that a torch source will be traced to: batch axis first, -1 for a size that may change. The first output
     is the one that labels and activation apply to. `digest` is over everything that decides its answers, `describe`
-    included; `size` is in bytes. `search` is where the code of a torch module is looked for first.
+    included; `size` is in bytes. `search` is where the code of a torch module is looked for first. `trained` are the
+    data sets that it learned from, where it says so (`wire.tune`).
     """
 
     kind: Kind
@@ -73,6 +75,7 @@ class Source:
     audio: Audio | None = None
     huggingface: HuggingFace | None = None
     search: Path | None = None
+    trained: tuple[Dataset, ...] = ()
 
     @property
     def reference(self) -> str:
