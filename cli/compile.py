@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,9 +14,10 @@ from typer.core import TyperGroup
 from cli.compiling import default_cache, existing, follow, run
 from cli.errors import BadInput
 from cli.output import Json, errors, show, table
-from cli.profile import load, names, supported
+from cli.profile import load, supported
 from wire.build import BuildJob, Data, VerifyJob
-from wire.evidence import Evidence
+from wire.errors import WireError
+from wire.evidence import Evidence, Measurement
 from wire.profile import Minimise, Profile
 from wire.units import show_size
 
@@ -189,6 +191,10 @@ def report(
         str | None, typer.Argument(help="One bundle: models/<family>/<name>/<version>/<profile>.", show_default="all")
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
+    measured: Annotated[
+        Path | None,
+        typer.Option(help="What devices measured: the output of 'shoal measure show --json'.", show_default=False),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write one self-contained page on bundles: what was measured, what was tried, and why it lost."""
@@ -199,11 +205,26 @@ def report(
     records = [e for e in (opened.evidence(found.digest) for found in _bundles(opened, target)) if e is not None]
     if not records:
         raise BadInput(f"{layout}: no evidence of {target or 'any bundle'} in it: compile it again")
-    known = {p.name: p for p in (load(name) for name in names())}
-    unseen = {e.target for e in records if compile_only(known.get(e.target.rpartition("/")[2]), e.runtime)}
-    output.write_text(page(records, unseen), encoding="utf-8")
-    value = {"page": str(output), "targets": [e.target for e in records]}
+    figures = _measured(measured) if measured else {}
+    strange = sorted(figures.keys() - {e.subject for e in records})
+    if strange:
+        raise BadInput(
+            f"{measured}: figures of {strange[0]}, which is no bundle of this page: name its layout and target"
+        )
+    output.write_text(page(records, figures), encoding="utf-8")
+    value = {"page": str(output), "targets": [e.target for e in records], "measured": sum(map(len, figures.values()))}
     show(value, as_json, f"{output}: {len(records)} {'bundle' if len(records) == 1 else 'bundles'}")
+
+
+def _measured(path: Path) -> dict[str, list[Measurement]]:
+    """What devices measured, by the digest of the bundle. Raises `BadInput`."""
+    found: dict[str, list[Measurement]] = {}
+    try:
+        for figure in json.loads(existing(path, "file of measurements").read_bytes()):
+            found.setdefault(figure["digest"], []).append(Measurement.from_value(figure))
+    except (ValueError, TypeError, KeyError, WireError) as e:
+        raise BadInput(f"{path}: not what 'shoal measure show --json' writes: {e}") from e
+    return found
 
 
 def _bundles(layout: Layout, target: str | None) -> list[FoundBundle]:
@@ -216,10 +237,7 @@ def _bundles(layout: Layout, target: str | None) -> list[FoundBundle]:
 
 def compile_only(profile: Profile | None, runtime: str) -> bool:
     """Whether a runtime was never seen working on a profile. A profile that is not known here is not judged."""
-    if profile is None:
-        return False
-    known = profile.runtime(runtime)
-    return profile.status == "compile-only" or known is None or not known.seen_working
+    return profile is not None and profile.compile_only(runtime)
 
 
 def _source(text: str) -> str:

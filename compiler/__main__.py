@@ -90,7 +90,7 @@ def _run(options: argparse.Namespace, report: Reporter) -> None:
 
             tune(job(options), report)
         case "sabotage":
-            from compiler.bundle.drill import sabotage
+            from compiler.judge.drill import sabotage
 
             sabotage(options.layout, options.target, options.version, options.output, report)
         case "delta":

@@ -56,7 +56,7 @@ def build(job: BuildJob, report: Reporter) -> None:
 def _pack(packer: Packer, job: BuildJob, profile: Profile, made: Made, results: Cache) -> tuple[Descriptor, Descriptor]:
     named = {"family": job.family, "name": job.name, "version": job.version, "profile": profile.name}
     bundle, manifest = pack(packer, named, made, {f.digest: results.read(f.digest) for f in made.files})
-    evidence = made.evidence(bundle.digest, target_path(**named))
+    evidence = made.evidence(bundle.digest, target_path(**named), compile_only=profile.compile_only(made.runtime))
     return bundle, packer.add_evidence(bundle, evidence, card=card(evidence, named), bom=bom(evidence, manifest))
 
 
@@ -64,10 +64,9 @@ def _summary(made: Made, profile: Profile) -> str:
     """One line on a variant. A runtime that was never seen working on the profile is said to be so."""
     values = {m.metric: m for m in made.measurements}
     metric, p50 = values[made.decision.metric], values["latency_p50"]
-    runtime = profile.runtime(made.runtime)
-    unseen = profile.status == "compile-only" or runtime is None or not runtime.seen_working
+    unseen = " (compile-only)" if profile.compile_only(made.runtime) else ""
     return (
-        f"{made.recipe}{' (compile-only)' if unseen else ''}: {show_size(values['size'].value)}, "
+        f"{made.recipe}{unseen}: {show_size(values['size'].value)}, "
         f"{metric.metric} {metric.value:.4f}, drop {made.decision.drop:.2f} points "
         f"({made.decision.low:.2f} to {made.decision.high:.2f}), p50 {p50.value:.2f} ms {p50.kind}"
     )

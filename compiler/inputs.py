@@ -45,6 +45,12 @@ class Inputs:
                 f"calibration {job.calibration and job.calibration.path}: it holds the test examples: a variant that "
                 "observed them is not held out; give others, of the training set say"
             )
+        for learned in source.trained:
+            if learned.digest == test.digest:
+                raise Malformed(
+                    f"test {job.test.path}: the source learned from these very examples ({learned.name}): its accuracy "
+                    "on them says nothing; give examples that were held out"
+                )
         return cls(job, source, test, calibration)
 
     @property
@@ -61,7 +67,7 @@ class Inputs:
 
     def datasets(self, candidate: Candidate) -> tuple[Dataset, ...]:
         """The examples that took part in a candidate: by file name and digest, never by folder."""
-        found = [_dataset(self.job.test, self.test, "test")]
+        found = [*self.source.trained, _dataset(self.job.test, self.test, "test")]
         if candidate.recipe.calibrated and self.calibration and self.job.calibration:
             found.append(_dataset(self.job.calibration, self.calibration, "calibration"))
         return tuple(found)

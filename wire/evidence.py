@@ -123,7 +123,7 @@ class Evidence(Document):
     have no labels, `agreement` with the source's answers (share of equal labels, or how nearly equal the outputs are),
     `drop` (points), `latency_p50` and `latency_p99` (ms from example to answer, batch 1, one thread), `size` (bytes of
     the model file), `footprint` (bytes of the whole bundle on a device), `source_size`, `memory` (bytes the process
-    grew by with the model loaded).
+    grew by with the model loaded). `compile_only`: the runtime was never seen working on the profile's hardware.
     """
 
     LIMIT: ClassVar[int] = 4 * 1024 * 1024
@@ -145,6 +145,7 @@ class Evidence(Document):
     attempts: tuple[Attempt, ...]
     classes: tuple[ClassChange, ...] = ()
     sabotage: tuple[Sabotage, ...] = ()
+    compile_only: bool = False
 
     def __post_init__(self) -> None:
         check_digest(self.subject, "evidence subject")

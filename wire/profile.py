@@ -130,6 +130,11 @@ class Profile(Document):
         """The runtime of that name, if the profile has it."""
         return next((r for r in self.runtimes if r.name == name), None)
 
+    def compile_only(self, runtime: str) -> bool:
+        """Whether that runtime was never seen working on this hardware: what is compiled for it is not proven there."""
+        known = self.runtime(runtime)
+        return self.status == "compile-only" or known is None or not known.seen_working
+
     @classmethod
     def from_toml(cls, data: bytes) -> Profile:
         """Raises `Malformed` for bad TOML, a missing field or a wrong unit."""

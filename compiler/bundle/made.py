@@ -35,7 +35,7 @@ class Made(Document):
     classes: tuple[ClassChange, ...]
     sabotage: tuple[Sabotage, ...]
 
-    def evidence(self, subject: str, target: str) -> Evidence:
+    def evidence(self, subject: str, target: str, *, compile_only: bool) -> Evidence:
         """The evidence of the bundle that this was packed as: the digest of its manifest, and its target path."""
         return Evidence(
             subject=subject,
@@ -54,4 +54,5 @@ class Made(Document):
             attempts=self.attempts,
             classes=self.classes,
             sabotage=self.sabotage,
+            compile_only=compile_only,
         )

@@ -22,7 +22,7 @@ class PassJob(Document):
     """One pass: its name in `compiler.plan.recipes.PASSES`, its parameters, and where things lie.
 
     `given` is what the pass before it made (None for the first), `source` and `describe` the source model for the first
-    pass, `calibration` a file of examples for passes that observe activations, `made` the file to write. `parameters`
+    pass, `calibration` a file of examples for passes that observe or fit, `made` the file to write. `parameters`
     hold nothing but JSON, and no path: they are part of the cache's key and of the bundle's lineage. Known ones:
 
     opset, ir       newest ONNX opset and IR of the runtime
@@ -31,6 +31,7 @@ class PassJob(Document):
     tensorrt        version of TensorRT's ONNX parser ("10.3")
     keep_float      names of groups of layers that are not quantized
     pooling         another pooling than the source's own: for the saboteur only
+    keep            share of the neurons of each feed-forward block that is kept; the rest is pruned (default 1)
     """
 
     name: str

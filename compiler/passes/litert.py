@@ -29,7 +29,8 @@ _NARROW: Mapping[DataType, DataType] = {"int64": "int32", "float64": "float32"}
 def convert(job: PassJob) -> None:
     """The source as an fp32 flatbuffer that was seen to answer as the source does; a TFLite source as it is.
 
-    Raises `Incompatible`.
+    `keep` leaves each feed-forward block that share of its neurons; then the pruned source is what it is compared with.
+    Raises `Incompatible`, and `Malformed` for pruning without calibration examples.
     """
     from compiler.sources.read import read
 
@@ -70,20 +71,30 @@ def _trace(source: Source, job: PassJob) -> None:
     import litert_torch  # type: ignore[import-untyped]
     import torch
 
-    from compiler.sources.module import load
+    from compiler.passes.prune import load
 
     torch.set_num_threads(1)
-    module = load(source, pooling=job.parameters.get("pooling"))
+    module = load(source, job)
+    traced = _lean(source, module)
     lengths = _lengths(source, tuple(job.parameters.get("lengths", ())))
     converter = litert_torch
     for name, feed in _signatures(source, lengths).items():
         sample = {key: torch.from_numpy(values) for key, values in feed.items()}
-        converter = converter.signature(name, _by_name(module, list(sample)), sample_kwargs=sample)
+        converter = converter.signature(name, _by_name(traced, list(sample)), sample_kwargs=sample)
     with refusals(f"source {source.place}: LiteRT cannot express it"):
         converter.convert().export(str(job.output))
     inputs, _ = tensors(source, lengths)
     feeds = samples(source, inputs, lengths)
     check_close(source, "LiteRT", feeds, torch_graph(source, module), _renamed(litert(job.output), source))
+
+
+def _lean(source: Source, module: Any) -> Any:
+    """The module in the form that runs fastest here, where its structure is known."""
+    if source.huggingface is None or not source.huggingface.plain_bert:
+        return module
+    from compiler.passes.lean_bert import LeanBert
+
+    return LeanBert(module)
 
 
 def _take_in(source: Source, job: PassJob) -> None:

@@ -24,7 +24,11 @@ OLDEST_FOR_QUANTIZERS = 13
 
 
 def export(job: PassJob) -> None:
-    """The source as an fp32 graph that was seen to answer as the source does. Raises `Incompatible`."""
+    """The source as an fp32 graph that was seen to answer as the source does.
+
+    `keep` leaves each feed-forward block that share of its neurons; then the pruned source is what it is compared with.
+    Raises `Incompatible`, and `Malformed` for pruning without calibration examples.
+    """
     from compiler.sources.read import read
 
     source = read(job.source, Path(job.describe) if job.describe else None)
@@ -57,10 +61,10 @@ def tensors(source: Source) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, .
 def _trace(source: Source, job: PassJob) -> None:
     import torch
 
-    from compiler.sources.module import load
+    from compiler.passes.prune import load
 
     torch.set_num_threads(1)
-    module = load(source, pooling=job.parameters.get("pooling"))
+    module = load(source, job)
     opset = min(job.parameters.get("opset", OPSET), NEWEST_TRACED)
     with warnings.catch_warnings(), torch.no_grad():
         # The TorchScript exporter on purpose: the newer one writes stack traces with paths into the graph.

@@ -128,7 +128,9 @@ def candidate(
     if recipe.passes[0].startswith("onnx."):
         parameters = {"opset": opset, "ir": ir}
     more: Sequence[Mapping[str, Any]] = own or [{}] * len(recipe.passes)
-    passes = (PassRecord(name=n, parameters={**o, **parameters}) for n, o in zip(recipe.passes, more, strict=True))
+    passes = [PassRecord(name=n, parameters={**o, **parameters}) for n, o in zip(recipe.passes, more, strict=True)]
+    if recipe.keep < 1:
+        passes[0] = PassRecord(name=passes[0].name, parameters={**passes[0].parameters, "keep": recipe.keep})
     return Candidate(recipe, tuple(passes), fixed)
 
 

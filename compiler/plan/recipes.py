@@ -26,7 +26,8 @@ class Recipe:
 
     Measured between x86-64 and ARM: fp32 differs by 1e-7, dynamic int8 by up to 0.008 in the scores; the
     tolerances leave room for other kernels and stay far below what a broken model shows. `calibrated`: a pass observes
-    activations on calibration examples. `mixed`: its last pass takes `keep_float`.
+    activations on calibration examples, or fits weights to them. `mixed`: its last pass takes `keep_float`. `keep`: the
+    share of the neurons of each feed-forward block that the first pass leaves.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Recipe:
     tolerance: float
     calibrated: bool = False
     mixed: bool = False
+    keep: float = 1.0
 
 
 _EXPORT, _PREPARE, _CONVERT = "onnx.export", "onnx.prepare", "litert.convert"
@@ -50,6 +52,12 @@ _ALL = (
     ),
     Recipe("onnx-int8-weights", "onnxruntime", "int8", (_EXPORT, _PREPARE, "onnx.int8-weights"), 0.02, mixed=True),
     Recipe("onnx-int4-weights", "onnxruntime", "int4", (_EXPORT, _PREPARE, "onnx.int4-weights"), 0.02, mixed=True),
+    # Not `mixed`: what pruning costs comes back with no layer in float.
+    Recipe(
+        *("onnx-int8-dynamic-half", "onnxruntime", "int8", (_EXPORT, _PREPARE, "onnx.int8-dynamic"), 0.05),
+        calibrated=True,
+        keep=0.5,
+    ),
     Recipe("tensorrt-fp16", "tensorrt", "fp32", (_EXPORT, _PREPARE, "tensorrt.ready"), 0.02),
     Recipe(
         *("tensorrt-int8", "tensorrt", "int8", (_EXPORT, _PREPARE, "tensorrt.int8-static"), 0.05),
@@ -60,6 +68,16 @@ _ALL = (
     Recipe("litert-fp16", "litert", "fp16", (_CONVERT, "litert.fp16"), 0.01),
     Recipe("litert-int8-weights", "litert", "int8", (_CONVERT, "litert.int8-weights"), 0.02, mixed=True),
     Recipe("litert-int8-dynamic", "litert", "int8", (_CONVERT, "litert.int8-dynamic"), 0.05, mixed=True),
+    Recipe(
+        *("litert-int8-dynamic-half", "litert", "int8", (_CONVERT, "litert.int8-dynamic"), 0.05),
+        calibrated=True,
+        keep=0.5,
+    ),
+    Recipe(
+        *("litert-int8-dynamic-quarter", "litert", "int8", (_CONVERT, "litert.int8-dynamic"), 0.05),
+        calibrated=True,
+        keep=0.25,
+    ),
     Recipe(
         *("litert-int8-static", "litert", "int8", (_CONVERT, "litert.int8-static"), 0.05), calibrated=True, mixed=True
     ),

@@ -178,10 +178,17 @@ def _static_text_on_tflite(case: Case) -> str | None:
     return "tflite-runtime computes static int8 of fully connected layers per channel wrong, without an error"
 
 
+def _not_prunable(case: Case) -> str | None:
+    loading = case.source.huggingface
+    if case.recipe.keep == 1 or (loading is not None and loading.plain_bert):
+        return None
+    return "it prunes feed-forward blocks, and the source is no Hugging Face BERT encoder with pooling"
+
+
 def _no_calibration(case: Case) -> str | None:
     if not case.recipe.calibrated or case.calibrated:
         return None
-    return "it observes activations: give calibration examples"
+    return "it observes activations, or fits weights to them: give calibration examples"
 
 
 def _no_worker(case: Case) -> str | None:
@@ -208,6 +215,7 @@ RULES: Final[dict[str, Rule]] = {
     "layernorm-on-tensorrt": _layernorm_on_tensorrt,
     "per-channel-int8-on-tflite": _dynamic_int8_on_tflite,
     "static-int8-of-text-on-tflite": _static_text_on_tflite,
+    "pruning-of-bert-only": _not_prunable,
     "no-calibration-data": _no_calibration,
     "no-worker": _no_worker,
 }

@@ -40,6 +40,7 @@ def _model(evidence: Evidence, manifest: BundleManifest) -> dict[str, Any]:
         "recipe": evidence.recipe,
         "manifest": evidence.subject,
         "source": evidence.source,
+        "seen-working": "false" if evidence.compile_only else "true",
     }
     return {
         "type": "machine-learning-model",

@@ -25,6 +25,8 @@ def card(evidence: Evidence, named: Mapping[str, str]) -> str:
     lines = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()), "---", ""]
     lines += [f"# {named['name']} {named['version']} for {named['profile']}", ""]
     lines += [f"Recipe `{evidence.recipe}`, runtime {evidence.runtime}, precision {evidence.precision}.", ""]
+    if evidence.compile_only:
+        lines += [f"**Compile-only**: {evidence.runtime} was never seen working on {named['profile']}.", ""]
     lines += [told_decision(evidence.decision), ""]
     for part in (_figures(evidence), _attempts(evidence), _datasets(evidence), _sabotage(evidence)):
         lines += [*part, ""]
@@ -62,7 +64,10 @@ def _front(evidence: Evidence, named: Mapping[str, str]) -> dict[str, Any]:
     return {
         "library_name": evidence.runtime,
         **({"pipeline_tag": tag} if tag else {}),
-        "tags": ["shoal", evidence.task, evidence.precision, named["profile"]],
+        "tags": [
+            *("shoal", evidence.task, evidence.precision, named["profile"]),
+            *(["compile-only"] if evidence.compile_only else []),
+        ],
         **({"model-index": [{"name": named["name"], "results": results}]} if results else {}),
     }
 

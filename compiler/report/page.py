@@ -1,11 +1,11 @@
 """One HTML page on bundles, made of their evidence alone: no network, no script, no font from elsewhere. Pure.
 
-page([layout.evidence(bundle.digest), ...], compile_only={target})
+page([layout.evidence(bundle.digest), ...], {digest: [measurement, ...]})
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -50,7 +50,7 @@ class Section:
     evidence: Evidence
     title: str
     anchor: str
-    compile_only: bool
+    measured: tuple[Measurement, ...]
     metric: Measurement | None
     p50: Measurement | None
     source: float
@@ -61,15 +61,15 @@ class Section:
     doubts: tuple[str, ...]
 
 
-def page(records: Sequence[Evidence], compile_only: Collection[str] = ()) -> str:
-    """The page. `compile_only` are the targets whose runtime was never seen working on their profile."""
+def page(records: Sequence[Evidence], measured: Mapping[str, Sequence[Measurement]] | None = None) -> str:
+    """The page. `measured` are figures that devices took later, by the digest of the bundle's manifest."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"value": told_value, "interval": told_interval, "size": show_size}
     template = environment.from_string(files("compiler.report").joinpath("page.html").read_text(encoding="utf-8"))
-    return template.render(sections=[_section(e, e.target in compile_only) for e in records])
+    return template.render(sections=[_section(e, (measured or {}).get(e.subject, ())) for e in records])
 
 
-def _section(evidence: Evidence, compile_only: bool) -> Section:
+def _section(evidence: Evidence, measured: Sequence[Measurement]) -> Section:
     _, name, version, profile = split_target(evidence.target)
     tried = tuple(_tried(i, a, evidence.decision) for i, a in enumerate(evidence.attempts, 1))
     classes = sorted(evidence.classes, key=lambda c: (c.variant - c.source, c.label))
@@ -78,7 +78,7 @@ def _section(evidence: Evidence, compile_only: bool) -> Section:
         evidence=evidence,
         title=f"{name} {version} for {profile}",
         anchor=f"{name}-{version}-{profile}",
-        compile_only=compile_only,
+        measured=tuple(m for m in measured if m.kind == "measured"),
         metric=evidence.get(evidence.decision.metric),
         p50=evidence.get("latency_p50"),
         source=_source(evidence),

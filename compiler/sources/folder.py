@@ -19,7 +19,10 @@ from compiler.sources.describe import Activation, Described
 from compiler.sources.files import check_safetensors, check_size, digest_of, parse_json, read_bytes, read_json
 from compiler.sources.preprocessor import image_of
 from compiler.sources.source import HuggingFace, Source, Text
+from wire.errors import WireError
+from wire.lineage import Dataset
 from wire.pipeline import Image, Task, TensorSpec
+from wire.tune import TRAINING, Training
 
 _HEADS: dict[str, Task] = {
     "ForSequenceClassification": "text-classification",
@@ -61,6 +64,7 @@ def read(folder: Path, described: Described) -> Source:
         text=text,
         image=image,
         huggingface=loading,
+        trained=_trained(folder / TRAINING),
     )
 
 
@@ -96,6 +100,16 @@ def architectures(config: Mapping[str, Any]) -> list[str]:
 def read_tokenizer(folder: Path) -> bytes:
     """`tokenizer.json`. Raises `Malformed`."""
     return read_bytes(folder / "tokenizer.json", "save the model with a fast tokenizer")
+
+
+def _trained(path: Path) -> tuple[Dataset, ...]:
+    """The data sets that a tuned source learned from; none where it does not say. Raises `Malformed`."""
+    if not path.is_file():
+        return ()
+    try:
+        return Training.from_bytes(read_bytes(path, "tune it again")).datasets
+    except WireError as e:
+        raise Malformed(f"source {path}: {e}: tune it again, or remove the file") from e
 
 
 def _task(folder: Path, config: Mapping[str, Any]) -> tuple[Task, HuggingFace]:

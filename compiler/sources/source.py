@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from wire.lineage import Dataset
 from wire.pipeline import Audio, Image, Task, TensorSpec
 
 Kind = Literal["huggingface", "torch-module", "torchscript", "onnx", "tflite"]
@@ -40,6 +41,13 @@ class HuggingFace:
     normalize: bool = False
     dense: Path | None = None
 
+    @property
+    def plain_bert(self) -> bool:
+        """Whether it is an encoder of BERT's own structure, with pooling: what `compiler.passes` knows from inside."""
+        expected = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
+        as_expected = all(self.config.get(key, value) == value for key, value in expected.items())
+        return self.pooling is not None and self.config.get("model_type") == "bert" and as_expected
+
 
 @dataclass(frozen=True)
 class Source:
@@ -48,7 +56,8 @@ class Source:
     `place` is the folder, the file or `package.module:function`. `inputs` and `outputs` are the tensors of the graph
     that is, or that a torch source will be traced to: batch axis first, -1 for a size that may change. The first output
     is the one that labels and activation apply to. `digest` is over everything that decides its answers, `describe`
-    included; `size` is in bytes. `search` is where the code of a torch module is looked for first.
+    included; `size` is in bytes. `search` is where the code of a torch module is looked for first. `trained` are the
+    data sets that it learned from, where it says so (`wire.tune`).
     """
 
     kind: Kind
@@ -66,6 +75,7 @@ class Source:
     audio: Audio | None = None
     huggingface: HuggingFace | None = None
     search: Path | None = None
+    trained: tuple[Dataset, ...] = ()
 
     @property
     def reference(self) -> str:

@@ -41,7 +41,7 @@ X86_ONLY = ("litert-torch", "ai-edge-quantizer")
 """Not installed where their converter has no wheel: ONNX recipes need none of them."""
 _SEARCH = (
     *("judge", "report", "search", "build", "inputs", "progress", "verify"),
-    *("bundle.drill", "bundle.made", "bundle.pack", "plan.candidates", "plan.rules"),
+    *("bundle.made", "bundle.pack", "plan.candidates", "plan.rules"),
 )
 """Rooms and modules that no pass and no scoring uses: a better search finds what an older one made."""
 LIMIT = 20 * 1024**3

@@ -45,8 +45,10 @@ _PASS_MEMORY: tuple[tuple[str, int, float], ...] = (
     (r"", 200 * _MB, 5.0),
 )
 """What a pass takes at most before it was seen: bytes for its libraries, and for each byte of the source."""
+_PRUNE_MEMORY = (150 * _MB, 2.0)
+"""What a pass takes besides when it prunes: the states of the examples, and a second module."""
 _SCORE_MEMORY = (220 * _MB, 1.5)
-_CALIBRATED = frozenset(recipe.passes[-1] for recipe in RECIPES.values() if recipe.calibrated)
+_OBSERVING = frozenset(r.passes[-1] for r in RECIPES.values() if r.calibrated and r.keep == 1)
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ class Workshop:
             decides = {
                 "given": given or self.source.digest,
                 "parameters": dict(record.parameters),
-                "calibration": self._calibration_digest if record.name in _CALIBRATED else "",
+                "calibration": self._calibration_digest if _calibrated(record) else "",
             }
             steps.append(_Step(work_key(record.name, **decides), record, given))
         return steps
@@ -234,7 +236,7 @@ class Workshop:
 
     def _task(self, step: _Step, given: Product | Failed | None) -> Task:
         assert not isinstance(given, Failed)
-        calibration = self.calibration if step.record.name in _CALIBRATED else None
+        calibration = self.calibration if _calibrated(step.record) else None
         job = PassJob(
             name=step.record.name,
             parameters=step.record.parameters,
@@ -256,16 +258,19 @@ class Workshop:
             if ended.kind == "Incompatible":  # what cannot be expressed today cannot be tomorrow
                 self.cache.keep(step.key, {}, {"failed": ended.reason})
             return ended
-        self._peaks[name] = max(self._peaks.get(name, 0), ended.peak)
+        kind = _kind(step.record)
+        self._peaks[kind] = max(self._peaks.get(kind, 0), ended.peak)
         facts = {"peak": ended.peak, "seconds": ended.seconds}
         return self._product(self.cache.keep(step.key, {"made": made}, facts), cached=False)
 
     def _pass_memory(self, step: _Step) -> int:
         """What the pass took when it ran in this build, or else what the table says."""
-        if step.record.name in self._peaks:
-            return self._peaks[step.record.name]
+        kind = _kind(step.record)
+        if kind in self._peaks:
+            return self._peaks[kind]
         base, factor = next((b, f) for pattern, b, f in _PASS_MEMORY if re.match(pattern, step.record.name))
-        return base + int(factor * self.source.size)
+        more, steeper = _PRUNE_MEMORY if "keep" in step.record.parameters else (0, 0.0)
+        return base + more + int((factor + steeper) * self.source.size)
 
     # --- scores -----------------------------------------------------------------------------------------------
 
@@ -347,6 +352,16 @@ def memory_of(model: Path) -> int:
     """What a process that runs a model file takes at most, in bytes."""
     base, factor = _SCORE_MEMORY
     return base + int(factor * model.stat().st_size)
+
+
+def _calibrated(record: PassRecord) -> bool:
+    """Whether a pass looks at calibration examples."""
+    return record.name in _OBSERVING or "keep" in record.parameters
+
+
+def _kind(record: PassRecord) -> str:
+    """Passes of one kind take about the same memory."""
+    return f"{record.name} pruned" if "keep" in record.parameters else record.name
 
 
 def _ready(waiting: Mapping[str, _Step], made: Mapping[str, Any]) -> list[_Step]:

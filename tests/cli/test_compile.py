@@ -56,6 +56,22 @@ def layout(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
+def test_what_devices_measured_is_added_to_the_page_or_refused_with_its_digest(layout: Path, tmp_path: Path) -> None:
+    bundle = Layout(layout).bundles()[0]
+    figure = {"metric": "latency_p50", "value": 31.5, "unit": "ms", "n": 300, "kind": "measured", "device": "kitchen-1"}
+    named = {**figure, "target": bundle.manifest.target, "digest": bundle.digest, "job": "j1"}
+    (tmp_path / "taken.json").write_text(json.dumps([named]))
+    words = ("compile", "report", str(layout), "--measured", "taken.json", "--output", "page.html")
+    assert shoal(*words, cwd=tmp_path).returncode == 0
+    assert "kitchen-1" in (tmp_path / "page.html").read_text()
+    (tmp_path / "taken.json").write_text(json.dumps([{**named, "digest": "sha256:" + "f" * 64}]))
+    refused = shoal(*words, cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "is no bundle of this page" in " ".join(refused.stderr.split())
+    (tmp_path / "taken.json").write_text('{"metric": 1}')
+    assert "not what 'shoal measure show" in " ".join(shoal(*words, cwd=tmp_path).stderr.split())
+
+
 # --- what is refused before any work ------------------------------------------------------------------------------
 
 
@@ -133,7 +149,7 @@ def test_report_writes_one_page_on_a_whole_layout_or_on_one_bundle(layout: Path,
     assert "home 1.0.0 for x86-64" in html
     target = "models/intents/home/1.0.0/x86-64"
     told = json.loads(shoal("compile", "report", "out", target, "-o", "one.html", "--json", cwd=folder).stdout)
-    assert told == {"page": "one.html", "targets": [target]}
+    assert told == {"page": "one.html", "targets": [target], "measured": 0}
     assert "raspberry-pi-4" not in (folder / "one.html").read_text()
 
 

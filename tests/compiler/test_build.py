@@ -20,16 +20,17 @@ from compiler.bundle.pack import bundle_files
 from compiler.errors import Malformed, Untrusted
 from compiler.inputs import Inputs
 from compiler.variant import Variant
-from compiler.workshop.cache import Cache, processor
+from compiler.workshop.cache import Cache, file_digest, processor
 from compiler.workshop.score import Lying
 from wire.build import BuildJob, Data
 from wire.bundle import BundleManifest
 from wire.chunks import WHOLE, ChunkList, digest
 from wire.evidence import Evidence
-from wire.lineage import Lineage
+from wire.lineage import Dataset, Lineage
 from wire.pipeline import Golden, Labels, Pipeline
 from wire.processing import example_of, golden_fault
 from wire.profile import Detect, ProfileRuntime
+from wire.tune import TRAINING, Training
 
 pytestmark = pytest.mark.timeout(600)
 """A build starts a dozen processes, and the first test waits for the one that all look at."""
@@ -242,9 +243,10 @@ def test_latency_is_measured_only_on_a_machine_of_the_profile(job: BuildJob) -> 
 
 def test_a_variant_for_a_runtime_that_was_never_seen_working_is_said_to_be_compile_only(job: BuildJob) -> None:
     unseen = ProfileRuntime(name="onnxruntime", version="1.31.1", opset=17, ir=8)
-    run = done(replace(job, profiles=(profile(runtimes=(unseen,)),))).run
-    (line,) = [line for line in run.lines if line.event == "variant"]
+    built = done(replace(job, profiles=(profile(runtimes=(unseen,)),)))
+    (line,) = [line for line in built.run.lines if line.event == "variant"]
     assert "(compile-only)" in line.message
+    assert only_evidence(built).compile_only
 
 
 def test_the_limit_of_the_disk_counts_the_whole_bundle_and_says_so(built: Built, job: BuildJob) -> None:
@@ -306,6 +308,23 @@ def test_calibration_with_the_test_examples_is_refused(job: BuildJob) -> None:
     run = build(replace(job, calibration=job.test))
     assert (run.code, run.last.error) == (1, "Malformed")
     assert "not held out" in run.last.message
+
+
+def test_a_test_set_from_which_a_tuned_source_learned_is_refused_and_another_is_named_beside_it(
+    job: BuildJob, test_set: Path, calibration: Path, tmp_path: Path
+) -> None:
+    """Only the first is a leak: what the bundle was made of names both."""
+    folder = tmp_path / "tuned"
+    shutil.copytree(job.source, folder)
+    used = [Dataset(name=p.name, digest=file_digest(p), use="train", rows=9) for p in (calibration, test_set)]
+    training = Training(method="head", parameters={}, encoder="sha256:" + "2" * 64, datasets=tuple(used), tools={})
+    (folder / TRAINING).write_bytes(training.to_bytes())
+    run = build(replace(job, source=str(folder)))
+    assert (run.code, run.last.error) == (1, "Malformed")
+    assert "learned from these very examples" in run.last.message
+    (folder / TRAINING).write_bytes(replace(training, datasets=(used[0],)).to_bytes())
+    evidence = only_evidence(done(replace(job, source=str(folder), recipes=("onnx-fp32",))))
+    assert [(d.name, d.use) for d in evidence.datasets] == [("train.jsonl", "train"), ("test.jsonl", "test")]
 
 
 @pytest.mark.slow

@@ -174,10 +174,31 @@ def test_measured_and_emulated_latency_never_share_a_drawing() -> None:
 
 def test_doubts_of_a_figure_and_an_unseen_runtime_are_told() -> None:
     record = evidence("measured", "x86-64")
-    html = page([record], {record.target})
+    unseen = replace(record, compile_only=True)
+    html = page([unseen])
     assert "other work took 12 % of the processor" in html
     assert "never seen working" in html
     assert "never seen working" not in page([record])
+    named = {"family": "intents", "name": "home", "version": "1.0.0", "profile": "x86-64"}
+    assert "never seen working on x86-64" in card(unseen, named)
+    assert "Compile-only" not in card(record, named)
+    told = {p["name"]: p["value"] for p in json.loads(bom(unseen, manifest()))["metadata"]["component"]["properties"]}
+    assert told["shoal:seen-working"] == "false"
+
+
+def test_what_devices_measured_stands_apart_from_what_the_build_emulated() -> None:
+    record = evidence()
+    taken = Measurement(
+        metric="latency_p50", value=31.5, unit="ms", n=300, kind="measured", device="kitchen-1", runtime="litert 2.3.0"
+    )
+    text = " ".join(
+        Parsed(page([record], {record.subject: [taken, replace(taken, kind="emulated", device="other")]})).text.split()
+    )
+    assert "Measured on devices" in text
+    assert "31.5 ms" in text
+    assert "kitchen-1" in text
+    assert "other" not in text.partition("Measured on devices")[2].partition("Every figure")[0].split()
+    assert "Measured on devices" not in page([record])
 
 
 def test_agreement_is_shown_against_a_source_that_agrees_with_itself() -> None:

@@ -11,7 +11,7 @@ from compiler_process import profile
 
 from compiler.plan.recipes import RECIPES, Recipe
 from compiler.plan.rules import NO_RUNTIME, RULES, WORKERS, parameters_for, refusal
-from compiler.sources.source import Source, Text
+from compiler.sources.source import HuggingFace, Source, Text
 from wire.pipeline import TensorSpec
 from wire.profile import Hardware, Profile, ProfileRuntime
 
@@ -29,6 +29,8 @@ IMAGE = Source(
     outputs=(TensorSpec(name="output", dtype="float32", shape=(1, 2)),),
 )
 TEXT = replace(IMAGE, kind="huggingface", task="text-classification", text=Text(b"{}", 128, ("input_ids",)))
+BERT = replace(TEXT, huggingface=HuggingFace({"model_type": "bert"}, "mean"))
+ROBERTA = replace(TEXT, huggingface=HuggingFace({"model_type": "roberta"}, "mean"))
 ONNX, SCRIPT, FLAT = (replace(IMAGE, kind=kind) for kind in ("onnx", "torchscript", "tflite"))
 BYTES = (TensorSpec(name="output", dtype="uint8", shape=(1, 2)),)
 
@@ -121,6 +123,8 @@ TABLE: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = [
     ),
     ("per-channel-int8-on-tflite", (TFLITE_DYNAMIC, TFLITE), ("litert-int8-dynamic", LITERT)),
     ("static-int8-of-text-on-tflite", ("tflite-int8-static", TFLITE, TEXT), ("tflite-int8-static", TFLITE)),
+    ("pruning-of-bert-only", ("onnx-int8-dynamic-half", where(), ROBERTA), ("onnx-int8-dynamic", where(), ROBERTA)),
+    ("pruning-of-bert-only", ("litert-int8-dynamic-half", LITERT), ("litert-int8-dynamic-half", LITERT, BERT)),
 ]
 
 
@@ -132,9 +136,10 @@ def test_a_rule_refuses_what_it_is_for_and_lets_its_neighbour_pass(
     assert ask(*tried) is None
 
 
-def test_a_recipe_that_observes_activations_needs_calibration_examples() -> None:
+def test_a_recipe_that_observes_or_fits_needs_calibration_examples() -> None:
     assert ask("onnx-int8-static", where(), calibrated=False) == "no-calibration-data"
     assert ask("onnx-int8-static", where(), calibrated=True) is None
+    assert ask("onnx-int8-dynamic-half", where(), BERT, calibrated=False) == "no-calibration-data"
     assert ask("onnx-int8-dynamic", where(), calibrated=False) is None
 
 

@@ -151,6 +151,15 @@ def test_only_graphs_without_dynamic_shapes_have_lengths() -> None:
     assert made("litert-int8-static").passes[0].parameters == {"lengths": [32]}
 
 
+def test_a_pruned_recipe_says_its_share_to_the_first_pass_alone() -> None:
+    first, *rest = (p.parameters for p in made("onnx-int8-dynamic-half").passes)
+    assert first == {"opset": 17, "ir": 8, "keep": 0.5}
+    assert not [p for p in rest if "keep" in p]
+    assert made("litert-int8-dynamic-half").passes[0].parameters == {"lengths": [32], "keep": 0.5}
+    assert made("litert-int8-dynamic-quarter").passes[0].parameters == {"lengths": [32], "keep": 0.25}
+    assert made("onnx-int8-dynamic-half").key != made("onnx-int8-dynamic").key
+
+
 @pytest.mark.parametrize(("longest", "last"), [(5, 16), (17, 64), (60, 128), (400, 128)])
 def test_lengths_leave_room_for_texts_twice_as_long_and_none_for_more_than_the_source_takes(
     longest: int, last: int

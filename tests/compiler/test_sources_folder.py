@@ -15,7 +15,9 @@ import pytest
 from compiler.errors import Incompatible, Malformed
 from compiler.sources.read import read
 from compiler.sources.source import Source
+from wire.lineage import Dataset
 from wire.pipeline import Image, TensorSpec
+from wire.tune import TRAINING, Training
 
 LABELS = ("heat", "light", "lock", "tune")
 TEXT = [TensorSpec(name=n, dtype="int64", shape=(1, -1)) for n in ("input_ids", "attention_mask", "token_type_ids")]
@@ -235,6 +237,17 @@ def test_the_digest_follows_every_file_and_the_description_and_no_hidden_file(fo
     assert read(str(folder), described).digest == source.digest
     edit(folder / "config.json", layer_norm_eps=1e-6)
     assert read(str(folder), None).digest != old
+
+
+def test_a_tuned_source_names_the_data_it_learned_from_and_a_damaged_record_is_told(folder: Path) -> None:
+    assert read(str(folder), None).trained == ()
+    rows = Dataset(name="rows.csv", digest="sha256:" + "1" * 64, use="train", rows=9, licence="CC0-1.0")
+    training = Training(method="head", parameters={}, encoder="sha256:" + "2" * 64, datasets=(rows,), tools={})
+    (folder / TRAINING).write_bytes(training.to_bytes())
+    assert read(str(folder), None).trained == (rows,)
+    (folder / TRAINING).write_text("{")
+    with pytest.raises(Malformed, match=r"training\.json.*tune it again"):
+        read(str(folder), None)
 
 
 def cut_weights(folder: Path) -> None:
