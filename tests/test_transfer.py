@@ -184,7 +184,7 @@ def test_twenty_kills_in_one_transfer_waste_a_window_each_at_most(tmp_path: Path
         assert done["held"] >= len(fleet.chunks.chunks) * 3 // 4
         assert len(costs) == KILLS
         assert max(costs) <= LARGEST_WINDOW + WHOLE
-        assert fleet.sent()[0] - size <= KILLS * LARGEST_WINDOW / 2
+        assert fleet.sent()[0] - size <= KILLS * LARGEST_WINDOW
 
 
 # --- over HTTPS ---------------------------------------------------------------------------------------------------
