@@ -80,7 +80,7 @@ class Decision(Document):
     `drop` is what was lost, in points of the metric (0 to 100), `low` and `high` its interval at `confidence`
     (two-sided). `pass`: `high` is at or below `max_drop`; `fail`: `low` is above it; else `inconclusive`. `needed` is
     how many examples the question asks for, worked out before the work from `changed_planned`, the share of examples
-    whose answer was expected to change.
+    whose answer was expected to change; `needed_seen` is the same from `changed`, the share that did.
     """
 
     metric: str
@@ -93,6 +93,8 @@ class Decision(Document):
     low: float
     high: float
     outcome: Outcome
+    changed: float = 0.0
+    needed_seen: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,10 @@ def accuracy_fault(decision: Decision) -> str | None:
     )
     if decision.outcome == "fail":
         return found
-    return f"{found}: {decision.n} examples do not decide that, plan with {decision.needed}"
+    return (
+        f"{found}: {decision.n} examples do not decide that: {100 * decision.changed:.2g} % of the answers changed, "
+        f"and then about {decision.needed_seen} show that a variant is as good as its source"
+    )
 
 
 def golden_places(rows: Sequence[Row]) -> list[int]:

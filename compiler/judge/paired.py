@@ -78,6 +78,7 @@ def decide(
         raise ValueError("paired comparison: expected one value from 0 to 1 for each of one or more examples")
     drops = [a - b for a, b in zip(source, variant, strict=True)]
     low, high = interval(drops, confidence)
+    changed = sum(drop != 0 for drop in drops) / len(drops)
     return Decision(
         metric=metric,
         max_drop=max_drop,
@@ -89,6 +90,8 @@ def decide(
         low=100 * low,
         high=100 * high,
         outcome=_outcome(100 * low, 100 * high, max_drop),
+        changed=changed,
+        needed_seen=needed(max_drop, confidence, max(changed, 1 / len(drops))),
     )
 
 

@@ -240,7 +240,6 @@ class Bench:
             size=variant.model.stat().st_size,
             footprint=footprint(variant.folder),
             decision=decision,
-            changed=sum(a != b for a, b in zip(reference.values, values, strict=True)) / len(values),
             memory=found.memory,
             runtime=found.runtime,
             fell_back=found.fell_back,

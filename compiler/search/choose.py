@@ -7,7 +7,7 @@ smallest latency, footprint or memory is chosen. Where none does, there is no mo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -36,8 +36,7 @@ class Trial:
     """A candidate, and what is known of it.
 
     `fault` says why it was not made or does not run; then nothing else is known. `size` is that of the model file,
-    `footprint` that of everything on the device's disk, `memory` what a process grows by with it, in bytes. `changed`
-    is the share of examples whose value is another than the source's.
+    `footprint` that of everything on the device's disk, `memory` what a process grows by with it, in bytes.
     """
 
     candidate: Candidate
@@ -45,7 +44,6 @@ class Trial:
     size: int = 0
     footprint: int = 0
     decision: Decision | None = None
-    changed: float = 0.0
     memory: int = 0
     runtime: str = ""
     measurements: tuple[Measurement, ...] = ()
@@ -72,15 +70,12 @@ def cost(trial: Trial, minimise: str) -> float:
     return trial.ms
 
 
-def choose(plan: Plan, trials: Sequence[Trial], wanted: Wanted, needed: Callable[[Trial], int]) -> Trial:
-    """The candidate that serves best. Raises `Infeasible`, naming the nearest, when none does.
-
-    `needed` tells how many examples would decide about a candidate.
-    """
+def choose(plan: Plan, trials: Sequence[Trial], wanted: Wanted) -> Trial:
+    """The candidate that serves best. Raises `Infeasible`, naming the nearest, when none does."""
     good = [t for t in trials if limit_fault(t, plan, wanted) is None and t.holds]
     if good:
         return min(good, key=lambda t: (cost(t, wanted.minimise), t.footprint, t.candidate.name))
-    raise Infeasible(_nobody(plan, trials, wanted, needed))
+    raise Infeasible(_nobody(plan, trials, wanted))
 
 
 def limit_fault(trial: Trial, plan: Plan, wanted: Wanted) -> str | None:
@@ -136,23 +131,22 @@ def _behind(trial: Trial, chosen: Trial, wanted: Wanted) -> str:
     return f"{show_size(mine)} of {wanted.minimise}, {name} takes {show_size(best)}"
 
 
-def _nobody(plan: Plan, trials: Sequence[Trial], wanted: Wanted, needed: Callable[[Trial], int]) -> str:
+def _nobody(plan: Plan, trials: Sequence[Trial], wanted: Wanted) -> str:
     """The message of a search that found nothing."""
     made = [t for t in trials if t.decision]
-    told = [_near(t, plan, wanted, needed) for t in sorted(made, key=lambda t: _distance(t, plan, wanted))[:NEAREST]]
+    told = [_near(t, plan, wanted) for t in sorted(made, key=lambda t: _distance(t, plan, wanted))[:NEAREST]]
     broken = [f"{t.candidate.name} {t.fault}" for t in trials if not t.decision][:NEAREST]
     head = f"profile {plan.profile.name}: none of {len(trials)} candidates holds every limit"
     nearest = "; the nearest:\n  " + "\n  ".join(told) if told else "; none runs:\n  " + "\n  ".join(broken)
     return f"{head}{nearest}\n{_advice(made)}"
 
 
-def _near(trial: Trial, plan: Plan, wanted: Wanted, needed: Callable[[Trial], int]) -> str:
+def _near(trial: Trial, plan: Plan, wanted: Wanted) -> str:
     assert trial.decision is not None
     over = limit_fault(trial, plan, wanted)
     faults = [fault for fault in (accuracy_fault(trial.decision), over) if fault]
-    more = f"; about {needed(trial)} would decide" if trial.decision.outcome == "inconclusive" else ""
     ms = f", p50 {trial.ms:.2f} ms" if trial.times else ""
-    return f"{trial.candidate.name} ({trial.footprint / _MEGA:.2f} MB{ms}): {' and '.join(faults)}{more}"
+    return f"{trial.candidate.name} ({trial.footprint / _MEGA:.2f} MB{ms}): {' and '.join(faults)}"
 
 
 def _distance(trial: Trial, plan: Plan, wanted: Wanted) -> tuple[bool, bool, float]:

@@ -182,15 +182,7 @@ def _of(plan: Plan, trials: Trials) -> list[Trial]:
 
 
 def _choose(plan: Plan, trials: Trials, bench: Bench) -> Trial:
-    from compiler.judge import paired  # noqa: PLC0415  a cached build asks no question
-
-    job = bench.job
-    return choose(
-        plan,
-        _of(plan, trials),
-        job.wanted(plan.profile),
-        lambda t: paired.needed(job.max_drop, job.confidence, max(t.changed, 1 / len(bench.inputs.test.rows))),
-    )
+    return choose(plan, _of(plan, trials), bench.job.wanted(plan.profile))
 
 
 def _prove(chosen: Sequence[Trial], bench: Bench) -> Mapping[str, tuple[Sabotage, ...]]:

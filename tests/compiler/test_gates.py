@@ -15,7 +15,7 @@ from compiler.errors import Incompatible, Untrusted
 from compiler.examples.examples import Row
 from compiler.judge import gates, metrics
 from compiler.judge.gates import accuracy_fault, golden_set, golden_set_fault, judge, saboteur_verdicts
-from compiler.judge.paired import decide
+from compiler.judge.paired import decide, needed
 from compiler.judge.sabotage import scramble, shift_labels
 from wire.evidence import Decision
 from wire.pipeline import EMBEDDING, SCORES, Golden, Pipeline, TensorSpec
@@ -152,7 +152,12 @@ def test_a_source_no_better_than_chance_is_told_as_such(golden: Golden) -> None:
 
 def test_what_is_inconclusive_does_not_pass_and_says_what_would_decide() -> None:
     found = decide([1.0] * 20, [1.0] * 20, 1.0, 0.95, "accuracy")
-    assert "20 examples do not decide that, plan with 3358" in str(accuracy_fault(found))
+    enough = needed(1.0, 0.95, 1 / 20)
+    told = f"20 examples do not decide that: 0 % of the answers changed, and then about {enough} "
+    assert told in str(accuracy_fault(found))
+    half = decide([1.0, 0.0] * 1000, [0.0, 1.0] * 1000, 1.0, 0.95, "accuracy")
+    assert (half.changed, half.needed_seen) == (1.0, needed(1.0, 0.95, 1.0))
+    assert half.needed_seen > half.needed, "the plan was for far fewer changes than were seen"
 
 
 def test_max_drop_is_in_points_of_a_percent() -> None:
