@@ -37,11 +37,18 @@ class Acks:
     """The nonces of one start of the agent."""
 
     def __init__(
-        self, *, device: str, boot: str, trusted: TrustedSet, clock: Clock, on_ask: Callable[[float], None]
+        self,
+        *,
+        device: str,
+        boot: str,
+        trusted: TrustedSet,
+        clock: Clock,
+        on_ask: Callable[[float], None],
+        on_answer: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
-        """`on_ask(at)` hears of every question, in seconds of the monotonic clock."""
+        """`on_ask(at)` hears of every question, in seconds of the monotonic clock; `on_answer` how long it took."""
         self._device = device
-        self._on_ask = on_ask
+        self._on_ask, self._on_answer = on_ask, on_answer
         self._boot = boot
         self._trusted = trusted
         self._clock = clock
@@ -81,4 +88,5 @@ class Acks:
         del self._waiting[ack.nonce]
         self._answered.append(ack.nonce)
         self._last = ack.number
+        self._on_answer(at - sent)
         return ack

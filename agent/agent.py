@@ -1,6 +1,6 @@
 """The agent: one asyncio loop that serves models, keeps the line, and does what the fleet may ask.
 
-await Agent(credentials, settings, state).run(stop)
+await Agent(credentials, settings, state, process).run(stop)
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from agent import hardware
 from agent.clock import Clock
 from agent.core import About, Core
 from agent.credentials import Credentials
 from agent.errors import AgentError, Unavailable
+from agent.install import ranges
 from agent.link import MqttLink
+from agent.process import Process
 from agent.renewal import Renewal
 from agent.serving import runtimes
 from agent.serving.api import LocalApi
@@ -29,20 +31,23 @@ from agent.serving.cloud import Cloud
 from agent.serving.server import LocalServer
 from agent.settings import AgentSettings
 from agent.state import StateFile
+from agent.tls import Https
 from agent.wipe import begin_wipe
 from wire.errors import WireError
 from wire.trust import TrustedSet
 
 log = logging.getLogger("agent")
+Ending = Literal["stopped", "wiped", "restart"]
 
 
 class Agent:
     """A device with its sockets: the line to the broker, and the local API. Make it on the loop that runs it."""
 
-    def __init__(self, credentials: Credentials, settings: AgentSettings, state: StateFile) -> None:
+    def __init__(self, credentials: Credentials, settings: AgentSettings, state: StateFile, process: Process) -> None:
         self._credentials = credentials
         self._settings = settings
-        self._wiped = asyncio.Event()
+        self._process = process
+        self._wiped, self._restart = asyncio.Event(), asyncio.Event()
         self._clock = Clock(state)
         self._renewal = Renewal(
             credentials,
@@ -69,6 +74,10 @@ class Agent:
             signer=credentials.signer,
             sealing_key=credentials.sealing_key(),
             wipe=self._wipe,
+            restart=self._restart.set,
+            logs=process.ring.newest,
+            run=process.run,
+            ranges=ranges.Ranges(Https(credentials.joined.fleet, credentials.tls, self._clock.now, ranges.TIMEOUT)),
             on_trust=self._believe,
             on_time=self._link.check_again,
             on_desired=self._renewal.look_at_epoch,
@@ -76,32 +85,46 @@ class Agent:
 
     # --- the story --------------------------------------------------------------------------------------------
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop`, or the fleet's command to wipe: first the local API and the models, then the line."""
+    async def run(self, stop: asyncio.Event) -> Ending:
+        """Serve until `stop`, or the fleet's command to wipe or restart: first the local API and models, then the line.
+
+        Why it ended. Raises `Unavailable` when the local API did by itself.
+        """
         server = LocalServer(self._api(), self._settings.socket, self._settings.tcp)
         answering = await server.start()
         log.info("answering on %s%s", self._settings.socket, f" and {server.tcp_address}" if server.tcp_address else "")
         beside = [asyncio.create_task(self._close_windows(), name="telemetry windows")]
-        ending = [asyncio.create_task(event.wait()) for event in (stop, self._wiped)]
+        ending = [asyncio.create_task(event.wait()) for event in (stop, self._wiped, self._restart)]
         try:
             await self._core.start()
             self._link.start()
             beside.append(asyncio.create_task(self._renewal.run(), name="renewal"))
+            self._process.pulse.ready()
+            beside.append(asyncio.create_task(self._process.pulse.run(), name="pulse"))
             await asyncio.wait([*ending, answering], return_when=asyncio.FIRST_COMPLETED)
-            if not stop.is_set() and not self._wiped.is_set():
-                raise Unavailable("the local API ended by itself: the log says why; start the agent again")
+            return self._why(stop)
         finally:
+            self._process.pulse.stopping()
             for task in (*beside, *ending):
                 task.cancel()
             await asyncio.gather(*beside, *ending, return_exceptions=True)
             await server.stop(answering)
-            await self._core.stop()  # after the last answer, which its last window counts
+            asked = stop.is_set() or self._restart.is_set()
+            await self._core.stop(clean=asked)  # after the last answer, which its last window counts
             await self._link.stop()
+
+    def _why(self, stop: asyncio.Event) -> Ending:
+        if self._wiped.is_set():
+            return "wiped"
+        if stop.is_set() or self._restart.is_set():
+            return "stopped" if stop.is_set() else "restart"
+        raise Unavailable("the local API ended by itself: the log says why; start the agent again")
 
     async def _close_windows(self) -> None:
         while True:
             await asyncio.sleep(self._settings.window)
             try:
+                await asyncio.to_thread(self._core.life.look)
                 self._core.close_window()
             except Exception:
                 # What the kernel says of a machine in trouble is beyond us; the next window must be counted.
@@ -163,6 +186,7 @@ def _about(credentials: Credentials, settings: AgentSettings) -> About:
         emulated=not profile.matches(machine=machine.machine, board=machine.board),
         agent=version(),
         runtimes=runtimes.installed(settings.workers),
+        limits=profile.limits,
     )
 
 

@@ -16,7 +16,7 @@ from agent.errors import Malformed
 from agent.keys import write_private
 from agent.tls import fleet_context
 from wire.document import check_device
-from wire.messages import Claim
+from wire.kit import Claim
 
 _SERIALS: Final = ("proc/device-tree/serial-number", "sys/class/dmi/id/product_uuid", "etc/machine-id")
 _ID_LIMIT: Final = 63

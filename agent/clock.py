@@ -77,6 +77,10 @@ class Clock:
         when, at = self._learnt
         return max(when + timedelta(seconds=self._monotonic() - at), self._floor)
 
+    def offset(self) -> float | None:
+        """Seconds by which the machine's clock is ahead of the signed time; None before the fleet told it."""
+        return round((self._wall() - self.signed()).total_seconds(), 3) if self._learnt else None
+
     def learn(self, when: datetime, *, latest: datetime) -> bool:
         """Take the time from a fresh signed answer, at most `latest`. Whether `now()` moved by more than a minute."""
         before = self.now()

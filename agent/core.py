@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -21,26 +20,32 @@ from agent.blobs import FOLDER as BLOBS
 from agent.blobs import Blobs
 from agent.clock import Clock
 from agent.commands import Commands
-from agent.errors import AgentError, Unavailable
+from agent.errors import AgentError
 from agent.freshness import Freshness, Frozen
-from agent.health import HealthMeter
 from agent.inbox import Heard, Inbox
+from agent.install.delta import Deltas
 from agent.install.fetch import Fetcher
 from agent.install.installer import Installer
 from agent.install.keys import ChunkKeys
+from agent.install.ranges import Ranges
 from agent.keeper import TrustKeeper
+from agent.life import Life
 from agent.link import Link
+from agent.parts import Parts
 from agent.reporter import Reporter
+from agent.restarts import Run
 from agent.security import SecurityLog
-from agent.serving.service import Service
+from agent.serving.selftest import tests_of
 from agent.settings import AgentSettings
 from agent.state import StateFile
-from agent.telemetry import Outbox, Recorder, WindowMeter
+from agent.status import view
+from agent.telemetry import Outbox, WindowMeter
 from agent.voice import Voice
 from wire import topics
 from wire.errors import WireError
 from wire.messages import Reported
 from wire.orders import Ack
+from wire.profile import Limits
 from wire.secrecy import public_text
 from wire.trust import TrustedSet
 from wire.units import show_instant
@@ -62,6 +67,7 @@ class About:
     emulated: bool
     agent: str
     runtimes: frozenset[str]
+    limits: Limits | None = None
 
 
 class Core:
@@ -85,6 +91,11 @@ class Core:
         on_trust: Callable[[TrustedSet], None] = lambda _trusted: None,
         on_time: Callable[[], None] = lambda: None,
         on_desired: Callable[[], None] = lambda: None,
+        parts: Parts = Parts(),  # noqa: B008  it is frozen
+        run: Run = Run(),  # noqa: B008  as well
+        restart: Callable[[], None] = lambda: None,
+        logs: Callable[[], Sequence[str]] = tuple,
+        ranges: Ranges | None = None,
     ) -> None:
         self.about = about
         self.boot = uuid.uuid4().hex
@@ -101,7 +112,12 @@ class Core:
         self._watching: asyncio.Task[None] | None = None
 
         self.freshness = Freshness(settings.freeze_after)
-        self.security = SecurityLog(state, now=clock.now, uptime=clock.uptime, on_change=self._changed)
+        self.meter = WindowMeter()
+        self.life = Life(*(state, self.meter, clock, settings), boot=self.boot, run=run, sample=parts.health)
+        self.recorder = self.life.recorder
+        self.security = SecurityLog(
+            state, now=clock.now, uptime=clock.uptime, on_change=self._changed, tell=self._tell_of_refusal
+        )
         self.keeper = TrustKeeper(state, clock)
         self.voice = Voice(about.device, state, link, signer)
         self.acks = Acks(
@@ -110,30 +126,38 @@ class Core:
             trusted=self.keeper.trusted,
             clock=clock,
             on_ask=self.freshness.asked,
+            on_answer=self.life.line.answered,
         )
-        self.reporter = Reporter(self.voice, self.acks, self._compose, timeout=settings.ack_timeout)
-        self.meter = WindowMeter()
-        self.service = Service(self.meter)
-        self.outbox = Outbox(state, self.voice, self.acks, timeout=settings.ack_timeout)
-        self.recorder = Recorder(
-            *(state, self.meter),
-            boot=self.boot,
-            limit=settings.queue,
-            now=clock.now,
-            health=HealthMeter(settings.state).sample,
+        self.reporter = Reporter(
+            *(self.voice, self.acks, self._compose),
+            timeout=settings.ack_timeout,
+            on_silence=self.life.line.unanswered,
         )
-        self._wire_updates(ChunkKeys(about.device, sealing_key))
-        self._wire_inbox(wipe)
+        self.service = parts.service(self.meter)
+        self.outbox = Outbox(
+            state, self.voice, self.acks, timeout=settings.ack_timeout, on_silence=self.life.line.unanswered
+        )
+        self._wire_updates(ChunkKeys(about.device, sealing_key), parts.installer, ranges)
+        self._wire_inbox(wipe, restart, logs)
 
-    def _wire_updates(self, keys: ChunkKeys) -> None:
+    def _wire_updates(self, keys: ChunkKeys, installer: Callable[..., Installer], ranges: Ranges | None) -> None:
         self.store = Blobs(self._settings.state / BLOBS, self._settings.min_free)
         self.fetcher = Fetcher(
             *(self.about.device, self._link, self.store, keys),
             timeout=self._settings.fetch_timeout,
             bad_chunks=self._settings.bad_chunks,
             on_bad=self.note_security,
+            slow=(self._settings.slow_rate, self._settings.slow_after),
+            ranges=ranges,
         )
-        self.installer = Installer(
+        self.deltas = Deltas(
+            state=self._state,
+            store=self.store,
+            fetcher=self.fetcher,
+            line_up=lambda: self._link.up,
+            alarm=self.note_security,
+        )
+        self.installer = installer(
             settings=self._settings,
             state=self._state,
             store=self.store,
@@ -145,16 +169,23 @@ class Core:
             profile=self.about.profile,
             runtimes=self.about.runtimes,
             on_change=self._changed,
+            limits=self.about.limits,
+            deltas=self.deltas,
         )
 
-    def _wire_inbox(self, wipe: Callable[[], None]) -> None:
+    def _wire_inbox(
+        self, wipe: Callable[[], None], restart: Callable[[], None], logs: Callable[[], Sequence[str]]
+    ) -> None:
         self.commands = Commands(
             state=self._state,
             voice=self.voice,
             trusted=self.keeper.trusted,
             clock=self.clock,
-            report=self.reporter.soon,
+            report=(self.reporter.soon, self.close_window),
             wipe=wipe,
+            restart=restart,
+            logs=logs,
+            self_test=lambda: tests_of(self.installer.slots(), self.store.folder, self._settings),
         )
         self.inbox = Inbox(
             device=self.about.device,
@@ -182,17 +213,19 @@ class Core:
         self._watching = asyncio.create_task(self._watch(), name="freshness")
         self.inbox.start()
         self._on_trust(self.keeper.trusted)
+        self.life.begin(self.installer.updates())
         await self.installer.restore()
 
-    async def stop(self) -> None:
-        """Leave everything where it is; what has to be known later is on disk."""
+    async def stop(self, *, clean: bool = True) -> None:
+        """Leave everything where it is; what has to be known later is on disk. `clean`: somebody asked for it."""
         self._stopped = True
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
-        await self.installer.stop()
+        await self.commands.stop()
+        await self.installer.stop(clean=clean)
         await self.inbox.stop()
-        self._close_window()
+        self.life.close_window()
         self.security.fold()
         self.reporter.stop()
         self.outbox.forget()
@@ -200,14 +233,13 @@ class Core:
 
     def close_window(self) -> None:
         """End a telemetry window and send what waits."""
-        self._close_window()
+        self.life.close_window()
         self.outbox.kick()
 
-    def _close_window(self) -> None:
-        try:
-            self.recorder.close_window()
-        except Unavailable as e:
-            log.error("no telemetry record now: %s", e)  # noqa: TRY400  a full disk, not a bug: models go on
+    def event(self, kind: str, text: str) -> None:
+        """Something that people should know of, sent at once when the fleet is there."""
+        self.life.event(kind, text)
+        self.outbox.kick()
 
     # --- the line -------------------------------------------------------------------------------------------------
 
@@ -216,6 +248,7 @@ class Core:
         if self._stopped:
             return
         self._line_since = self.clock.uptime()
+        self.life.line.went_up()
         self.freshness.line_is_up(self.clock.uptime())
         self.inbox.line_is_up()
         self._subscribe()
@@ -302,6 +335,7 @@ class Core:
     def look(self) -> None:
         """Whether this device is frozen: said once when it begins. A desired state that does not come is asked for."""
         self.security.fold_when_due()
+        self.life.look_at_memory()
         self._ask_for_desired()
         frozen = self._frozen()
         if frozen is None:
@@ -330,8 +364,13 @@ class Core:
         """Something was refused because it could not be trusted: kept, and reported to the fleet."""
         self.security.note(subject, reason)
 
+    def _tell_of_refusal(self, subject: str, reason: str) -> None:
+        self.event("security", f"{subject}: {reason}")
+
     def _changed(self) -> None:
         self.reporter.soon()
+        if self.life.updates_changed(self.installer.updates()):
+            self.outbox.kick()
 
     def _compose(self, starts: int, seq: int, nonce: str) -> Reported:
         desired_epoch, desired_seq = self._state.last_desired()
@@ -357,43 +396,4 @@ class Core:
 
     def status(self) -> dict[str, Any]:
         """The device for people and programs beside it: the local API adds what it knows of the process."""
-        epoch, seq = self._state.last_desired()
-        return {
-            "device": self.about.device,
-            "profile": self.about.profile,
-            "emulated": self.about.emulated,
-            "hardware": self.about.hardware,
-            "agent": self.about.agent,
-            "boot": self.boot,
-            "link": {
-                "up": self._link.up,
-                "fleet": self.outbox.open,
-                "since": self._shown(self._line_since),
-                "why": self._link.fault,
-            },
-            "disk": self._state.fault,
-            "desired": {"epoch": epoch, "seq": seq},
-            "trust": self._trust(),
-            "slots": [slot.to_value() for slot in self.installer.slots()],
-            "updates": [report.to_value() for report in self.installer.updates()],
-            "measured": [report.to_value() for report in self.installer.measurer.reports()],
-            "telemetry": self._state.telemetry(),
-            "requests": self.service.requests,
-            "security": [event.to_value() for event in self._state.security()],
-        }
-
-    def _trust(self) -> dict[str, Any]:
-        frozen = self._frozen()
-        return {
-            "heard": self._shown(self.freshness.heard),
-            "frozen_since": self._shown(frozen.since if frozen else None),
-            "why": frozen.why if frozen else "",
-            "time": "signed" if self.clock.learnt else "clock",
-            "versions": self.keeper.trusted.versions(),
-        }
-
-    def _shown(self, at: float | None) -> str | None:
-        """A moment of the monotonic clock as a time."""
-        if at is None:
-            return None
-        return show_instant(self.clock.now() - timedelta(seconds=self.clock.uptime() - at))
+        return view(self, self._state, self._link, line_since=self._line_since, frozen=self._frozen())

@@ -36,7 +36,7 @@ from agent.tls import Https, fleet_context, host_and_port
 from agent.wipe import finish_wipe
 from wire.document import check_device
 from wire.errors import WireError
-from wire.messages import EnrolmentKit
+from wire.kit import EnrolmentKit
 from wire.trust import TrustedSet
 from wire.units import instant
 

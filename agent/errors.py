@@ -7,6 +7,7 @@
     ├── Incompatible   sound, and this device cannot run it
     └── Unavailable    the network, the disk or a process did not do its part: try again, or make room
         ├── Expired    this device's own certificate ran out: it is renewed by a signed request
+        ├── Damaged    this device's own memory is not what it wrote: what stands beside it is used
         └── Keyless    the fleet has not sealed a key to this device: a newer desired state brings it
 
 What `wire` raises keeps its own tree (`wire.errors`); the update machine turns both into a reason in words.
@@ -41,6 +42,10 @@ class Unavailable(AgentError):
 
 class Expired(Unavailable):
     """The fleet or its broker says that the certificate of this device ran out."""
+
+
+class Damaged(Unavailable):
+    """The file with the agent's state is not what the agent wrote."""
 
 
 class Keyless(Unavailable):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import http.client
+import importlib.resources
 import json
 import logging
 import os
@@ -22,6 +23,8 @@ from agent.agent import Agent, locked
 from agent.credentials import Credentials
 from agent.errors import AgentError, Unavailable
 from agent.identity import Identity
+from agent.process import Process
+from agent.ring import Ring
 from agent.settings import AgentSettings, load
 from agent.state import STATE_FILE, StateFile
 from agent.wipe import finish_wipe
@@ -64,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     running = commands.add_parser("run", help="serve models until stopped")
     running.add_argument("--tcp", metavar="HOST:PORT", help="also answer on a loopback address, e.g. 127.0.0.1:8470")
     asking = commands.add_parser("status", help="how the agent of a state folder is")
+    commands.add_parser("unit", help="print the systemd unit of an agent")
     for command in (running, asking):
         command.add_argument("--socket", help="Unix socket of the local API; default STATE/agent.sock")
     for command in (enrolling, running, asking):
@@ -94,27 +98,38 @@ def _tell(words: str) -> None:
 
 def _run(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    ring = Ring()
+    logging.getLogger().addHandler(ring)
     settings = _settings(options, environment)
     if not settings.state.is_dir():
         Identity.load(settings.state)
     with locked(settings.state):
         finish_wipe(settings.state)
         credentials = Credentials.open(settings.state)
-        asyncio.run(_serve(credentials, settings))
+        again = asyncio.run(_serve(credentials, settings, environment, ring))
         if finish_wipe(settings.state):
             _tell(f"{settings.state}: wiped by the fleet: this device is not enrolled any more")
+            return 0
+    if again:
+        _tell("starting again: the fleet asked for it")
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  the same program once more
     return 0
 
 
-async def _serve(credentials: Credentials, settings: AgentSettings) -> None:
+async def _serve(credentials: Credentials, settings: AgentSettings, environment: Mapping[str, str], ring: Ring) -> bool:
+    """Run the agent until it ends; whether it should be started again."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    state = StateFile.open(settings.state / STATE_FILE)
+    state, clean = StateFile.open(settings.state / STATE_FILE), False
+    process = Process.begin(settings.state, state, environment, ring)
     try:
-        await Agent(credentials, settings, state).run(stop)
+        ending = await Agent(credentials, settings, state, process).run(stop)
+        clean = True
     finally:
+        process.close(clean=clean)
         state.close()
+    return ending == "restart"
 
 
 def _status(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
@@ -187,7 +202,13 @@ def _print(as_json: bool, value: Mapping[str, Any], words: str) -> None:
     sys.stdout.write((json.dumps(value) if as_json else words) + "\n")
 
 
-_COMMANDS = {"enrol": _enrol, "run": _run, "status": _status}
+def _unit(_options: argparse.Namespace, _environment: Mapping[str, str]) -> int:
+    unit = importlib.resources.files("firmware_profiles") / "systemd" / "shoal-agent.service"
+    sys.stdout.write(unit.read_text())
+    return 0
+
+
+_COMMANDS = {"enrol": _enrol, "run": _run, "status": _status, "unit": _unit}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -26,15 +26,24 @@ REPORT_EVERY: Final = 300.0
 
 
 class Reporter:
-    """`compose(starts, seq, nonce)` says what is now; `timeout` is how long an answer may take, in seconds."""
+    """`compose(starts, seq, nonce)` says what is now; `timeout` is how long an answer may take, in seconds.
+
+    `on_silence` hears of each time that one took longer.
+    """
 
     def __init__(
-        self, voice: Voice, acks: Acks, compose: Callable[[int, int, str], Reported], *, timeout: float
+        self,
+        voice: Voice,
+        acks: Acks,
+        compose: Callable[[int, int, str], Reported],
+        *,
+        timeout: float,
+        on_silence: Callable[[], None] = lambda: None,
     ) -> None:
         self._voice = voice
         self._acks = acks
         self._compose = compose
-        self._timeout = timeout
+        self._timeout, self._on_silence = timeout, on_silence
         self._pause = timeout
         self._seq = 0
         self._nonce = ""
@@ -87,4 +96,9 @@ class Reporter:
     def _wait(self, pause: float) -> None:
         if self._again is not None:
             self._again.cancel()
-        self._again = asyncio.get_running_loop().call_later(pause, self.soon)
+        self._again = asyncio.get_running_loop().call_later(pause, self._ask_again)
+
+    def _ask_again(self) -> None:
+        if self._nonce:
+            self._on_silence()
+        self.soon()

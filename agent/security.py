@@ -32,7 +32,10 @@ class _Noted:
 
 
 class SecurityLog:
-    """`now` for people, `uptime` in seconds for counting; `on_change` when there is something new to report."""
+    """`now` for people, `uptime` in seconds for counting; `on_change` when there is something new to report.
+
+    `tell` hears of each that is written: an event for the telemetry.
+    """
 
     def __init__(
         self,
@@ -41,11 +44,12 @@ class SecurityLog:
         now: Callable[[], datetime],
         uptime: Callable[[], float],
         on_change: Callable[[], None],
+        tell: Callable[[str, str], None] = lambda _subject, _reason: None,
     ) -> None:
         self._state = state
         self._now = now
         self._uptime = uptime
-        self._on_change = on_change
+        self._on_change, self._tell = on_change, tell
         self._began = uptime()
         self._noted: dict[str, _Noted] = {}
 
@@ -61,6 +65,7 @@ class SecurityLog:
             return
         log.warning("refused %s: %s", subject, reason[:LONGEST_REASON])
         self._noted[subject] = _Noted(self._write(subject, reason))
+        self._tell(subject, reason)
         self._on_change()
 
     def _write(self, subject: str, reason: str) -> int | None:

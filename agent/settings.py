@@ -95,23 +95,35 @@ class AgentSettings:
     window: float = _duration("60 s", "100 ms", "1 d")
     """Length of one telemetry record."""
     queue: int = _size("8 MiB", "64 KiB", "10 GiB")
-    """Telemetry kept on disk while the fleet is out of reach; beyond it the oldest goes."""
+    """Telemetry kept on disk while the fleet is away; beyond it records give way by the rules of their streams."""
     ack_timeout: float = _duration("10 s", "100 ms", "1 h")
     """How long to wait for the fleet's acknowledgement before a batch is sent again."""
     freeze_after: float = _duration("30 s", "100 ms", "1 d")
     """How long the fleet may be silent, or its newest desired state on the way, before this device counts as frozen."""
     fetch_timeout: float = _duration("2 s", "50 ms", "10 min")
     """Silence after which missing chunks are asked for again; doubles up to a minute while nothing comes."""
+    slow_rate: int = _size("1 KiB", "0 B", "1 GiB")
+    """Bytes per second below which a transfer counts as kept slow; 0 B never does."""
+    slow_after: float = _duration("5 min", "1 s", "1 d")
+    """Time over which that is looked at."""
     bad_chunks: int = _count("5", "1", "1000")
     """How often one chunk may arrive with another digest before the update is refused."""
     selftest_timeout: float = _duration("2 min", "1 s", "1 h")
     """Time that the self-test's process may take."""
+    stage_timeout: float = _duration("10 min", "1 s", "1 h")
+    """Time that the files of an update may take to be read and checked once they are here."""
+    switch_timeout: float = _duration("5 min", "1 s", "1 h")
+    """Time that a candidate may take to be loaded, and to answer its golden set again at the end of its probation."""
     measure_timeout: float = _duration("10 min", "1 s", "1 h")
     """Time that the process of a measuring job may take."""
     probation_requests: int = _count("20", "1", "1000000")
     """Answers without an error after which a new model is committed,"""
     probation_time: float = _duration("30 s", "100 ms", "1 d")
     """or the time without an error, whichever is first."""
+    probation_errors: int = _count("0", "0", "100")
+    """Percent of a candidate's requests that may fail; as many as of the active model before it, if that failed too."""
+    probation_slowdown: int = _count("3", "1", "1000")
+    """Times the active model's median latency above which a candidate is rolled back."""
     renewal_spread: float = _duration("10 min", "0 s", "1 d")
     """Time over which the devices of a fleet renew their certificates when all have to at once."""
     min_free: int = _size("16 MiB", "0 B", "1 GiB")

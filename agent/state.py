@@ -4,34 +4,38 @@ Write-ahead log with `synchronous=FULL`: measured with the power cut, what was c
 Things that belong together change in one transaction. Every method is one short transaction on the caller's thread.
 
 A disk that cannot be written at the start (full, or mounted read-only) must not keep a model from answering: then what
-is there is read from a copy in memory, and every write tries the disk again first.
+is there is read from a copy in memory, and every write tries the disk again first. A file that is damaged is made again
+from its spare (`agent.database`).
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 import sqlite3
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
+from agent import queue, spare
+from agent.database import WAY_OUT, Opened, is_damage, open_database, open_on_disk
 from agent.errors import Unavailable
 from agent.measuring import Task
+from agent.queue import Queued
 from agent.update import ModelState
+from wire.ledger import StreamLedger
 from wire.messages import SecurityEvent
 from wire.units import instant, show_instant
 
 log = logging.getLogger("agent.state")
+_Read = TypeVar("_Read")
 
 STATE_FILE: Final = "agent.db"
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 SECURITY_KEPT: Final = 50
+SPARE_TIME: Final = timedelta(hours=1)
+"""Step of the signed time that is written to the spare, too: a flash card pays for each."""
 LONGEST_SUBJECT: Final = 200
 LONGEST_REASON: Final = 400
 _SCHEMA: Final = """
@@ -44,59 +48,65 @@ CREATE TABLE security (id INTEGER PRIMARY KEY, at TEXT NOT NULL, subject TEXT NO
 """
 _FLOORS: Final = "CREATE TABLE floors (model TEXT PRIMARY KEY, floor INTEGER NOT NULL) STRICT;"
 _MEASURING: Final = "CREATE TABLE measuring (job TEXT PRIMARY KEY, document BLOB NOT NULL) STRICT;"
-_STEPS: Final = ((0, _SCHEMA), (1, _FLOORS), (2, _MEASURING))
+_STEPS: Final = ((0, _SCHEMA), (1, _FLOORS), (2, _MEASURING), (3, queue.SCHEMA))
 """What makes the next schema version of each earlier one; 0 is an empty file."""
-
-
-@dataclass(frozen=True)
-class Queued:
-    """A telemetry record that waits, as its document's bytes."""
-
-    boot: str
-    seq: int
-    record: bytes
 
 
 class StateFile:
     """The open file. Raises `Unavailable` when the disk does not do its part."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path, fault: str = "") -> None:
-        self._db = connection
+    def __init__(self, opened: Opened, path: Path) -> None:
+        self._db = opened.db
         self._path = path
-        self.fault = fault
+        self._rebuilt = opened.rebuilt
+        self._spared_time: datetime | None = None
+        self.fault = opened.fault
         """Why nothing is kept now: what is read comes from a copy in memory. "" while the disk does its part."""
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open, or make when absent. Raises `Unavailable` for a file that is corrupt or of a newer agent."""
-        try:
-            return cls(_on_disk(path), path)
-        except Unavailable as e:
-            copy = _in_memory(path)
-            if copy is None:
-                raise
-            log.error("nothing is kept until the disk can be written again: %s", e)  # noqa: TRY400  no bug
-            return cls(copy, path, str(e))
+        """Open, or make when absent. Raises `Unavailable`, also for a file of a newer agent."""
+        file = cls(open_database(path, _STEPS), path)
+        if not file.fault:
+            file._write_spare()
+        return file
 
-    def _back_on_disk(self) -> None:
-        """The copy was not changed, so the file says the same. Raises `Unavailable` while the disk takes nothing."""
-        connection = _on_disk(self._path)
+    def take_rebuilt(self) -> str:
+        """What was wrong with the file when it was made again, once; "" when nothing was."""
+        rebuilt, self._rebuilt = self._rebuilt, ""
+        return rebuilt
+
+    def _open_again(self) -> None:
+        """The disk may do its part again, or the file be damaged. Raises `Unavailable` while nothing can be had."""
+        opened = open_on_disk(self._path, _STEPS)
         self._db.close()
-        self._db, self.fault = connection, ""
-        log.warning("%s: the disk can be written again", self._path)
+        self._db, self.fault = opened.db, ""
+        self._rebuilt = opened.rebuilt or self._rebuilt
+        log.warning("%s: opened again", self._path)
+
+    def _write_spare(self) -> None:
+        """Nothing stands beside a database that is in memory alone: a simulated device has no disk."""
+        try:
+            if self._db.execute("PRAGMA database_list").fetchone()[2]:
+                spare.write(self._path, self._db)
+        except (Unavailable, sqlite3.Error) as e:
+            log.error("the spare is older for now: %s", e)  # noqa: TRY400  a full disk, not a bug
 
     def close(self) -> None:
         """Close the file."""
         self._db.close()
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, *, kept: bool = False, spared: bool = True) -> Iterator[sqlite3.Connection]:
+        """`kept`: it changes what the spare holds, which is written after it unless not `spared`."""
         if self.fault:
-            self._back_on_disk()
+            self._open_again()
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
+                if kept:
+                    spare.seal(self._db)
             except BaseException:
                 self._db.execute("ROLLBACK")
                 raise
@@ -104,13 +114,27 @@ class StateFile:
         except sqlite3.Error as e:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
+            self._open_if_damaged(e)
             raise Unavailable(f"{self._path}: not written ({e}): make room on the disk, or check it") from e
+        if kept and spared:
+            self._write_spare()
+
+    def _open_if_damaged(self, error: sqlite3.Error) -> None:
+        if is_damage(error) and not self.fault:
+            self._open_again()
 
     def _rows(self, sql: str, *values: object) -> list[Any]:
+        return self._read(lambda db: db.execute(sql, values).fetchall())
+
+    def _read(self, read: Callable[[sqlite3.Connection], _Read]) -> _Read:
         try:
-            return self._db.execute(sql, values).fetchall()
+            try:
+                return read(self._db)
+            except sqlite3.DatabaseError as e:
+                self._open_if_damaged(e)
+                return read(self._db)
         except sqlite3.Error as e:
-            raise Unavailable(f"{self._path}: not read ({e}): {_WAY_OUT}") from e
+            raise Unavailable(f"{self._path}: not read ({e}): {WAY_OUT}") from e
 
     def _meta(self, key: str, default: str) -> str:
         rows = self._rows("SELECT value FROM meta WHERE key = ?", key)
@@ -129,7 +153,7 @@ class StateFile:
 
         `forget_time`: a new root rotated the keys that said what time it is; what they said goes with the old root.
         """
-        with self._transaction() as db:
+        with self._transaction(kept=True) as db:
             db.execute("DELETE FROM trust")
             db.executemany("INSERT INTO trust VALUES (?, ?)", documents.items())
             db.executemany(
@@ -152,6 +176,15 @@ class StateFile:
         """The key ring of the newest desired state that brought one, sealed as it came; "" before the first."""
         return self._meta("keys", "")
 
+    def offers(self) -> bytes:
+        """The offers of the newest desired state, as `keep_offers` was given them."""
+        return self._meta("offers", "[]").encode()
+
+    def keep_offers(self, offers: bytes) -> None:
+        """Keep them beyond a restart; they are hints, and need not change together with what they are for."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('offers', ?)", (offers.decode(),))
+
     def models(self) -> dict[str, ModelState]:
         """Every model by name."""
         return {name: ModelState.from_bytes(data) for name, data in self._rows("SELECT name, document FROM models")}
@@ -171,7 +204,7 @@ class StateFile:
 
         Without keys those that are here stay: the fleet seals none for what it no longer lists.
         """
-        with self._transaction() as db:
+        with self._transaction(kept=True) as db:
             db.execute("INSERT OR REPLACE INTO meta VALUES ('desired', ?)", (f"{last[0]}.{last[1]}",))
             if keys:
                 db.execute("INSERT OR REPLACE INTO meta VALUES ('keys', ?)", (keys,))
@@ -183,21 +216,43 @@ class StateFile:
 
     def save_task(self, task: Task) -> None:
         """One step of a measuring job."""
-        with self._transaction() as db:
+        with self._transaction(kept=True) as db:
             db.execute("UPDATE measuring SET document = ? WHERE job = ?", (task.to_bytes(), task.job.id))
 
     def save_model(self, name: str, model: ModelState) -> None:
         """One step of an update: slots and intent together."""
-        with self._transaction() as db:
+        with self._transaction(kept=True) as db:
             db.execute("INSERT OR REPLACE INTO models VALUES (?, ?)", (name, model.to_bytes()))
 
     # --- starts and commands ----------------------------------------------------------------------------------
 
     def begin_start(self) -> int:
         """Count one more start of the agent since enrolment: everything it says carries this number."""
-        with self._transaction() as db:
+        with self._transaction(kept=True) as db:
             _count(db, "starts", 1)
         return int(self._meta("starts", "0"))
+
+    def note_clean_stop(self) -> None:
+        """The agent was asked to end, and does."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('stopped', 'clean')")
+
+    def take_clean_stop(self) -> bool:
+        """Whether the last run ended as asked. The next end is a crash again until it says otherwise."""
+        if not self._meta("stopped", ""):
+            return False
+        with self._transaction() as db:
+            db.execute("DELETE FROM meta WHERE key = 'stopped'")
+        return True
+
+    def recall(self, key: str) -> str:
+        """What was remembered under a name; "" for nothing."""
+        return self._meta(key, "")
+
+    def remember(self, key: str, value: str) -> None:
+        """Keep a small text under a name."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     def last_command(self) -> tuple[tuple[int, int], str]:
         """Epoch and seq of the newest command acted on, and the outcome that was answered; (0, 0) before the first."""
@@ -206,7 +261,7 @@ class StateFile:
 
     def accept_command(self, number: tuple[int, int], outcome: str) -> None:
         """A command is acted on from here, once: also when the agent is killed while it acts."""
-        with self._transaction() as db:
+        with self._transaction(kept=True) as db:
             db.execute("INSERT OR REPLACE INTO meta VALUES ('command', ?)", (f"{number[0]}.{number[1]} {outcome}",))
 
     def renewed_in(self) -> int:
@@ -215,7 +270,7 @@ class StateFile:
 
     def note_renewed_in(self, epoch: int) -> None:
         """Remember that epoch."""
-        with self._transaction() as db:
+        with self._transaction(kept=True) as db:
             db.execute("INSERT OR REPLACE INTO meta VALUES ('renewed-in', ?)", (str(epoch),))
 
     # --- time and security ------------------------------------------------------------------------------------
@@ -226,14 +281,18 @@ class StateFile:
 
     def note_time(self, when: datetime) -> None:
         """Remember a signed time if it is newer."""
-        if when > self.newest_time():
-            with self._transaction() as db:
+        before = self.newest_time()
+        if when > before:
+            self._spared_time = self._spared_time or before
+            spared = when - self._spared_time >= SPARE_TIME
+            with self._transaction(kept=True, spared=spared) as db:
                 db.execute("INSERT OR REPLACE INTO meta VALUES ('time', ?)", (show_instant(when),))
+            self._spared_time = when if spared else self._spared_time
 
     def note_enrolment(self, when: datetime) -> None:
         """This device was not enrolled before this signed time: the newest until the fleet tells another."""
         rows = [("time", max(when, self.newest_time())), ("enrolled", max(when, self.enrolled()))]
-        with self._transaction() as db:
+        with self._transaction(kept=True) as db:
             db.executemany(
                 "INSERT OR REPLACE INTO meta VALUES (?, ?)", [(key, show_instant(latest)) for key, latest in rows]
             )
@@ -269,119 +328,46 @@ class StateFile:
         rows = self._rows("SELECT at, subject, reason FROM security ORDER BY id")
         return tuple(SecurityEvent(at=at, subject=subject, reason=reason) for at, subject, reason in rows)
 
-    # --- telemetry --------------------------------------------------------------------------------------------
+    # --- telemetry (agent.queue) --------------------------------------------------------------------------------
 
-    def queue(self, new: Queued, limit: int) -> None:
-        """Add a record; while all of them take more than `limit` bytes the oldest goes, and is counted."""
+    def queue(
+        self,
+        new: Iterable[Queued],
+        limit: int,
+        *,
+        lost: Mapping[str, int] | None = None,
+        now: datetime | None = None,
+    ) -> None:
+        """Add records; while all of them take more than `limit` bytes others give way by the rules of their streams."""
         with self._transaction() as db:
-            db.execute("INSERT INTO telemetry (boot, seq, record) VALUES (?, ?, ?)", (new.boot, new.seq, new.record))
-            total, dropped = db.execute("SELECT SUM(LENGTH(record)) FROM telemetry").fetchone()[0], 0
-            oldest = (
-                db.execute("SELECT id, LENGTH(record) FROM telemetry ORDER BY id").fetchall() if total > limit else []
-            )
-            for key, length in oldest[:-1]:
-                if total <= limit:
-                    break
-                db.execute("DELETE FROM telemetry WHERE id = ?", (key,))
-                total, dropped = total - length, dropped + 1
-            _count(db, "produced", 1)
-            _count(db, "dropped", dropped)
+            queue.add(db, new, limit, lost=lost, now=now)
 
-    def oldest(self, limit: int) -> Sequence[Queued]:
-        """The oldest records of one boot that fit in `limit` bytes; at least one when any waits."""
-        rows = self._rows(
-            "SELECT boot, seq, record FROM telemetry"
-            " WHERE boot = (SELECT boot FROM telemetry ORDER BY id LIMIT 1) ORDER BY id LIMIT 256"
-        )
-        batch: list[Queued] = []
-        for queued in (Queued(*row) for row in rows):
-            limit -= len(queued.record)
-            if batch and limit < 0:
-                break
-            batch.append(queued)
-        return batch
+    def next_batch(self) -> Sequence[Queued]:
+        """What should be sent next: alarms first, then the oldest samples."""
+        return self._read(queue.next_batch)
 
-    def acknowledged(self, boot: str, stored: int) -> None:
-        """The fleet holds the records of a boot up to and including `stored`: forget them."""
+    def acknowledged(self, boot: str, seqs: Iterable[int]) -> None:
+        """The fleet holds these records of a boot: forget them."""
         with self._transaction() as db:
-            gone = db.execute("DELETE FROM telemetry WHERE boot = ? AND seq <= ?", (boot, stored)).rowcount
-            _count(db, "acknowledged", gone)
+            queue.forget(db, boot, seqs)
 
     def lose(self, boot: str, seq: int) -> None:
         """Forget one record that cannot be read any more; it is counted as dropped."""
         with self._transaction() as db:
-            gone = db.execute("DELETE FROM telemetry WHERE boot = ? AND seq = ?", (boot, seq)).rowcount
-            _count(db, "dropped", gone)
+            queue.lose(db, boot, seq)
+
+    def memory(self) -> str:
+        """The name of what this file counts: another one when the file was lost."""
+        return self._meta("memory", "")
+
+    def ledger(self) -> tuple[StreamLedger, ...]:
+        """Where every record went, by stream, since this file was made."""
+        return self._read(queue.ledger)
 
     def telemetry(self) -> dict[str, int]:
-        """Records produced, acknowledged and dropped since enrolment, and those that wait."""
-        counts = {key: int(self._meta(key, "0")) for key in ("produced", "acknowledged", "dropped")}
-        return {**counts, "waiting": self._rows("SELECT COUNT(*) FROM telemetry")[0][0]}
-
-
-_WAY_OUT: Final = "move it away and enrol this device again with a new kit"
-
-
-def _on_disk(path: Path) -> sqlite3.Connection:
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives its log the same mode
-        connection = _connect(path)
-    except (OSError, sqlite3.Error) as e:
-        raise Unavailable(f"{path}: the agent's state cannot be opened ({e}): make room, or check the disk") from e
-    try:
-        _prepare(connection, path)
-    except sqlite3.OperationalError as e:  # a full disk, a read-only one, or another program in the file
-        connection.close()
-        raise Unavailable(f"{path}: the agent's state cannot be used ({e}): make room, or check the disk") from e
-    except sqlite3.Error as e:
-        connection.close()
-        raise Unavailable(f"{path}: the agent's state is damaged ({e}): {_WAY_OUT}") from e
-    except Unavailable:
-        connection.close()
-        raise
-    return connection
-
-
-def _in_memory(path: Path) -> sqlite3.Connection | None:
-    """A copy that nothing can be written to, of the file and its log; None where there is none, or it is damaged."""
-    for place in (Path("/dev/shm"), None):  # noqa: S108  in memory where there is one: the disk may be full
-        with suppress(OSError, sqlite3.Error, Unavailable), tempfile.TemporaryDirectory(dir=place) as folder:
-            for name in (path.name, f"{path.name}-wal"):
-                if name == path.name or path.with_name(name).exists():
-                    shutil.copyfile(path.with_name(name), Path(folder) / name)
-            return _copied(Path(folder) / path.name)
-    return None
-
-
-def _copied(path: Path) -> sqlite3.Connection:
-    file, copy = _connect(path), _connect(":memory:")
-    try:
-        _prepare(file, path)
-        file.backup(copy)
-    except BaseException:
-        copy.close()
-        raise
-    finally:
-        file.close()
-    copy.execute("PRAGMA query_only=ON")
-    return copy
-
-
-def _connect(path: Path | str) -> sqlite3.Connection:
-    return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
-
-
-def _prepare(db: sqlite3.Connection, path: Path) -> None:
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000"):
-        db.execute(f"PRAGMA {pragma}").fetchall()
-    (found,) = db.execute("PRAGMA user_version").fetchone()
-    if not 0 <= found <= SCHEMA_VERSION:
-        raise Unavailable(f"{path}: written by a newer agent (schema {found}): install that agent again")
-    for version, step in _STEPS[found:]:
-        db.executescript(f"BEGIN IMMEDIATE;{step}PRAGMA user_version={version + 1};COMMIT;")
-    (fault,) = db.execute("PRAGMA quick_check(1)").fetchone()
-    if fault != "ok":
-        raise Unavailable(f"{path}: the agent's state is damaged ({fault}): {_WAY_OUT}")
+        """The same over all streams."""
+        names, ledger = ("produced", "delivered", "merged", "dropped", "waiting"), self.ledger()
+        return {name: sum(getattr(stream, name) for stream in ledger) for name in names}
 
 
 def _number(text: str) -> tuple[int, int]:

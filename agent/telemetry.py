@@ -2,26 +2,30 @@
 
     record -> StateFile (boot, seq) -> signed batch -> broker -> fleet -> signed Ack -> forgotten here
 
-One batch is unacknowledged at a time. A lost batch or a lost Ack means the same records again under a new number and
-nonce, each time after twice the pause: somebody pays for the line. The fleet stores each `(boot, seq)` once.
+What waits is kept by the rules of `agent.streams`. One batch is unacknowledged at a time, alarms before samples. A
+lost batch or a lost Ack means the same records again under a new number and nonce, each time after twice the pause:
+somebody pays for the line. The fleet stores each `(boot, seq)` once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from agent.acks import Acks
 from agent.errors import NotFound, Unavailable
-from agent.state import Queued, StateFile
+from agent.queue import Queued
+from agent.state import StateFile
+from agent.streams import BATCH_BYTES, EVENT, HEALTH, INFERENCE
 from agent.voice import Voice
 from wire import topics
 from wire.errors import WireError
+from wire.life import DeviceEvent
 from wire.messages import Health, InferenceStats, TelemetryBatch, TelemetryRecord
 from wire.orders import Ack
 from wire.pipeline import SCORES
@@ -33,8 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("agent.telemetry")
 
-BATCH_BYTES: Final = 40 * 1024
-"""Records in one batch: with base64 and a signature it stays below 64 KiB on the wire."""
 LONGEST_PAUSE: Final = 300.0
 """Seconds between two sendings of a batch that nobody answers."""
 RECENT_ANSWERS: Final = 1000
@@ -43,6 +45,8 @@ MOST_LABELS: Final = 400
 """Labels of one model in one record, the most frequent ones: a record must fit in a batch."""
 HELD: Final = 100
 """Records kept in memory while the disk takes none."""
+LONGEST_TEXT: Final = 600
+"""Characters of an event."""
 FOLD: Final = 512
 """Samples kept before they are folded into a sketch."""
 
@@ -135,8 +139,28 @@ def _best(scores: Array) -> Iterable[float]:
     return found
 
 
+class _Held:
+    """Records that the disk has not taken yet: alarms outlast samples, and what there is no room for is counted."""
+
+    def __init__(self) -> None:
+        self.records: list[Queued] = []
+        self.lost: Counter[str] = Counter()
+
+    def add(self, record: Queued) -> None:
+        self.records.append(record)
+        if len(self.records) > HELD:
+            samples = (i for i, one in enumerate(self.records) if one.stream != EVENT)
+            self.lost[self.records.pop(next(samples, 0)).stream] += 1
+
+    def clear(self) -> None:
+        self.records, self.lost = [], Counter()
+
+
 class Recorder:
-    """Closes windows into records on disk. `seq` counts from 1 within the boot."""
+    """Makes records and keeps them on disk. `seq` counts from 1 within the boot, over all streams.
+
+    `sure` says whether `now` is the fleet's time: only then does anything expire.
+    """
 
     def __init__(
         self,
@@ -147,6 +171,7 @@ class Recorder:
         limit: int,
         now: Callable[[], datetime],
         health: Callable[[], Health],
+        sure: Callable[[], bool] = lambda: False,
     ) -> None:
         self._state = state
         self._meter = meter
@@ -154,39 +179,69 @@ class Recorder:
         self._limit = limit
         self._now = now
         self._health = health
+        self._sure = sure
         self._seq = 0
         self._start = now()
-        self._held: deque[Queued] = deque(maxlen=HELD)
+        self._held = _Held()
+        self._refused_since: datetime | None = None
+        self._throttled = False
 
     def close_window(self) -> None:
-        """Store what was since the last time: one record, or more when many models answered.
+        """Store what was since the last time: health, and what the models did, in more records when many answered.
 
         Raises `Unavailable` for the disk; what it did not take is held for the next time.
         """
-        end, health = self._now(), self._health()
+        start, self._start = self._start, self._now()
+        health = self._health()
         for inference in _in_batches(self._meter.close()):
-            self._seq += 1
-            record = TelemetryRecord(
-                seq=self._seq,
-                start=show_instant(self._start),
-                end=show_instant(end),
-                inference=inference,
-                health=health,
-            )
-            self._held.append(Queued(self._boot, self._seq, record.to_bytes()))
-        self._start = end
-        while self._held:
-            self._state.queue(self._held[0], self._limit)
-            self._held.popleft()
+            self._make(INFERENCE, start, self._start, inference=inference)
+        self._make(HEALTH, start, self._start, health=health)
+        self._note_throttling(health)
+        self._store()
+
+    def event(self, kind: str, text: str) -> None:
+        """Something that people should know of: it is sent before all samples. Raises as `close_window`."""
+        self._make_event(kind, text)
+        self._store()
+
+    def _note_throttling(self, health: Health) -> None:
+        throttled = health.machine is not None and bool(health.machine.throttled)
+        if throttled and not self._throttled:
+            warm = "" if health.temperature_c is None else f" at {health.temperature_c:.0f} degrees Celsius"
+            self._make_event("throttled", f"the processor's clock is held down{warm}")
+        self._throttled = throttled
+
+    def _make_event(self, kind: str, text: str) -> None:
+        now = self._now()
+        self._make(EVENT, now, now, events=(DeviceEvent(at=show_instant(now), kind=kind, text=text[:LONGEST_TEXT]),))
+
+    def _make(self, stream: str, start: datetime, end: datetime, **content: Any) -> None:
+        self._seq += 1
+        ended = show_instant(end)
+        record = TelemetryRecord(seq=self._seq, start=show_instant(start), end=ended, stream=stream, **content)
+        self._held.add(Queued(self._boot, self._seq, record.to_bytes(), stream, ended))
+
+    def _store(self) -> None:
+        held = self._held
+        try:
+            now = self._now() if self._sure() else None
+            self._state.queue(held.records, self._limit, lost=held.lost, now=now)
+        except Unavailable:
+            self._refused_since = self._refused_since or self._now()
+            raise
+        held.clear()
+        if self._refused_since is not None:
+            since, self._refused_since = self._refused_since, None
+            self.event("disk", f"nothing could be kept from {show_instant(since)} on; what was held in memory is kept")
 
 
 def _in_batches(stats: Iterable[InferenceStats]) -> list[tuple[InferenceStats, ...]]:
-    """At least one group, each of a size that one batch carries: a larger record could never be delivered."""
-    groups: list[list[InferenceStats]] = [[]]
-    room = BATCH_BYTES
+    """Groups of a size that one batch carries: a larger record could never be delivered."""
+    groups: list[list[InferenceStats]] = []
+    room = 0
     for one in stats:
         room -= len(one.to_bytes())
-        if room < 0 and groups[-1]:
+        if room < 0:
             groups.append([])
             room = BATCH_BYTES - len(one.to_bytes())
         groups[-1].append(one)
@@ -197,16 +252,26 @@ def _in_batches(stats: Iterable[InferenceStats]) -> list[tuple[InferenceStats, .
 class _Sent:
     nonce: str
     boot: str
-    last: int
+    seqs: tuple[int, ...]
 
 
 class Outbox:
     """Sends what waits, one batch at a time."""
 
-    def __init__(self, state: StateFile, voice: Voice, acks: Acks, *, timeout: float) -> None:
+    def __init__(
+        self,
+        state: StateFile,
+        voice: Voice,
+        acks: Acks,
+        *,
+        timeout: float,
+        on_silence: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`timeout`: seconds until a batch is sent again; `on_silence` hears of each time."""
         self._state = state
         self._voice = voice
         self._acks = acks
+        self._on_silence = on_silence
         self._timeout = self._pause = timeout
         self._count = 0
         self._sent: _Sent | None = None
@@ -230,6 +295,7 @@ class Outbox:
         self.kick()
 
     def _unanswered(self) -> None:
+        self._on_silence()
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
         self.forget()
         self.kick()
@@ -253,15 +319,17 @@ class Outbox:
             sent=self._count,
             nonce=self._acks.ask(),
             records=records,
+            memory=self._state.memory(),
+            ledger=self._state.ledger(),
         )
-        self._sent = _Sent(batch.nonce, batch.boot, records[-1].seq)
+        self._sent = _Sent(batch.nonce, batch.boot, tuple(record.seq for record in records))
         self._resend = asyncio.get_running_loop().call_later(self._pause, self._unanswered)
         self._voice.say(topics.Telemetry(self._voice.device), batch)
 
     def _waiting(self) -> tuple[Sequence[Queued], tuple[TelemetryRecord, ...]]:
-        """The oldest records. One that the disk changed is given up: everything behind it would wait for ever."""
+        """What is sent next. One that the disk changed is given up: everything behind it would wait for ever."""
         while True:
-            queued = self._state.oldest(BATCH_BYTES)
+            queued = self._state.next_batch()
             records = []
             for one in queued:
                 try:
@@ -276,8 +344,9 @@ class Outbox:
         """Forget what the fleet says it stored, if it answers the batch under way. Raises `Unavailable`."""
         if self._sent is None or (ack.nonce, ack.boot) != (self._sent.nonce, self._sent.boot):
             return  # of an earlier sending; the one under way gets its own
-        self._state.acknowledged(ack.boot, min(ack.stored, self._sent.last))
-        progress = ack.stored >= self._sent.last
+        stored = [seq for seq in self._sent.seqs if seq <= ack.stored]
+        self._state.acknowledged(ack.boot, stored)
+        progress = len(stored) == len(self._sent.seqs)
         self._pause = self._timeout
         self.forget()
         if progress:

@@ -91,7 +91,13 @@ class Https:
     def post(
         self, path: str, body: bytes, headers: dict[str, str]
     ) -> tuple[http.client.HTTPSConnection, http.client.HTTPResponse]:
-        """Send; the caller reads the answer and closes the connection.
+        """Send something, as `request` does."""
+        return self.request("POST", path, body, headers)
+
+    def request(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str]
+    ) -> tuple[http.client.HTTPSConnection, http.client.HTTPResponse]:
+        """Ask; the caller reads the answer and closes the connection.
 
         Raises `Untrusted` for the server's certificate, `Expired` for ours, `Unavailable` without an answer.
         """
@@ -102,7 +108,7 @@ class Https:
         try:
             connection.connect()
             check_certificate(connection.sock, self.now())
-            connection.request("POST", path, body, headers)
+            connection.request(method, path, body, headers)
             return connection, connection.getresponse()
         except (OSError, http.client.HTTPException) as e:
             connection.close()

@@ -4,7 +4,8 @@
 
 Laws, each tested: an unfinished update always has a next action; whatever happens, the active model stays until a
 candidate that answered well takes its place; what the table does not know rolls back; a newer desired state
-supersedes in every state; an update that keeps being killed ends as `failed` after `MAX_STARTS` starts.
+supersedes in every state; an update that keeps being killed ends as `failed` after `MAX_STARTS` starts. A start after a
+clean stop does not count: an operator may restart a device as often as needed.
 
     verifying -> fetching -> staging -> self-test -> switching -> probation -> committed
        any of them -> refused (not to be trusted) | failed (does not work here)
@@ -40,6 +41,9 @@ class Event(StrEnum):
     KEYLESS = "keyless"
     """A key that the fetch needs is not here: waiting for it is part of verifying, and holds up nobody."""
     KILLED = "killed"
+    """The agent ended without being asked to: a crash, a power cut, or the update itself."""
+    STOPPED = "stopped"
+    """The agent was asked to end, and did."""
 
 
 class Action(StrEnum):
@@ -84,12 +88,13 @@ def _table() -> dict[tuple[str, Event], tuple[State, Action]]:
         table[state, Event.DONE] = following
         table[state, Event.FAULT] = ("failed", back)
         table[state, Event.UNTRUSTED] = ("refused", back)
-        table[state, Event.KILLED] = (state, action)
+        table[state, Event.KILLED] = table[state, Event.STOPPED] = (state, action)
     # What was trusted before a restart is asked again before more is fetched; verified chunks stay.
-    table["fetching", Event.KILLED] = table["staging", Event.KILLED] = ("verifying", Action.VERIFY)
+    for state in ("fetching", "staging"):
+        table[state, Event.KILLED] = table[state, Event.STOPPED] = ("verifying", Action.VERIFY)
     table["fetching", Event.KEYLESS] = ("verifying", Action.VERIFY)
     # A candidate on probation is not loaded any more after a restart: it goes in again before it is watched.
-    table["probation", Event.KILLED] = ("switching", Action.SWITCH)
+    table["probation", Event.KILLED] = table["probation", Event.STOPPED] = ("switching", Action.SWITCH)
     return table
 
 
@@ -99,15 +104,22 @@ UNKNOWN: Final[tuple[State, Action]] = ("failed", Action.ROLL_BACK)
 
 @dataclass(frozen=True, kw_only=True)
 class Placed(Document):
-    """A release in a slot: its target and the digest of its manifest."""
+    """A release in a slot: its target and the digest of its manifest.
+
+    `memory`: bytes that it took when it was loaded in its self-test; 0 where an older agent did not measure it.
+    """
 
     target: str
     digest: str
+    memory: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Update(Document):
-    """One update under way or ended. `starts` counts those of the agent since its self-test began."""
+    """One update under way or ended. `starts` counts those of the agent since its self-test began, clean ones not.
+
+    `memory`: bytes that the self-test measured, 0 before it.
+    """
 
     target: str
     digest: str
@@ -115,11 +127,17 @@ class Update(Document):
     rollout: str | None = None
     reason: str = ""
     starts: int = 0
+    memory: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelState(Document):
-    """Everything that is on disk of one model name: who stands in which slot, and the newest update."""
+    """Everything that is on disk of one model name: who stands in which slot, and the newest update.
+
+    `rank`: its place in the desired state, which decides who gets the room when not all fit.
+    """
+
+    rank: int = 0
 
     active: Placed | None = None
     candidate: Placed | None = None
@@ -157,7 +175,10 @@ def step(model: ModelState, event: Event, reason: str = "") -> tuple[ModelState,
 def _slots_after(model: ModelState, action: Action) -> ModelState:
     assert model.update is not None
     if action is Action.SWITCH:
-        return dataclasses.replace(model, candidate=Placed(target=model.update.target, digest=model.update.digest))
+        update = model.update
+        return dataclasses.replace(
+            model, candidate=Placed(target=update.target, digest=update.digest, memory=update.memory)
+        )
     if action is Action.COMMIT:
         return dataclasses.replace(model, active=model.candidate, previous=model.active, candidate=None)
     if action in (Action.DROP, Action.ROLL_BACK):
@@ -192,6 +213,27 @@ def _give_up(model: ModelState) -> tuple[Action, ...]:
         return ()
     assert model.update is not None
     return (Action.ROLL_BACK,) if model.update.state in LIVE else (Action.DROP,)
+
+
+def waiting(model: ModelState, reason: str) -> ModelState:
+    """The same, and what its update waits for in words; "" when it goes on."""
+    assert model.update is not None
+    said = f"waiting: {reason}"[:LONGEST_REASON] if reason else ""
+    return dataclasses.replace(model, update=dataclasses.replace(model.update, reason=said))
+
+
+def wanted_again(model: ModelState) -> ModelState:
+    """The update that brought the active model begins anew: the fleet has no reason to say again what it wants."""
+    last = model.update
+    if last is None or last.state != "committed" or model.active is None or last.digest != model.active.digest:
+        return model
+    return dataclasses.replace(model, update=dataclasses.replace(last, state="verifying", reason="", starts=0))
+
+
+def measured(model: ModelState, memory: int) -> ModelState:
+    """The same, with what the self-test saw the candidate take of memory."""
+    assert model.update is not None
+    return dataclasses.replace(model, update=dataclasses.replace(model.update, memory=memory))
 
 
 def report(model: ModelState, chunks_done: int, chunks_total: int) -> UpdateReport | None:

@@ -15,15 +15,24 @@ from typing import Final
 
 from agent.blobs import FOLDER as BLOBS
 from agent.blobs import sync_folder
+from agent.database import ASIDE
+from agent.database import NEW as NEW_DATABASE
 from agent.identity import FOLDER
 from agent.keys import write_private, writing
+from agent.restarts import FILE as LAST_WORDS
 from agent.slots import BEGUN, NEW, NEXT, OLD, RENEWAL_KEY
+from agent.spare import path_of
 from agent.state import STATE_FILE
 
 MARKER: Final = "wiping"
+SPARE: Final = path_of(Path(STATE_FILE)).name
 OURS: Final = (
     *(FOLDER, NEXT, OLD, NEW, BEGUN, f"{BEGUN}.new", RENEWAL_KEY, f"{RENEWAL_KEY}.new"),
-    *(f"{STATE_FILE}-wal", STATE_FILE, f"{STATE_FILE}-shm", f"{STATE_FILE}-journal", BLOBS),
+    *(f"{STATE_FILE}-wal", STATE_FILE, f"{STATE_FILE}-shm", f"{STATE_FILE}-journal"),
+    *(SPARE, f"{SPARE}.new"),
+    *(f"{STATE_FILE}{suffix}{ASIDE}" for suffix in ("-wal", "-shm", "")),
+    *(f"{STATE_FILE}{NEW_DATABASE}{suffix}" for suffix in ("", "-wal", "-shm")),
+    *(BLOBS, LAST_WORDS),
 )
 """What goes, in this order. Named one by one: a state folder may be anybody's, and hold what is not ours."""
 

@@ -126,6 +126,8 @@ class Fleet:
             raise Unavailable(f"{self.url}: the fleet does not answer ({e}): is 'shoal up' running?") from e
         finally:
             connection.close()
+        if response.status == http.client.TOO_MANY_REQUESTS:
+            raise Unavailable(_reason(method, path, response.status, data))
         if response.status not in accept:
             raise Refused(_reason(method, path, response.status, data))
         return response.status, data

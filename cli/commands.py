@@ -27,6 +27,7 @@ from cli import (
 )
 from cli import compile as compile_commands
 from cli.demo import command as demo
+from cli.simulate import command as simulate
 
 app = typer.Typer(
     name="shoal",
@@ -53,6 +54,7 @@ app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)
 app.command("tune")(tune.tune)
 app.command("demo")(demo.demo)
+app.command("simulate")(simulate.simulate)
 app.add_typer(compile_commands.app, name="compile")
 app.add_typer(build.app, name="build")
 app.add_typer(dataset.app, name="dataset")

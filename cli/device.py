@@ -12,6 +12,7 @@ import typer
 
 from cli.asking import Yes, confirm
 from cli.client import Fleet
+from cli.device_commands import add_to
 from cli.device_views import batch_table, details, device_table
 from cli.errors import BadInput
 from cli.options import Data
@@ -19,6 +20,7 @@ from cli.output import Json, console, show
 from wire.document import check_device
 
 app = typer.Typer(help="Let hardware join, see how it does, and put it out.", no_args_is_help=True)
+add_to(app)
 
 Device = Annotated[str, typer.Argument(help="Device id.")]
 Group = Annotated[str | None, typer.Option(help="Group of devices that the same people operate.")]
@@ -101,7 +103,7 @@ def list_(
 
 @app.command("show")
 def show_(device: Device, data: Data = None, as_json: Json = False) -> None:
-    """Show one device: certificates, slots, the newest updates, security events, health."""
+    """Show one device: certificates, slots, updates, security events, health, line, restarts and its ledger."""
     value = Fleet.connect(data).get(_path(device))
     show(value, as_json, device_table([value]))
     if not as_json:

@@ -50,20 +50,53 @@ def details(d: dict[str, Any]) -> list[RenderableType]:
         table("Updates", ("Release", "Phase", "Reason"), updates),
         table("Security events", ("At", "Subject", "Reason"), events, empty="none"),
     ]
-    return [*views, *_health(d["health"])]
+    told = [[e["at"][:19], e["kind"], e["text"]] for e in d["events"]]
+    events_table = table("Events", ("At", "Kind", "What"), told, empty="none")
+    return [*views, events_table, *_health(d["health"]), _ledger(d["ledger"])]
+
+
+def _ledger(streams: list[dict[str, Any]]) -> RenderableType:
+    names = ("produced", "delivered", "merged", "dropped", "waiting", "stored", "lost")
+    rows = [
+        [s["stream"], *(s[name] for name in names), f"[red]{s['fault']}[/]" if s["fault"] else "[green]balances[/]"]
+        for s in streams
+    ]
+    columns = ("Stream", *(f"#{name.capitalize()}" for name in names), "Ledger")
+    return table("Telemetry", columns, rows, empty="none yet")
 
 
 def _health(h: dict[str, Any] | None) -> list[RenderableType]:
     if not h:
         return []
+    return [_machine(h, h.get("machine") or {}), _line(h, h.get("line") or {})]
+
+
+def _line(h: dict[str, Any], line: dict[str, Any]) -> RenderableType:
+    restarts = ", ".join(f"{n} {cause}" for cause, n in sorted(h.get("restarts", {}).items()))
+    cells = [
+        *(_number(line.get(name)) for name in ("rtt_ms", "rtt_worst_ms")),
+        *(line.get(name) for name in ("reconnects", "unanswered")),
+        restarts or "none",
+        show_seconds(h["uptime_s"]) if h.get("uptime_s") else None,
+        _number(h.get("clock_offset_s")),
+    ]
+    columns = ("#Round trip ms", "#Worst ms", "#Reconnects", "#Unanswered", "Restarts", "#Up", "#Clock ahead s")
+    return table("Line and restarts", columns, [cells])
+
+
+def _machine(h: dict[str, Any], machine: dict[str, Any]) -> RenderableType:
     cells = [
         f"{h['cpu_percent']:.0f} %",
         f"{show_size(h['memory_used'])} of {show_size(h['memory_total'])}",
         show_size(h["agent_memory"]),
         f"{show_size(h['disk_free'])} of {show_size(h['disk_total'])}",
         _number(h.get("temperature_c")),
+        {True: "[red]yes[/]", False: "no", None: None}[machine.get("throttled")],
+        machine.get("power_mode"),
+        machine.get("power"),
     ]
-    return [table("Health", ("#CPU", "Memory", "Agent", "Disk free", "#Temperature C"), [cells])]
+    columns = ("#CPU", "Memory", "Agent", "Disk free", "#Temperature C", "Throttled", "Power mode", "Power")
+    return table("Health", columns, [cells])
 
 
 def _row(d: dict[str, Any]) -> list[object]:

@@ -1,4 +1,4 @@
-"""`python -m compiler build | verify | tune | sabotage`: the compiler as a process.
+"""`python -m compiler build | verify | tune | sabotage | delta`: the compiler as a process.
 
 Progress goes to standard output as JSON lines, everything else to standard error. Exit code 0, 1 for an error,
 2 for a wrong command line, 3 when no recipe of a profile holds the accuracy, 130 and 143 when interrupted or told
@@ -93,6 +93,10 @@ def _run(options: argparse.Namespace, report: Reporter) -> None:
             from compiler.judge.drill import sabotage
 
             sabotage(options.layout, options.target, options.version, options.output, report)
+        case "delta":
+            from compiler.delta import make_delta
+
+            make_delta(options.base, options.target, options.output, report)
 
 
 def _work(command: str, lines: child.Lines) -> Mapping[str, Any]:
@@ -124,6 +128,10 @@ def _parser() -> argparse.ArgumentParser:
     drill.add_argument("--target", required=True, help="models/<family>/<name>/<version>/<profile>")
     drill.add_argument("--version", required=True, help="version of the broken bundle")
     drill.add_argument("--output", type=Path, required=True, help="OCI image layout to write")
+    delta = commands.add_parser("delta", help="what makes one file of another that a device holds")
+    delta.add_argument("--base", type=Path, required=True, help="file that the device holds")
+    delta.add_argument("--target", type=Path, required=True, help="file to make of it")
+    delta.add_argument("--output", type=Path, required=True, help="folder to write, new")
     for name, text in _CHILDREN.items():
         commands.add_parser(name, help=f"internal: a child of a build, {text}")
     return parser

@@ -9,22 +9,27 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final, Literal
+from typing import Any, Final, Literal, cast
 
 from securesystemslib.dsse import Envelope
 from sqlmodel import Session, col, select
 
-from fleet.errors import Conflict, Untrusted
-from fleet.store.tables import Device
+from fleet.errors import Conflict, NotFound, Untrusted
+from fleet.store.tables import CommandRow, Device
 from fleet.trust.orders import OrderSigner
 from wire.messages import Reply
 from wire.orders import Command
 from wire.units import show_instant
 
-Action = Literal["report", "wipe"]
+Action = Literal["report", "self-test", "logs", "restart", "wipe"]
 WIPE: Final = "wipe"
+WAITING: Final = "waiting"
+KEPT: Final = 20
+"""Commands that are remembered of each device, with what came of them."""
+_NUMBER = re.compile(r"[0-9]{1,9}\.[0-9]{1,9}")
 _log = logging.getLogger(__name__)
 
 
@@ -52,9 +57,13 @@ class Commands:
             expires=dates.expires,
             action=action,
         )
+        self._end(session, device, "replaced")
+        session.add(_row(command))
         device.command_seq, device.command_expires = command.seq, command.expires
         device.command_envelope = self.orders.sign(command).decode()
         session.add(device)
+        session.flush()
+        _forget_old(session, device.id)
         return command
 
     def answer(self, session: Session, device: Device, reply: Reply) -> bool:
@@ -62,6 +71,7 @@ class Commands:
         number = reply.epoch, reply.seq
         if number > (self.orders.epoch, device.command_seq):
             raise Untrusted(f"reply of {device.id} to command {reply.epoch}.{reply.seq}: it was never given")
+        _note(session, device.id, reply, show_instant(self.orders.clock()))
         command = open_command(device)
         if command is None or number != command.number:
             _log.debug("%s answers command %d.%d again, or late", device.id, *number)
@@ -81,14 +91,79 @@ class Commands:
             command = open_command(device)
             if command is None or command.expires <= now or not self._may(device, command.action):
                 _log.warning("%s: its command expired without an answer", device.id)
+                self._end(session, device, "expired")
                 forget(session, device)
             elif command.epoch < self.orders.epoch or not self.orders.signed(device.command_envelope):
-                self.send(session, device, WIPE if command.action == WIPE else "report")
+                self.send(session, device, cast(Action, command.action))
                 signed.append(device.id)
         return signed
 
+    def _end(self, session: Session, device: Device, state: str) -> None:
+        """The open command, if there is one, ends without an answer."""
+        command = open_command(device)
+        row = session.get(CommandRow, (device.id, *command.number)) if command else None
+        if row is not None and row.state == WAITING:
+            row.state, row.ended = state, show_instant(self.orders.clock())
+            session.add(row)
+
     def _may(self, device: Device, action: str) -> bool:
         return device.state == "enrolled" or (action == WIPE and device.state == "retiring")
+
+
+def view(row: CommandRow) -> dict[str, Any]:
+    """A command as the API shows it, with what the device answered."""
+    reply = Reply.from_bytes(row.reply.encode()).to_value() if row.reply else {}
+    return {
+        "device": row.device,
+        "id": f"{row.epoch}.{row.seq}",
+        "seq": row.seq,
+        "action": row.action,
+        "issued": row.issued,
+        "expires": row.expires,
+        "state": row.state,
+        "ended": row.ended,
+        **{name: reply.get(name, empty) for name, empty in (("reason", ""), ("tests", []), ("log", []))},
+    }
+
+
+def find(session: Session, device: str, id_: str) -> CommandRow:
+    """A command of a device by its id, as `1.7`. Raises `NotFound`."""
+    epoch, _, seq = id_.partition(".")
+    number = (int(epoch), int(seq)) if _NUMBER.fullmatch(id_) else (0, 0)
+    row = session.get(CommandRow, (device, *number))
+    if row is None:
+        raise NotFound(f"command {id_[:40]!r} of {device}: there is none, or it is among the old ones")
+    return row
+
+
+def newest(session: Session, device: str) -> list[CommandRow]:
+    """The commands of a device that are remembered, the newest first."""
+    mine = select(CommandRow).where(CommandRow.device == device)
+    return list(session.exec(mine.order_by(col(CommandRow.epoch).desc(), col(CommandRow.seq).desc())))
+
+
+def _row(command: Command) -> CommandRow:
+    return CommandRow(
+        device=command.device,
+        epoch=command.epoch,
+        seq=command.seq,
+        action=command.action,
+        issued=command.issued,
+        expires=command.expires,
+    )
+
+
+def _note(session: Session, device: str, reply: Reply, now: str) -> None:
+    """Keep what a device answered: once, and also when it comes late."""
+    row = session.get(CommandRow, (device, reply.epoch, reply.seq))
+    if row is not None and not row.reply:
+        row.state, row.ended, row.reply = reply.outcome, now, reply.to_bytes().decode()
+        session.add(row)
+
+
+def _forget_old(session: Session, device: str) -> None:
+    for row in newest(session, device)[KEPT:]:
+        session.delete(row)
 
 
 def open_command(device: Device) -> Command | None:

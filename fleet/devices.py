@@ -11,9 +11,10 @@ from typing import Any, Final
 
 from sqlmodel import Session, col, delete, func, select
 
+from fleet import ledgers
 from fleet.errors import AnotherKey, NotFound
 from fleet.store.database import Database
-from fleet.store.tables import Device, DeviceStats, SecurityRow
+from fleet.store.tables import Device, DeviceStats, SecurityRow, TelemetryRow
 from fleet.trust.certificates import certificates_of, revoke_all
 from wire.messages import Presence, Reported
 from wire.sketch import Sketch
@@ -23,6 +24,9 @@ ALARM_FOR: Final = timedelta(days=1)
 """How long a security event shows in the status of the fleet."""
 SECURITY_HELD = 100
 """Refused things kept per device: a flood of forgeries must not fill the disk."""
+EVENTS: Final = "event"
+"""The stream of telemetry with what people should know of."""
+EVENTS_SHOWN: Final = 20
 STATUSES: Final = ("online", "offline", "enrolling", "pending", "rejected", "retiring", "retired", "revoked")
 
 
@@ -165,6 +169,8 @@ def view(session: Session, device: Device) -> dict[str, Any]:
         "updates": reported.get("updates", []),
         "security": [*reported.get("security", []), *_refusals(session, device.id)],
         "stats": _stats(stats),
+        "ledger": ledgers.view(session, device.id),
+        "events": _events(session, device.id),
         "health": json.loads(stats.health) if stats.health else None,
     }
 
@@ -174,6 +180,13 @@ def _certificates(session: Session, device: Device) -> list[dict[str, str]]:
     rows = [row for row in certificates_of(session, device) if row.state != "old"]
     names = ("serial", "state", "issued", "expires", "reason")
     return [{name: getattr(row, name) for name in names} for row in rows]
+
+
+def _events(session: Session, device: str) -> list[dict[str, Any]]:
+    """The newest ones that the device told of, the oldest of them first."""
+    mine = select(TelemetryRow.record).where(TelemetryRow.device == device, TelemetryRow.stream == EVENTS)
+    rows = session.exec(mine.order_by(col(TelemetryRow.id).desc()).limit(EVENTS_SHOWN)).all()
+    return [event for row in reversed(rows) for event in json.loads(row).get("events", [])]
 
 
 def _refusals(session: Session, device: str) -> list[dict[str, str]]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, cast
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session, col, func, select
 
 from fleet import rollouts
 from fleet.access import Caller
@@ -26,6 +26,9 @@ from fleet.trust.repository import Repository
 from wire.messages import Reported, UpdateReport
 from wire.orders import DesiredModel
 from wire.units import instant, show_instant
+
+MANY = 500
+"""Devices of a rollout from which on it is not read as a whole at every tick."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,10 @@ class Rollouts:
     desired: DesiredStates
     settle_after: timedelta
     clock: Callable[[], datetime]
+    next_look: dict[str, datetime] = field(default_factory=dict)
+    """When a tick looks at a rollout again: to read thousands of devices takes a while."""
+    ready: Callable[[Session, Device, RolloutDevice], bool] = lambda _session, _device, _member: True
+    """Whether a release may be sent to a device now; while not, a later tick asks again."""
 
     def start(self, session: Session, request: RolloutRequest, caller: Caller) -> tuple[RolloutRow, list[str]]:
         """A new rollout with its first wave, and the devices whose desired state changed.
@@ -97,7 +104,12 @@ class Rollouts:
         for row in _running(session):
             member = session.get(RolloutDevice, (row.id, device))
             event = _answer(member, reported) if member and member.state == "sent" else None
-            if event is not None:
+            if member is None or event is None:
+                continue
+            if _others_owe(session, member):  # then the verdict is HOLD, or the next tick's: not all have to be read
+                member.state, member.reason = _state_of(event)
+                session.add(member)
+            else:
                 changed += self._apply(session, row, event)
         return changed
 
@@ -105,9 +117,14 @@ class Rollouts:
         """Time has passed: look at every running rollout."""
         changed: list[str] = []
         for row in _running(session):
+            now = self.clock()
+            if now < self.next_look.get(row.id, now):
+                continue
+            self.next_look[row.id] = now + _pause(session, row.id)
             events: list[Event] = [*map(Left, _left(session, row.id)), Tick()]
             for event in events:
                 changed += self._apply(session, row, event)
+            changed += self._send_all(session, row, _held(session, row.id))
         return changed
 
     def _apply(self, session: Session, row: RolloutRow, event: Event) -> list[str]:
@@ -116,29 +133,37 @@ class Rollouts:
 
     def _store(self, session: Session, row: RolloutRow, step: Step) -> list[str]:
         _save(session, row, step.rollout)
-        changed, failed = [*step.send, *step.back], []
-        for device in step.send:
-            try:
-                self._send(session, session.get_one(RolloutDevice, (row.id, device)))
-            except Conflict as e:  # its desired state would grow too large: the device is at fault, not the tick
-                failed.append(Failed(device, str(e)))
         for device in step.back:
             self._bring_back(session, session.get_one(RolloutDevice, (row.id, device)))
+        return [*step.back, *self._send_all(session, row, step.send)]
+
+    def _send_all(self, session: Session, row: RolloutRow, devices: Sequence[str]) -> list[str]:
+        changed, failed = [], []
+        for device in devices:
+            try:
+                if self._send(session, session.get_one(RolloutDevice, (row.id, device))):
+                    changed.append(device)
+            except Conflict as e:  # its desired state would grow too large: the device is at fault, not the tick
+                failed.append(Failed(device, str(e)))
         for event in failed:
             changed += self._apply(session, row, event)
         return changed
 
-    def _send(self, session: Session, member: RolloutDevice) -> None:
+    def _send(self, session: Session, member: RolloutDevice) -> bool:
+        """Whether the release is in the device's desired state now."""
         device = session.get_one(Device, member.device)
         if device.state != "enrolled":
-            return  # it left: the next tick says so
+            return False  # it left: the next tick says so
         new = DesiredModel(target=member.target, digest=member.digest, rollout=member.rollout)
         before = [m for m in models_of(device) if m.model == new.model]
         member.before = before[0].to_bytes().decode() if before else ""
         session.add(member)
+        if not self.ready(session, device, member):
+            return False
         self.desired.assign(session, device, [*(m for m in models_of(device) if m.model != new.model), new])
         member.sent_seq = device.desired_seq
         session.add(member)
+        return True
 
     def _bring_back(self, session: Session, member: RolloutDevice) -> None:
         device = session.get_one(Device, member.device)
@@ -192,7 +217,7 @@ def view(session: Session, row: RolloutRow) -> dict[str, Any]:
     }
 
 
-def _answer(member: RolloutDevice, reported: Reported) -> Event | None:
+def _answer(member: RolloutDevice, reported: Reported) -> Committed | Failed | None:
     """What a report says of a device that was sent the release: it runs it, refused it, or nothing yet."""
     update = next((u for u in reported.updates if _is_of(u, member)), None)
     if update is not None:
@@ -203,6 +228,23 @@ def _answer(member: RolloutDevice, reported: Reported) -> Event | None:
         return None
     active = any(s.slot == "active" and s.digest == member.digest for s in reported.slots)
     return Committed(member.device) if active and reported.desired_seq >= member.sent_seq else None
+
+
+def _state_of(event: Committed | Failed) -> tuple[MemberState, str]:
+    """What `rollouts.advance` makes of a device that was sent the release."""
+    return ("committed", "") if isinstance(event, Committed) else ("failed", event.reason)
+
+
+def _others_owe(session: Session, member: RolloutDevice) -> bool:
+    """Whether another device of the rollout has been sent the release and has not answered."""
+    query = select(RolloutDevice.device).where(RolloutDevice.rollout == member.rollout, RolloutDevice.state == "sent")
+    return session.exec(query.where(RolloutDevice.device != member.device).limit(1)).first() is not None
+
+
+def _pause(session: Session, rollout: str) -> timedelta:
+    """None for a small rollout; a second for each thousand devices of a large one, a tenth of which a look takes."""
+    count = session.exec(select(func.count()).select_from(RolloutDevice).where(RolloutDevice.rollout == rollout)).one()
+    return timedelta(milliseconds=count) if count >= MANY else timedelta(0)
 
 
 def _is_of(update: UpdateReport, member: RolloutDevice) -> bool:
@@ -272,6 +314,12 @@ def _running(session: Session) -> Iterator[RolloutRow]:
 def _enrolled(session: Session, group: str | None) -> Sequence[Device]:
     query = select(Device).where(Device.state == "enrolled")
     return session.exec(query if group is None else query.where(Device.group == group)).all()
+
+
+def _held(session: Session, rollout: str) -> Sequence[str]:
+    """Devices whose turn it is and that were not sent the release yet."""
+    turn = select(RolloutDevice.device).where(RolloutDevice.rollout == rollout, RolloutDevice.state == "sent")
+    return session.exec(turn.where(RolloutDevice.sent_seq == 0).order_by(col(RolloutDevice.device))).all()
 
 
 def _left(session: Session, rollout: str) -> Sequence[str]:

@@ -173,9 +173,13 @@ def _settle(rollout: Rollout, sent: tuple[str, ...], now: datetime, settle_after
 
 
 def _send_wave(rollout: Rollout, now: datetime) -> tuple[Rollout, tuple[str, ...]]:
-    due = tuple(m.device for m in rollout.members if m.wave <= rollout.wave and m.state == "waiting")
-    changed = tuple(replace(m, state="sent") if m.device in due else m for m in rollout.members)
+    due = tuple(m.device for m in rollout.members if _is_due(m, rollout.wave))
+    changed = tuple(replace(m, state="sent") if _is_due(m, rollout.wave) else m for m in rollout.members)
     return replace(rollout, members=changed, wave_started=now), due
+
+
+def _is_due(member: Member, wave: int) -> bool:
+    return member.wave <= wave and member.state == "waiting"
 
 
 def _changed(rollout: Rollout, device: str, known: Sequence[str], state: MemberState, reason: str) -> Rollout:
@@ -189,7 +193,8 @@ def _changed(rollout: Rollout, device: str, known: Sequence[str], state: MemberS
 
 def _abort(rollout: Rollout, reasons: tuple[str, ...]) -> Step:
     back = tuple(m.device for m in rollout.touched())
-    changed = tuple(replace(m, state="returned") if m.device in back else m for m in rollout.members)
+    known = frozenset(back)
+    changed = tuple(replace(m, state="returned") if m.device in known else m for m in rollout.members)
     ended = replace(rollout, members=changed, state="aborted", verdict="ABORT", reasons=reasons)
     return Step(ended, back=back)
 

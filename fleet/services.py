@@ -11,14 +11,17 @@ from starlette.requests import HTTPConnection
 
 from fleet.api.tls import ServerTls
 from fleet.audit import Audit
+from fleet.builds.delta import DeltaMaker
 from fleet.builds.queue import Queue
 from fleet.builds.runner import Runner
 from fleet.commands import Commands
+from fleet.deltas import Deltas
 from fleet.measuring import Measuring
 from fleet.mqtt.broker import Broker
 from fleet.mqtt.inbox import Inbox
 from fleet.mqtt.link import Link
 from fleet.mqtt.outbox import Outbox
+from fleet.mqtt.ranges import Ranges
 from fleet.mqtt.transfer import Transfer
 from fleet.own_certificates import OwnCertificates
 from fleet.people import People
@@ -65,11 +68,14 @@ class Services:
     outbox: Outbox
     inbox: Inbox
     transfer: Transfer
+    ranges: Ranges
     upstream: Upstream
     people: People
     audit: Audit
     builds: Queue
     compilers: Runner
+    deltas: Deltas
+    delta_maker: DeltaMaker
 
 
 def services_of(request: HTTPConnection) -> Services:

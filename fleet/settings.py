@@ -130,7 +130,7 @@ class FleetSettings:
     log_level: str = _setting(_level, "info")
 
     gather: float = _setting(_duration("0 ms", "10 s"), "50 ms")
-    """How long wishes for chunks are gathered before a chunk is sent to all who want it."""
+    """How long wishes for a blob are gathered before it is sent; each newcomer prolongs that, up to ten times."""
     transfer_rate: int = _setting(_size("0 B", "10 GiB"), "32 MiB")
     """Bytes of chunks per second; 0 B sends as fast as the broker takes them."""
     offline_after: float = _setting(_duration("100 ms", "1 d"), "90 s")

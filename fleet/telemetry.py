@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session, select
 
+from fleet.devices import record_refusal
 from fleet.errors import Malformed, Untrusted
+from fleet.ledgers import hold_against, note_stored, stream_of
 from fleet.reports import check_batch
 from fleet.store.tables import Device, DeviceStats, TelemetryRow
 from wire.document import dump_json
@@ -16,13 +18,15 @@ from wire.messages import InferenceStats, TelemetryBatch, TelemetryRecord
 from wire.sketch import Sketch
 from wire.units import show_instant
 
+LEDGER = "ledger"
+"""Subject of the security event for a ledger that does not balance."""
 MOST = 1 << 40
 """Largest number of anything in one record."""
 FULL = 1 << 62
 """Where sums stop rising: the lies of one device must not overflow the database, or what reads all devices from it."""
 
 
-def store(session: Session, device: Device, batch: TelemetryBatch, now: datetime) -> None:
+def store(session: Session, device: Device, batch: TelemetryBatch, now: datetime, epoch: int) -> None:
     """Store what is new of a verified batch, count what is not.
 
     Raises `Malformed` for a batch with a number that cannot be, `Untrusted` for a recorded one that somebody sends
@@ -37,11 +41,24 @@ def store(session: Session, device: Device, batch: TelemetryBatch, now: datetime
         return
     device.batch_starts, device.batch_sent = batch.number
     session.add(device)
-    received = show_instant(now)
     for record in fresh:
-        text = record.to_bytes().decode()
-        session.add(TelemetryRow(device=device.id, boot=batch.boot, seq=record.seq, received=received, record=text))
+        session.add(_row(device.id, batch.boot, record, show_instant(now)))
     _add_up(session.get_one(DeviceStats, device.id), fresh, duplicates=len(known))
+    note_stored(session, device.id, fresh)
+    for fault in hold_against(session, device.id, batch, epoch):
+        record_refusal(session, device.id, LEDGER, fault, now)
+
+
+def _row(device: str, boot: str, record: TelemetryRecord, received: str) -> TelemetryRow:
+    return TelemetryRow(
+        device=device,
+        boot=boot,
+        stream=stream_of(record),
+        first=record.begin,
+        seq=record.seq,
+        received=received,
+        record=record.to_bytes().decode(),
+    )
 
 
 def _check_repeated(batch: TelemetryBatch, fresh: Sequence[TelemetryRecord]) -> None:
@@ -66,12 +83,23 @@ def _counts(stats: InferenceStats) -> tuple[int, ...]:
 
 
 def _known(session: Session, device: str, batch: TelemetryBatch) -> set[int]:
-    query = select(TelemetryRow.seq).where(
+    """Those of a batch that were stored before, or overlap what was: to count one twice would be worse than to lose it.
+
+    An agent never merges what it may have sent, so none overlaps in part unless two memories count as one.
+    """
+    query = select(TelemetryRow.stream, TelemetryRow.first, TelemetryRow.seq).where(
         TelemetryRow.device == device,
         TelemetryRow.boot == batch.boot,
-        col(TelemetryRow.seq).in_([r.seq for r in batch.records]),
+        TelemetryRow.seq >= min(r.begin for r in batch.records),
+        TelemetryRow.first <= batch.records[-1].seq,
     )
-    return set(session.exec(query))
+    stored = session.exec(query).all()
+    return {
+        record.seq
+        for record in batch.records
+        for stream, first, last in stored
+        if record.seq == last or (stream == stream_of(record) and first <= record.seq and record.begin <= last)
+    }
 
 
 def _add_up(stats: DeviceStats, records: Iterable[TelemetryRecord], *, duplicates: int) -> None:

@@ -13,6 +13,7 @@ import secrets
 import signal
 import socket
 import sys
+from collections import ChainMap
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -26,9 +27,11 @@ from fleet.api.app import create_app
 from fleet.api.limits import Listener
 from fleet.api.tls import ServerTls, TlsProtocol
 from fleet.audit import Audit
+from fleet.builds.delta import DeltaMaker
 from fleet.builds.queue import Queue
 from fleet.builds.runner import Runner
 from fleet.commands import Commands
+from fleet.deltas import Deltas
 from fleet.errors import FleetError, Malformed, Unavailable
 from fleet.measuring import Measuring
 from fleet.mqtt.broker import Broker, BrokerAddress, end_left_behind
@@ -36,8 +39,9 @@ from fleet.mqtt.inbox import Inbox
 from fleet.mqtt.limits import Gate
 from fleet.mqtt.link import Link
 from fleet.mqtt.outbox import Outbox
+from fleet.mqtt.ranges import Ranges
 from fleet.mqtt.security import SecurityLog
-from fleet.mqtt.transfer import Transfer
+from fleet.mqtt.transfer import EncryptedChunks, Transfer
 from fleet.own_certificates import OwnCertificates
 from fleet.people import People
 from fleet.rollout_service import Rollouts
@@ -106,6 +110,7 @@ async def serve(settings: FleetSettings, *, announce: Callable[[Running], None],
         stack.enter_context(_transfer(services))
         await stack.enter_async_context(_housekeeping(services))
         await stack.enter_async_context(services.compilers.running())
+        await stack.enter_async_context(services.delta_maker.running())
         await stack.enter_async_context(_https(services, listener))
         RunFile(listener.getsockname()[1], services.broker.address.port, os.getpid()).save(settings.data)
         addresses = services.enrolment.kits.addresses
@@ -195,9 +200,11 @@ def _assemble(
     open_first_token(data, database, audit, _clock)
     orders = OrderSigner.open(database, keys, _clock)
     blob_keys = BlobKeys(open_secret(data / "keys" / "chunk-secret"), repository)
-    desired = DesiredStates(orders, blob_keys, timedelta(seconds=settings.desired_lifetime))
+    lifetime = timedelta(seconds=settings.desired_lifetime)
+    deltas = Deltas(database, repository, blobs, _clock, kept=lifetime)
+    desired = DesiredStates(orders, blob_keys, lifetime, deltas.offers)
     commands = Commands(orders, timedelta(seconds=settings.command_lifetime), timedelta(seconds=settings.wipe_lifetime))
-    rollouts = Rollouts(repository, desired, timedelta(seconds=settings.settle_after), _clock)
+    rollouts = Rollouts(repository, desired, timedelta(seconds=settings.settle_after), _clock, ready=deltas.ready)
     measuring = Measuring(repository, desired, _clock)
     names = _server_names(settings)
     client, server = authority.client(FLEET_CLIENT, started), authority.server(names, started)
@@ -218,9 +225,8 @@ def _assemble(
     certificates = OwnCertificates(authority, names, server, client, https, broker, _clock)
     outbox = Outbox(link, database, repository, orders)
     enrolment = _enrolment(settings, database, authority, desired, https_port, address.port)
-    transfer = Transfer(
-        link, blobs, blob_keys, lambda: repository.listed, gather=settings.gather, rate=settings.transfer_rate
-    )
+    chunks = EncryptedChunks(blobs, blob_keys, lambda: ChainMap(repository.listed, deltas.listed))
+    transfer = Transfer(link, chunks, gather=settings.gather, rate=settings.transfer_rate)
     inbox = Inbox(
         database=database,
         outbox=outbox,
@@ -262,11 +268,14 @@ def _assemble(
         outbox=outbox,
         inbox=inbox,
         transfer=transfer,
+        ranges=Ranges(chunks),
         upstream=Upstream(settings.upstream, settings.upstream_key_file, settings.upstream_timeout),
         people=People(database, _clock, timedelta(seconds=settings.session_lifetime)),
         audit=audit,
         builds=builds,
         compilers=Runner(settings, builds, blobs, serial),
+        deltas=deltas,
+        delta_maker=DeltaMaker(settings, deltas, database, blobs, serial),
     )
 
 
@@ -373,6 +382,8 @@ def tick(services: Services) -> None:
         services.measuring.tick(session)
         changed = [*services.rollouts.tick(session), *services.rollouts.desired.refresh(session)]
         ordered = services.commands.refresh(session)
+        forgotten = services.deltas.tick(session)
+    services.deltas.drop(forgotten)
     services.outbox.desired(changed)
     services.outbox.commands(ordered)
 

@@ -29,7 +29,8 @@ from fleet_process import FleetProcess
 from securesystemslib.signer import CryptoSigner
 
 from wire.dsse import seal
-from wire.messages import EnrolmentKit, Renewal
+from wire.kit import EnrolmentKit
+from wire.messages import Renewal
 
 EST = "/.well-known/est"
 

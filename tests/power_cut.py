@@ -36,8 +36,9 @@ from agent.clock import Clock
 from agent.identity import FOLDER, Identity, Joined
 from agent.keeper import TrustKeeper
 from agent.keys import key_pem, new_key, write_private
+from agent.queue import Queued
 from agent.slots import promote, store_next
-from agent.state import Queued, StateFile
+from agent.state import StateFile
 from agent.update import ModelState, Placed
 from wire import topics
 from wire.chunks import ChunkList, ChunkRef, digest
@@ -73,13 +74,13 @@ class Disk:
 
     def __exit__(self, *_exception: object) -> None:
         # A test that failed may hold a file open, and a mount that stays would be in everybody's way.
-        self._unmount("--lazy")
+        self.unmount("--lazy")
 
     def mount(self) -> None:
         subprocess.run(["mount", "-o", "loop", str(self._image), str(self.folder)], check=True)
         self._mounted = True
 
-    def _unmount(self, *options: str) -> None:
+    def unmount(self, *options: str) -> None:
         if self._mounted:
             subprocess.run(["umount", *options, str(self.folder)], check=True)
             self._mounted = False
@@ -94,7 +95,7 @@ class Disk:
             finally:
                 process.kill()
                 process.wait(20)
-        self._unmount()
+        self.unmount()
 
     def cut(self) -> None:
         """From here nothing reaches the disk any more, the journal in memory included."""
@@ -150,8 +151,8 @@ def memory(folder: Path) -> None:
     state.note_time(datetime(2026, 11, 22, 8, tzinfo=UTC))
     assert state.begin_start() == 1
     for seq in range(1, 51):
-        state.queue(Queued("b1", seq, b'{"seq":%d}' % seq), limit=1_000_000)
-    state.acknowledged("b1", 10)
+        state.queue([Queued("b1", seq, b'{"seq":%d}' % seq)], limit=1_000_000)
+    state.acknowledged("b1", range(1, 11))
 
 
 def blob(folder: Path, synced: str = "yes") -> None:

@@ -5,14 +5,8 @@ Nothing is simulated here: certificates, MQTT, signatures, files and signals are
 
 from __future__ import annotations
 
-import http.client
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,151 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet_process import FleetProcess, Publisher, initialise_trust, until
-from tiny_bundle import TinyBundle, make_layout
+from agent_process import AgentProcess, World
+from fleet_process import until
 
 from agent.state import StateFile
 
-ON = "turn the light on"
-FAST = {
-    "SHOAL_AGENT_WINDOW": "300 ms",
-    "SHOAL_AGENT_ACK_TIMEOUT": "1 s",
-    "SHOAL_AGENT_FETCH_TIMEOUT": "300 ms",
-    "SHOAL_AGENT_PROBATION_TIME": "300 ms",
-}
 BIG = 600_000
 """Rows of a model of 9.6 MB: 147 chunks, long enough under way to be killed in it."""
-
-
-class AgentProcess:
-    """`python -m agent.main run` on a state folder. Its log is `<state>.log`."""
-
-    def __init__(self, state: Path, **environment: str) -> None:
-        self.state = state
-        self.environment = {**FAST, **environment}
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, **self.environment}
-        return subprocess.run(
-            [sys.executable, "-P", "-m", "agent.main", *words, "--state", str(self.state)],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=_repository(),
-            env=environment,
-        )
-
-    def enrol(self, kit: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-        path = self.state.parent / f"{self.state.name}-kit.json"
-        path.write_text(json.dumps(kit))
-        return self.command("enrol", "--kit", str(path))
-
-    def start(self) -> None:
-        with Path(f"{self.state}.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "agent.main", "run", "--state", str(self.state)],
-                stderr=log,
-                cwd=_repository(),
-                env={**os.environ, **self.environment},
-            )
-        until(lambda: self.get("/v2/health/live")[0] == 200, what=f"the agent in {self.state}")
-
-    def stop(self) -> int:
-        return self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self._end(signal.SIGKILL)
-
-    def ended(self) -> int:
-        """Wait until it ends by itself, and give back its exit code."""
-        assert self._process is not None
-        return self._process.wait(20)
-
-    def _end(self, how: signal.Signals) -> int:
-        process, self._process = self._process, None
-        if process is None:
-            return 0
-        process.send_signal(how)
-        try:
-            return process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise
-
-    def get(self, path: str) -> tuple[int, Any]:
-        return self.ask("GET", path)
-
-    def ask(self, method: str, path: str, value: object = None) -> tuple[int, Any]:
-        """Status 0 while nothing answers."""
-        connection = http.client.HTTPConnection("localhost")
-        connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.settimeout(30)
-        try:
-            connection.sock.connect(str(self.state / "agent.sock"))
-            connection.request(method, path, None if value is None else json.dumps(value))
-            answer = connection.getresponse()
-            return answer.status, json.loads(answer.read())
-        except (OSError, http.client.HTTPException):
-            return 0, None
-        finally:
-            connection.close()
-
-    def infer(self, text: str = ON) -> tuple[int, Any]:
-        body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [text]}]}
-        return self.ask("POST", "/v2/models/kitchen/infer", body)
-
-    def answers_with(self, bundle: TinyBundle) -> bool:
-        status, value = self.infer()
-        return status == 200 and value["model_version"] == bundle.digest and value["outputs"][0]["data"] == ["light-on"]
-
-    def status(self) -> Any:
-        status, value = self.get("/shoal/status")
-        return value if status == 200 else {}
-
-    def update(self) -> Any:
-        return next(iter(self.status().get("updates", [])), {"phase": "", "reason": ""})
-
-    @property
-    def log(self) -> str:
-        return Path(f"{self.state}.log").read_text()
-
-
-class World:
-    """One fleet with its publisher and as many agents as a test needs; everything started here is ended."""
-
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self.folder = folder
-        self.stack = stack
-        self.fleet: FleetProcess
-        self.publisher: Publisher
-
-    def start_fleet(self, **settings: object) -> None:
-        self.fleet = self.stack.enter_context(FleetProcess(self.folder / "fleet", gather="50 ms", **settings))
-        self.publisher = initialise_trust(self.fleet)
-
-    def bundle(self, version: str, **options: Any) -> TinyBundle:
-        layout = self.folder / f"layout-{version}"
-        made = make_layout(layout, version=version, **options)
-        self.publisher.release_layout(layout)
-        return made
-
-    def agent(self, device: str, **environment: str) -> AgentProcess:
-        agent = AgentProcess(self.folder / device, **environment)
-        kit = self.fleet.api("POST", "/api/v1/devices", {"device": device, "profile": "x86-64"})
-        enrolled = agent.enrol(kit)
-        assert enrolled.returncode == 0, enrolled.stderr
-        agent.start()
-        self.stack.callback(agent.stop)
-        return agent
-
-    def roll_out(self, version: str) -> None:
-        body = {"family": "intents", "name": "kitchen", "version": version, "waves": [100]}
-        self.fleet.api("POST", "/api/v1/rollouts", body)
-
-    def device(self, device: str) -> Any:
-        return self.fleet.api("GET", f"/api/v1/devices/{device}")
 
 
 @pytest.fixture
@@ -212,7 +68,7 @@ def test_models_answer_with_the_fleet_killed_and_every_record_arrives_once_after
     agent = world.agent("kitchen-1")
     world.roll_out("1.0.0")
     until(lambda: agent.update()["phase"] == "committed")
-    until(lambda: agent.status()["telemetry"]["acknowledged"] > 0)
+    until(lambda: agent.status()["telemetry"]["delivered"] > 0)
     world.fleet.kill()
     until(lambda: not agent.status()["link"]["up"])
     produced = agent.status()["telemetry"]["produced"]
@@ -225,9 +81,9 @@ def test_models_answer_with_the_fleet_killed_and_every_record_arrives_once_after
     until(lambda: agent.status()["telemetry"]["waiting"] == 0, within=40)
     assert agent.stop() == 0
     telemetry = _telemetry_counts(agent)
-    until(lambda: world.device("kitchen-1")["stats"]["records"] >= telemetry["acknowledged"])
+    until(lambda: world.device("kitchen-1")["stats"]["records"] >= telemetry["delivered"])
     stats = world.device("kitchen-1")["stats"]
-    assert stats["records"] in (telemetry["acknowledged"], telemetry["produced"])
+    assert stats["records"] in (telemetry["delivered"], telemetry["produced"])
     assert telemetry["dropped"] == 0
     assert stats["requests"] >= asked
     agent.start()
@@ -357,7 +213,3 @@ def _telemetry_counts(agent: AgentProcess) -> Any:
         return state.telemetry()
     finally:
         state.close()
-
-
-def _repository() -> Path:
-    return Path(__file__).resolve().parent.parent

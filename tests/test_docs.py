@@ -27,7 +27,7 @@ from fleet.errors import FleetError
 from fleet.mqtt import security
 from fleet.settings import FleetSettings
 from fleet.trust import admission, batches, certificates, revocation, shippable
-from wire import messages, orders, trust
+from wire import kit, messages, orders, trust
 from wire.errors import WireError
 
 ROOT = Path(__file__).parent.parent
@@ -154,7 +154,7 @@ FIXED = (
     f"other metadata up to {trust.ROLE_LIMIT:,}",
     f"Reports {messages.Reported.LIMIT // KIB} KiB, telemetry batches {messages.TelemetryBatch.LIMIT // KIB} KiB",
     f"desired states {orders.Desired.LIMIT // KIB} KiB, acknowledgements and commands {orders.Ack.LIMIT // KIB} KiB",
-    f"a kit {messages.EnrolmentKit.LIMIT // MIB} MiB",
+    f"a kit {kit.EnrolmentKit.LIMIT // MIB} MiB",
     f"a packet over {link.PACKET_LIMIT // MIB} MiB",
     f"{oip.MOST_TEXTS} texts in a request, {oip.LONGEST_TEXT // KIB} KiB each",
     f"{cloud.AT_ONCE} requests to the cloud tier",

@@ -15,7 +15,8 @@ from typing import ClassVar, Literal
 from wire.chunks import MAX_CHUNKS
 from wire.document import CONTRACT, Document, check_counts, check_device, check_digest, check_token
 from wire.errors import Malformed
-from wire.profile import Profile
+from wire.ledger import StreamLedger, check_streams
+from wire.life import DeviceEvent, LineState, ModelTest
 from wire.sketch import Histogram, Sketch
 from wire.units import instant
 
@@ -218,7 +219,12 @@ class InferenceStats(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class Health(Document):
-    """CPU in percent of the whole machine, memory and disk in bytes, degrees Celsius (None: no sensor)."""
+    """CPU in percent of the whole machine, memory and disk in bytes, degrees Celsius (None: no sensor).
+
+    `restarts` counts the starts of the agent since enrolment by what ended the one before: clean, crash, watchdog or
+    power. `uptime_s` is that of the agent. `clock_offset_s` is by how much the machine's clock is ahead of the time
+    that the fleet signed; None before it told the time.
+    """
 
     cpu_percent: float
     memory_used: int
@@ -227,21 +233,43 @@ class Health(Document):
     disk_free: int
     disk_total: int
     temperature_c: float | None = None
+    machine: MachineState | None = None
+    line: LineState | None = None
+    restarts: Mapping[str, int] = field(default_factory=dict)
+    uptime_s: float | None = None
+    clock_offset_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TelemetryRecord(Document):
-    """One window of time on one device. `seq` counts from 1 within a boot."""
+    """One window of time on one device, of one stream. `seq` counts from 1 within a boot, over all streams.
+
+    A record that others were merged into stands for those of its stream from `first` to `seq`; `merged` says how many
+    they were beside itself. `first` is 0 for one that stands for itself. `stream` is "" from an agent of the first
+    contract, whose records were never merged.
+    """
 
     seq: int
     start: str
     end: str
+    stream: str = ""
+    first: int = 0
+    merged: int = 0
     inference: tuple[InferenceStats, ...] = ()
     health: Health | None = None
+    events: tuple[DeviceEvent, ...] = ()
 
     def __post_init__(self) -> None:
         instant(self.start, where="telemetry.start")
         instant(self.end, where="telemetry.end")
+        check_counts(self, "first", "merged")
+        if self.first > self.seq or self.merged > self.seq - (self.first or self.seq):
+            raise Malformed(f"telemetry {self.seq}: {self.merged} records from {self.first} on cannot be in it")
+
+    @property
+    def begin(self) -> int:
+        """The first seq that it stands for."""
+        return self.first or self.seq
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +277,8 @@ class TelemetryBatch(Statement):
     """Records of one boot by rising seq. Sent again until acknowledged: the fleet stores each `(boot, seq)` once.
 
     `boot` is that of the records, which may be an earlier one. `(starts, sent)` are of the sender and rise with every
-    sending, so that a batch that somebody recorded and sends again is known as a replay.
+    sending, so that a batch that somebody recorded and sends again is known as a replay. `ledger` says where all
+    records of `memory` went: a device whose memory was lost, or which joined anew, has another.
     """
 
     PAYLOAD_TYPE = "application/vnd.shoal.telemetry.v1+json"
@@ -260,11 +289,16 @@ class TelemetryBatch(Statement):
     sent: int
     nonce: str
     records: tuple[TelemetryRecord, ...]
+    memory: str = ""
+    ledger: tuple[StreamLedger, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_token(self.boot, "telemetry.boot")
         check_token(self.nonce, "telemetry.nonce")
+        if self.memory:
+            check_token(self.memory, "telemetry.memory")
+        check_streams(self.ledger, f"telemetry of {self.device}")
         check_counts(self, "starts", "sent")
         seqs = [r.seq for r in self.records]
         if not seqs or seqs[0] < 1 or any(b <= a for a, b in pairwise(seqs)):
@@ -278,15 +312,20 @@ class TelemetryBatch(Statement):
 
 @dataclass(frozen=True, kw_only=True)
 class Reply(Statement):
-    """What came of the command with this `(epoch, seq)`."""
+    """What came of the command with this `(epoch, seq)`: `tests` of a self-test, `log` of the command that asks for it.
+
+    The lines of a log are the newest ones, the oldest first, and hold nothing that is secret.
+    """
 
     PAYLOAD_TYPE = "application/vnd.shoal.reply.v1+json"
-    LIMIT: ClassVar[int] = 4 * 1024
+    LIMIT: ClassVar[int] = 64 * 1024
 
     epoch: int
     seq: int
     outcome: Literal["done", "refused", "failed"]
     reason: str = ""
+    tests: tuple[ModelTest, ...] = ()
+    log: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -309,17 +348,24 @@ class Renewal(Statement):
 
 @dataclass(frozen=True, kw_only=True)
 class Want(Document):
-    """Chunks of a blob that a device lacks: a bitmap over `count` chunks (`wire.chunks`)."""
+    """Chunks of a blob that a device lacks: a bitmap over `count` chunks (`wire.chunks`). None: it is through with it.
+
+    `seen` is the chunk that came last, on this connection: what was published after it may still be on its way and is
+    not meant; what was published before it and is lacking was lost. -1: nothing is on its way any more, or ever was.
+    """
 
     contract: str = CONTRACT
     digest: str
     count: int
     missing: str
+    seen: int = -1
 
     def __post_init__(self) -> None:
         check_digest(self.digest, "want.digest")
         if not 0 < self.count <= MAX_CHUNKS:
             raise Malformed(f"want.count: expected 1 to {MAX_CHUNKS}, got {self.count}")
+        if not -1 <= self.seen < self.count:
+            raise Malformed(f"want.seen: expected -1 to {self.count - 1}, got {self.seen}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,47 +380,3 @@ class Presence(Document):
 
     def __post_init__(self) -> None:
         check_token(self.session, "presence.session")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claim(Document):
-    """What one batch of devices shares to ask for admission: a claim certificate and its key, as PEM."""
-
-    batch: str
-    certificate: str
-    key: str
-
-    def __post_init__(self) -> None:
-        check_device(self.batch, "claim.batch")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EnrolmentKit(Document):
-    """The small file that lets one device, or one batch, join.
-
-    `fleet` is the HTTPS address, `broker` host and port, `ca` the fleet's CA certificates as PEM, `trust` maps document
-    names (`wire.trust`) to current signed metadata. One device: `device`, and `token`, which works once. A batch:
-    `claim`; each device of it names itself and waits until an operator accepts it. Good from `issued` to `expires`.
-    """
-
-    LIMIT: ClassVar[int] = 1024 * 1024
-
-    contract: str = CONTRACT
-    device: str | None = None
-    token: str | None = None
-    claim: Claim | None = None
-    issued: str
-    expires: str
-    fleet: str
-    broker: str
-    ca: str
-    trust: Mapping[str, str]
-    profile: Profile
-
-    def __post_init__(self) -> None:
-        if self.device is not None:
-            check_device(self.device, "kit.device")
-        if (self.device is None or self.token is None) == (self.claim is None):
-            raise Malformed("kit: expected either device and token, or a claim")
-        instant(self.issued, where="kit.issued")
-        instant(self.expires, where="kit.expires")

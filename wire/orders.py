@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import ClassVar, Final
 
 from wire.bundle import split_target
+from wire.chunks import WHOLE
 from wire.document import Document, check_counts, check_digest, check_token
 from wire.errors import Malformed
 from wire.messages import Statement
@@ -19,6 +20,8 @@ from wire.units import instant
 MAX_JOBS: Final = 8
 """Measuring jobs that one device may have at a time."""
 MAX_ROUNDS: Final = 1000
+MAX_OFFERS: Final = 16
+"""Deltas that one desired state may offer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +90,39 @@ class MeasureJob(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeltaOffer(Document):
+    """A device that holds `base` can make `blob` of it with `delta` (`wire.delta`), a blob of `size` bytes.
+
+    `chunks` is the delta's chunk list, of `chunks_size` bytes; None when it travels whole. An offer is a hint: what is
+    made has the digest that a release names, or it is not kept.
+    """
+
+    blob: str
+    base: str
+    delta: str
+    size: int
+    chunks: str | None = None
+    chunks_size: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("blob", "base", "delta"):
+            check_digest(getattr(self, name), f"offer.{name}")
+        if self.chunks is not None:
+            check_digest(self.chunks, "offer.chunks")
+        check_counts(self, "size", "chunks_size")
+        if self.size == 0 or max(self.size if self.chunks is None else 0, self.chunks_size) > WHOLE:
+            raise Malformed(f"offer of {self.blob}: {self.size} bytes, its chunk list {self.chunks_size}: not so cut")
+        if (self.chunks is None) != (self.chunks_size == 0):
+            raise Malformed(f"offer of {self.blob}: a chunk list of {self.chunks_size} bytes: {self.chunks}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Desired(Order):
     """What a device should run, and measure. A newer `(epoch, seq)` supersedes; `expires` blocks only new installs.
 
     `keys` is the key ring of every blob that it needs, sealed to the device's sealing key (`wire.secrecy`), base64;
-    empty as long as the fleet does not know that key: a newer desired state brings it.
+    empty as long as the fleet does not know that key: a newer desired state brings it. `offers` are shorter ways to
+    some of those blobs.
     """
 
     PAYLOAD_TYPE = "application/vnd.shoal.desired.v1+json"
@@ -100,6 +131,7 @@ class Desired(Order):
     models: tuple[DesiredModel, ...]
     keys: str = ""
     measure: tuple[MeasureJob, ...] = ()
+    offers: tuple[DeltaOffer, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,6 +141,8 @@ class Desired(Order):
             raise Malformed(f"desired state of {self.device}: one measuring job stands twice")
         if len(self.measure) > MAX_JOBS:
             raise Malformed(f"desired state of {self.device}: {len(self.measure)} measuring jobs, at most {MAX_JOBS}")
+        if len(self.offers) > MAX_OFFERS:
+            raise Malformed(f"desired state of {self.device}: {len(self.offers)} offers, at most {MAX_OFFERS}")
 
 
 @dataclass(frozen=True, kw_only=True)

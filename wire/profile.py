@@ -65,14 +65,26 @@ class ProfileRuntime(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits(Document):
-    """What a bundle may cost on the device, with units.
+    """What models may cost on the device, with units.
 
     A build holds a bundle to `disk`. Memory depends on the device's runtime, so no build can promise `memory`: it is
-    what the class has room for.
+    what the class has room for, all models of a device together. `store` is what all of them may take of its disk,
+    with what stands in their slots; "" is three times `disk`: active, previous and what is coming.
     """
 
     disk: str
     memory: str
+    store: str = ""
+
+    @property
+    def store_bytes(self) -> int:
+        """Bytes of disk for all models."""
+        return size(self.store, where="limits.store") if self.store else 3 * size(self.disk, where="limits.disk")
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of memory for all models."""
+        return size(self.memory, where="limits.memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +120,7 @@ class Profile(Document):
             ("profile.hardware.memory", self.hardware.memory),
             ("profile.limits.disk", self.limits.disk),
             ("profile.limits.memory", self.limits.memory),
+            ("profile.limits.store", self.limits.store or self.limits.disk),
         ):
             size(text, where=where)
         if not self.runtimes:

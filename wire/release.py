@@ -25,7 +25,10 @@ LARGEST: Final = 2**63 - 1
 
 @dataclass(frozen=True)
 class Release:
-    """What the release role says of a target: the manifest's digest and length in bytes, and the fields of `custom`."""
+    """What the release role says of a target: the manifest's digest and length in bytes, and the fields of `custom`.
+
+    `size`: bytes of all files of the bundle, chunk lists included; 0 in metadata of an older signer.
+    """
 
     target: str
     digest: str
@@ -34,6 +37,7 @@ class Release:
     runtime: str
     counter: int
     floor: int = 0
+    size: int = 0
 
     @property
     def model(self) -> str:
@@ -62,7 +66,11 @@ def release_of(target: str, file: TargetFile) -> Release:
     counter, floor = custom.get("counter"), custom.get("floor", 0)
     if not (isinstance(profile, str) and isinstance(runtime, str) and is_count(counter) and is_count(floor)):
         raise Malformed(f"{target}: custom fields profile, runtime, counter and floor are missing or of another type")
-    return Release(target, check_digest(f"sha256:{sha256}", target), file.length, profile, runtime, counter, floor)
+    size = custom.get("size", 0)
+    if not is_count(size):
+        raise Malformed(f"{target}: custom field size is no whole number of bytes")
+    digest = check_digest(f"sha256:{sha256}", target)
+    return Release(target, digest, file.length, profile, runtime, counter, floor, size)
 
 
 def floors(releases: Iterable[Release]) -> dict[str, int]:

@@ -130,6 +130,7 @@ def _delegated(name: str, role: RoleKeys, paths: list[str]) -> DelegatedRole:
 def _target_file(release: Release) -> TargetFile:
     custom = {"profile": release.profile, "runtime": release.runtime, "counter": release.counter}
     custom |= {"floor": release.floor} if release.floor else {}
+    custom |= {"size": release.size} if release.size else {}
     hashes = {"sha256": release.digest.removeprefix("sha256:")}
     return TargetFile(release.length, hashes, release.target, {"custom": custom})
 

@@ -147,13 +147,14 @@ _ALL: tuple[type[Topic], ...] = (
     *(Desired, Reported, State, Telemetry, Ack, Command, Reply, Want),
     *(TrustRoot, TrustRole, Chunk, FleetState),
 )
+_PATTERNS = tuple((cls, cls.PATTERN.split("/")) for cls in _ALL)
 
 
 def parse(topic: str) -> Topic:
     """The value of a topic string. Raises `Malformed` for anything that no builder makes."""
     parts = topic.removeprefix(f"{PREFIX}/").split("/")
-    for cls in _ALL:
-        values = _match(cls.PATTERN.split("/"), parts)
+    for cls, pattern in _PATTERNS:
+        values = _match(pattern, parts)
         if values is not None and topic.startswith(f"{PREFIX}/"):
             value = cls(**{name: _value(name, text, topic) for name, text in values.items()})
             if value.topic == topic:
@@ -188,7 +189,7 @@ def _segment(value: object) -> str:
 
 
 def _match(pattern: list[str], parts: list[str]) -> dict[str, str] | None:
-    if len(pattern) != len(parts):
+    if len(pattern) != len(parts) or pattern[0] != parts[0]:  # the first word is never a field
         return None
     pairs = list(zip(pattern, parts, strict=True))
     if any(p != part for p, part in pairs if not p.startswith("{")):

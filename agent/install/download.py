@@ -1,4 +1,7 @@
-"""The download of one bundle: its manifest, then the chunk lists, then every blob that is not here yet."""
+"""The download of one bundle: its manifest, then the chunk lists, then every blob that is not here yet.
+
+Where the fleet offers a delta over a blob that is here, and it is smaller than what is missing, it goes first.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Final
 
 from agent.blobs import Blobs
 from agent.errors import Untrusted
+from agent.install.delta import Deltas
 from agent.install.fetch import Fetcher
 from wire.bundle import BundleFile, BundleManifest
 from wire.chunks import WHOLE, ChunkList, single
@@ -19,15 +23,22 @@ REPORT_EVERY: Final = 1.0
 
 
 class Download:
-    """Chunks `done` of `total`; the total is known once the chunk lists are here."""
+    """Chunks `done` of `total`; the total is known once the chunk lists are here.
 
-    def __init__(self, store: Blobs, fetcher: Fetcher, on_progress: Callable[[], None]) -> None:
+    Those of a delta are not counted: it makes many others at once. `heard` rises with every message of either.
+    """
+
+    def __init__(
+        self, store: Blobs, fetcher: Fetcher, on_progress: Callable[[], None], deltas: Deltas | None = None
+    ) -> None:
         self._store = store
         self._fetcher = fetcher
         self._on_progress = on_progress
+        self._deltas = deltas
         self._reported = 0.0
         self.done = 0
         self.total = 0
+        self.heard = 0
 
     async def run(self, release: Release) -> None:
         """Fetch what is missing. Raises `Untrusted`, `Unavailable` and `WireError`."""
@@ -37,6 +48,8 @@ class Download:
         blobs.append(single(manifest.config.digest, manifest.config.size))
         self.total = sum(len(blob.chunks) for blob in blobs)
         for blob in blobs:
+            if self._deltas is not None:
+                await self._deltas.bring(blob, self._hear)
             await self._fetcher.fetch(blob, self._count)
 
     async def _manifest(self, release: Release) -> BundleManifest:
@@ -63,8 +76,12 @@ class Download:
             raise Untrusted(f"{manifest.target}: the chunk list of {file.path} is that of another blob")
         return chunks
 
+    def _hear(self) -> None:
+        self.heard += 1
+
     def _count(self, chunks: int) -> None:
         self.done += chunks
+        self._hear()
         if time.monotonic() - self._reported >= REPORT_EVERY:
             self._reported = time.monotonic()
             self._on_progress()

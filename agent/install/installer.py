@@ -1,16 +1,16 @@
 """The hands of the update machine: does what `agent.update` says, and tells it what came of it.
 
     verify     the release is listed, for us, not below its model's floor, and its digest is the one desired;
-               waits while metadata or the keys of its blobs are on their way
-    fetch      manifest, chunk lists, then every blob that is missing; room on the disk is checked first
+               waits while metadata or the keys of its blobs are on their way; then it has to fit (`agent.capacity`)
+    fetch      manifest, chunk lists, then every blob that is missing; waiting for the line is no fault, and is said
     stage      the parts fit together, and the release still stands above the floor
-    self-test  the golden set holds, in a child process
+    self-test  the golden set holds, in a child process, which says how much memory it took
     switch     load, warm up, let the candidate answer
-    watch      probation: a number of answers or a time without an error
+    watch      probation (`agent.probation`): errors, latency, and the golden set again
     commit     the candidate is the active model; what nobody needs is removed
 
 Every step is on disk before it is taken, so a killed agent knows where it was; a disk that takes none holds the update
-up until it does.
+up until it does. A step on this device that is not done by its deadline (settings) is a fault.
 """
 
 from __future__ import annotations
@@ -24,22 +24,29 @@ from typing import Final
 
 from agent import update
 from agent.blobs import Blobs
-from agent.errors import AgentError, Incompatible, Keyless, Unavailable, Untrusted
+from agent.errors import AgentError, Keyless, Unavailable, Untrusted
+from agent.install.delta import Deltas
 from agent.install.download import Download
-from agent.install.fetch import Fetcher, to_the_end
+from agent.install.fetch import Fetcher
 from agent.install.keys import ChunkKeys
 from agent.install.measure import Measurer
 from agent.install.releases import Missing, Releases
+from agent.install.room import Rooms
+from agent.install.steps import deadline, golden_again, how_it_ended, loaded, note_clean_stop, watch
+from agent.install.sweep import Sweeper
+from agent.probation import Rules
 from agent.serving.bundles import Bundle, prepare
-from agent.serving.selftest import self_test
+from agent.serving.selftest import Outcome, self_test
 from agent.serving.service import Served, Service
 from agent.settings import AgentSettings
 from agent.state import StateFile
 from agent.update import Action, Event, ModelState
+from wire.chunks import WHOLE, single
 from wire.errors import Untrusted as UntrustedByWire
 from wire.errors import WireError
 from wire.messages import SlotReport, UpdateReport
 from wire.orders import Desired
+from wire.profile import Limits
 from wire.release import Release
 from wire.trust import TrustedSet
 
@@ -47,6 +54,8 @@ log = logging.getLogger("agent.install.installer")
 
 DISK_AGAIN: Final = 30.0
 """Seconds until a step that the disk did not take is written again."""
+STILL: Final = 60.0
+"""Seconds without a chunk after which an update says that it waits."""
 
 
 class Installer:
@@ -66,14 +75,18 @@ class Installer:
         profile: str,
         runtimes: frozenset[str],
         on_change: Callable[[], None],
+        limits: Limits | None = None,
+        deltas: Deltas | None = None,
     ) -> None:
         self._settings = settings
         self._state = state
         self._store = store
         self._fetcher = fetcher
         self._keys = keys
+        self._deltas = deltas
         self._service = service
         self._listed = Releases(trusted, state, store, keys, now, profile, runtimes)
+        self._rooms = Rooms(store, self._listed, limits, settings.min_free)
         self._on_change = on_change
         self._models = state.models()
         self._downloads: dict[str, Download] = {}
@@ -81,12 +94,12 @@ class Installer:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._news = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
-        self._sweep: asyncio.Task[None] | None = None
+        self._sweeper = Sweeper(store, self._one_at_a_time, self._manifests, deltas.needed if deltas else set)
         self.measurer = Measurer(
             *(settings, state, store, fetcher, self._listed, now),
             alone=self._one_at_a_time,
             busy=lambda: any(model.busy for model in self._models.values()),
-            sweep=self._sweep_soon,
+            sweep=self._sweeper.soon,
             on_change=on_change,
         )
 
@@ -95,12 +108,13 @@ class Installer:
     async def restore(self) -> None:
         """At start, without any network: the active models answer, and interrupted updates go on or roll back."""
         self._keys.take(self._state.sealed_keys())
+        ended = how_it_ended(self._state)
         for name, model in list(self._models.items()):
             await self._restore_active(name, model)
-        self._sweep_soon()  # before any update: what a killed one left must not take the room of the next
+        self._sweeper.soon()  # before any update: what a killed one left must not take the room of the next
         for name, model in list(self._models.items()):
             if model.busy:
-                self._begin_task(name, self._resume(name))
+                self._begin_task(name, self._resume(name, ended))
         self.measurer.take(self._state.measuring())
 
     async def desire(self, desired: Desired) -> None:
@@ -110,12 +124,15 @@ class Installer:
         """
         wanted = {model.model: model for model in desired.models}
         steps = {name: update.desire(self._models.get(name, ModelState()), model) for name, model in wanted.items()}
+        ranks = {name: rank for rank, name in enumerate(wanted)}
         touched = [name for name, (_, actions) in steps.items() if actions]
         gone = self._models.keys() - wanted.keys()
-        models = {name: model for name, (model, _) in steps.items()}
+        models = {name: dataclasses.replace(model, rank=ranks[name]) for name, (model, _) in steps.items()}
         keys = desired.keys if self._keys.take(desired.keys) else ""
         measuring = self.measurer.wanted(desired.measure)
         self._state.accept_desired(desired.number, models, keys, measuring)
+        if self._deltas is not None:
+            self._deltas.take(desired.offers)
         self._models = models
         self._news.set()
         await self._cancel(*touched, *gone)
@@ -124,7 +141,7 @@ class Installer:
         for name in touched:
             self._begin(name, steps[name][1])
         if gone:
-            self._sweep_soon()
+            self._sweeper.soon()
         self.measurer.take(measuring)
         self._on_change()
 
@@ -133,12 +150,13 @@ class Installer:
         self._news.set()
         self.measurer.look_again()
 
-    async def stop(self) -> None:
-        """Leave every update where it is; its intent is on disk."""
+    async def stop(self, *, clean: bool = True) -> None:
+        """Leave every update where it is; its intent is on disk. `clean`: somebody asked the agent to end."""
         await self._cancel(*self._tasks)
         await self.measurer.stop()
-        if self._sweep is not None:
-            await self._sweep
+        await self._sweeper.stop()
+        if clean:
+            note_clean_stop(self._state)
 
     def slots(self) -> tuple[SlotReport, ...]:
         """Who stands in which slot."""
@@ -146,8 +164,15 @@ class Installer:
 
     def updates(self) -> tuple[UpdateReport, ...]:
         """The newest update of every model."""
-        reports = (update.report(model, *self._progress(name)) for name, model in sorted(self._models.items()))
+        reports = (self._report(name, model) for name, model in sorted(self._models.items()))
         return tuple(report for report in reports if report is not None)
+
+    def _report(self, name: str, model: ModelState) -> UpdateReport | None:
+        """With what holds its download up, as the fetcher sees it."""
+        report, trouble = update.report(model, *self._progress(name)), self._fetcher.trouble
+        if report is None or not trouble or model.update is None or model.update.state != "fetching":
+            return report
+        return dataclasses.replace(report, reason=trouble)
 
     def _progress(self, name: str) -> tuple[int, int]:
         download = self._downloads.get(name)
@@ -166,7 +191,7 @@ class Installer:
             except (AgentError, WireError) as e:
                 log.error("%s: %s cannot answer: %s", name, placed.target, e)  # noqa: TRY400  a reason, not a bug
                 if placed is model.active and isinstance(e, Unavailable):
-                    wanted = _wanted_again(model)
+                    wanted = update.wanted_again(model)
                 continue
             except Exception:
                 # A bug met by one model must not keep the others, and the next update, from this device.
@@ -187,7 +212,7 @@ class Installer:
 
     async def _load(self, digest: str) -> Served:
         prepare()
-        return await asyncio.to_thread(lambda: Served.load(Bundle.open(self._store, digest), self._settings.workers))
+        return await loaded(lambda: Served.load(Bundle.open(self._store, digest), self._settings.workers))
 
     def _begin(self, name: str, actions: tuple[Action, ...]) -> None:
         """First undo what is superseded, then start what is wanted."""
@@ -196,7 +221,7 @@ class Installer:
             if action is Action.ROLL_BACK:
                 self._service.roll_back(name)
             if action in (Action.DROP, Action.ROLL_BACK):
-                self._sweep_soon()
+                self._sweeper.soon()
             else:
                 self._start(name, action)
 
@@ -222,7 +247,7 @@ class Installer:
                 break
             except Unavailable as e:
                 log.error("%s: the update waits: %s", name, e)  # noqa: TRY400  a full disk, not a bug
-                self._models[name] = _waiting(self._models[name], str(e))
+                self._models[name] = update.waiting(self._models[name], str(e))
                 self._on_change()
             await asyncio.sleep(DISK_AGAIN)
         self._models[name] = model
@@ -232,9 +257,9 @@ class Installer:
 
     # --- one update -------------------------------------------------------------------------------------------
 
-    async def _resume(self, name: str) -> None:
+    async def _resume(self, name: str, ended: Event) -> None:
         """Go on with an update that a restart interrupted."""
-        model, action = update.step(self._models[name], Event.KILLED)
+        model, action = update.step(self._models[name], ended)
         await self._save(name, model)
         await self._drive(name, action)
 
@@ -277,112 +302,98 @@ class Installer:
         assert wanted is not None
         match action:
             case Action.VERIFY:
-                self._releases[name] = await self._verify(name, wanted)
+                await self._verify(name, wanted)
             case Action.FETCH:
                 await self._fetch(name, self._releases[name])
             case Action.STAGE:
-                self._listed.check(
-                    self._releases[name], wanted.digest
-                )  # the floor may have risen during a long download
-                await asyncio.to_thread(Bundle.open, self._store, wanted.digest)
+                # the floor may have risen during a long download
+                self._listed.check(self._releases[name], wanted.digest)
+                async with deadline("staging", self._settings.stage_timeout):
+                    await asyncio.to_thread(Bundle.open, self._store, wanted.digest)
             case Action.SELF_TEST:
-                await self_test(
-                    self._store.folder, wanted.digest, self._settings.selftest_timeout, self._settings.workers
-                )
+                outcome = await self._self_test(wanted.digest)
+                self._models[name] = update.measured(self._models[name], outcome.memory)
+                await self._rooms.check(name, self._models)
             case Action.SWITCH:
-                self._service.try_out(name, await self._load(wanted.digest))
+                async with deadline("switching", self._settings.switch_timeout):
+                    self._service.try_out(name, await self._load(wanted.digest))
             case Action.WATCH:
-                await self._watch(name)
+                await self._watch(name, wanted.digest)
             case _:
                 raise AssertionError(action)
 
     async def _verify(self, name: str, wanted: update.Update) -> Release:
-        """The release of a target, as soon as every document on the way to it and its keys are here."""
+        """The release of a target, as soon as every document on the way to it and its keys are here, and if it fits."""
         while True:
             self._news.clear()
             found = await self._listed.find(wanted.target, wanted.digest)
             if not isinstance(found, Missing):
+                self._releases[name] = found
+                await self._rooms.check(name, self._models)
                 return found
             await self._note_waiting(name, found.reason)
             await self._news.wait()
 
     async def _note_waiting(self, name: str, reason: str) -> None:
-        waiting = _waiting(self._models[name], reason)
+        waiting = update.waiting(self._models[name], reason)
         if waiting != self._models[name]:
             await self._save(name, waiting)
 
     async def _fetch(self, name: str, release: Release) -> None:
-        self._downloads[name] = Download(self._store, self._fetcher, self._on_change)
-        await self._downloads[name].run(release)
-
-    async def _watch(self, name: str) -> None:
-        """Probation. Raises `Incompatible` at the first error."""
-        probation: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        candidate, answers = self._service.answering(name), 0
-
-        def outcome(fault: str | None) -> None:
-            nonlocal answers
-            answers += fault is None
-            if fault is not None and not probation.done():
-                probation.set_exception(Incompatible(f"probation: {fault}"))
-            elif answers >= self._settings.probation_requests and not probation.done():
-                probation.set_result(None)
-
-        candidate.on_outcome = outcome
+        download = self._downloads[name] = Download(self._store, self._fetcher, self._on_change, self._deltas)
+        saying = asyncio.create_task(self._say_when_still(name, download), name=f"waiting {name}")
         try:
-            await asyncio.wait([probation], timeout=self._settings.probation_time)
-            if probation.done():
-                probation.result()
+            await self._fetch_size(name, release)
+            await download.run(release)
         finally:
-            candidate.on_outcome = None
-            probation.cancel()
+            saying.cancel()
+            await asyncio.gather(saying, return_exceptions=True)
+
+    async def _fetch_size(self, name: str, release: Release) -> None:
+        """Where an older signer left the size out, the manifest comes first, and no byte of the rest before it fits."""
+        if not release.size and release.length <= WHOLE:
+            await self._fetcher.fetch(single(release.digest, release.length), lambda _chunks: None)
+            await self._rooms.check(name, self._models)
+
+    async def _say_when_still(self, name: str, download: Download) -> None:
+        """A line that is down is no fault of the update, so it has no deadline; but nobody should have to guess."""
+        while True:
+            before = download.heard
+            await asyncio.sleep(STILL)
+            still = download.heard == before
+            why = self._fetcher.trouble or f"no chunk came for {STILL:.0f} s: is the line up?"
+            await self._note_waiting(name, why if still else "")
+
+    async def _self_test(self, digest: str) -> Outcome:
+        return await self_test(self._store.folder, digest, self._settings.selftest_timeout, self._settings.workers)
+
+    async def _watch(self, name: str, digest: str) -> None:
+        """Probation. Raises `Incompatible` when the candidate is not as good as the active model."""
+        candidate, active = self._service.answering(name), self._service.before(name)
+        rules = Rules(
+            requests=self._settings.probation_requests,
+            errors=self._settings.probation_errors,
+            slowdown=self._settings.probation_slowdown,
+        )
+        await watch(candidate, active.figures if active else None, rules, self._settings.probation_time)
+        async with deadline("probation", self._settings.switch_timeout):
+            await self._golden_again(candidate, digest)
+
+    async def _golden_again(self, candidate: Served, digest: str) -> None:
+        await golden_again(candidate, await asyncio.to_thread(Bundle.open, self._store, digest))
 
     async def _end(self, name: str, action: Action) -> None:
         if action is Action.COMMIT:
             self._service.commit(name)
         if action is Action.ROLL_BACK:
             self._service.roll_back(name)
-        await self._collect()
+        await self._sweeper.now()
         self.measurer.look_again()
         self._on_change()
 
-    def _sweep_soon(self) -> None:
-        """Collect when no download is under way: its files may not be known from a manifest yet."""
-        if self._sweep is None or self._sweep.done():
-            self._sweep = asyncio.create_task(self._collect_alone())
-
-    async def _collect_alone(self) -> None:
-        async with self._one_at_a_time:
-            await self._collect()
-
-    async def _collect(self) -> None:
-        """Remove what no slot and no update under way needs. Nothing is removed while a manifest cannot be read."""
-        try:
-            await to_the_end(self._collect_now)
-        except (AgentError, WireError) as e:
-            log.warning("old files stay for now: %s", e)
-
-    def _collect_now(self) -> None:
-        self._store.collect(self._needed())
-
-    def _needed(self) -> set[str]:
-        manifests = {digest for model in self._models.values() for digest in model.digests}
-        manifests |= self.measurer.digests()
-        return manifests | {blob for digest in manifests for blob in self._store.blobs_of(digest)}
-
-
-def _waiting(model: ModelState, reason: str) -> ModelState:
-    assert model.update is not None
-    said = f"waiting: {reason}"[: update.LONGEST_REASON]
-    return dataclasses.replace(model, update=dataclasses.replace(model.update, reason=said))
-
-
-def _wanted_again(model: ModelState) -> ModelState:
-    """The update that brought the active model begins anew: the fleet has no reason to say again what it wants."""
-    last = model.update
-    if last is None or last.state != "committed" or model.active is None or last.digest != model.active.digest:
-        return model
-    return dataclasses.replace(model, update=dataclasses.replace(last, state="verifying", reason="", starts=0))
+    def _manifests(self) -> set[str]:
+        """Those whose files must stay: in a slot, under way, or being measured."""
+        return {digest for model in self._models.values() for digest in model.digests} | self.measurer.digests()
 
 
 def _because(reason: str) -> str:

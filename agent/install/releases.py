@@ -47,6 +47,15 @@ class Releases:
             return Missing("the fleet has not sealed the keys of this release to this device yet")
         return release
 
+    def peek(self, target: str, digest: str) -> Release | None:
+        """The release of a target if it is here and may be fetched; its keys are another matter."""
+        try:
+            release = self.trusted.release(target, self.now())
+            self.check(release, digest)
+        except WireError:
+            return None
+        return release
+
     def check(self, release: Release, digest: str) -> None:
         """Raises wire's `Untrusted` and `Incompatible`."""
         floor = self.state.floor(release.model)

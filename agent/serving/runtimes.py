@@ -7,7 +7,9 @@ graph.run({"input_ids": ..., "attention_mask": ...})     # {"logits": float32 [1
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,6 +39,16 @@ def installed(workers: Mapping[str, str]) -> frozenset[str]:
     """Names of the runtimes that are here, by package or by a worker's Python. Only the self-test proves one works."""
     here = {name for name, module in MODULES.items() if find_spec(module) is not None}
     return frozenset(here | {name for name, python in workers.items() if Path(python).exists()})
+
+
+def import_runtime(runtime: str) -> None:
+    """Import the library of a runtime that shares the interpreter, and numpy, before what a model takes is measured.
+
+    One that is not here is reported when a model is loaded.
+    """
+    with suppress(ImportError):
+        import_module("wire.processing")
+        import_module(MODULES.get(runtime, "numpy"))
 
 
 def load_graph(runtime: str, path: Path, pipeline: Pipeline, workers: Mapping[str, str]) -> LoadedGraph:

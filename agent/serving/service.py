@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from agent.errors import Malformed, NotFound, Unavailable
+from agent.probation import Figures
 from agent.serving.bundles import Bundle, Model
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ class Served:
         self.pipeline = bundle.pipeline
         self.labels = bundle.labels
         self.on_outcome: Callable[[str | None], None] | None = None
-        """Hears of every request while the model is on probation: None, or what went wrong."""
+        """Hears of every request while the model is on probation, after it is counted: None, or what went wrong."""
+        self.figures = Figures()
         self._model = model
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"model-{bundle.manifest.name}")
 
@@ -79,6 +81,15 @@ class Served:
 
     def _answer(self, examples: tuple[Example, ...]) -> tuple[Result, ...]:
         return tuple(self._model.answer(example) for example in examples)
+
+    def note(self, latency_ms: float, fault: str | None = None) -> None:
+        """Count a request; `fault` is what went wrong, by the model's fault."""
+        if fault is None:
+            self.figures.answered(latency_ms)
+        else:
+            self.figures.failed(fault)
+        if self.on_outcome is not None:
+            self.on_outcome(fault)
 
     def retire(self) -> None:
         """Answer what is queued, then give the memory back."""
@@ -124,17 +135,15 @@ class Service:
         except Malformed:
             raise  # the caller's fault, and nothing against the model
         except Exception as e:  # whatever it is, it counts against the model, and goes on to the caller
-            self._note(served, str(e) or type(e).__name__, "failed")
+            self.requests["failed"] += 1
             self._meter.failed(name, served.digest)
+            served.note(0.0, str(e) or type(e).__name__)
             raise
-        self._note(served, None, "answered")
-        self._meter.answered(name, served.digest, (time.perf_counter() - started) * 1000, results)
+        latency = (time.perf_counter() - started) * 1000
+        self.requests["answered"] += 1
+        self._meter.answered(name, served.digest, latency, results)
+        served.note(latency)
         return Answer(name, served, results)
-
-    def _note(self, served: Served, fault: str | None, what: str) -> None:
-        self.requests[what] += 1
-        if served.on_outcome is not None:
-            served.on_outcome(fault)
 
     # --- for the installer ------------------------------------------------------------------------------------
 
@@ -146,6 +155,11 @@ class Service:
         """Let a candidate answer; the active model stays loaded until it is committed."""
         standing = self._standing.get(name)
         self._standing[name] = _Standing(candidate, standing.active if standing else None)
+
+    def before(self, name: str) -> Served | None:
+        """The active model that a candidate was put in front of; None when there is none."""
+        standing = self._standing[name]
+        return standing.active if standing.active is not standing.answering else None
 
     def commit(self, name: str) -> None:
         """The candidate is the active model from here."""

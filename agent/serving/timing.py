@@ -18,12 +18,10 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Final
 
-import psutil
-
 from agent.blobs import Blobs
 from agent.errors import AgentError, Incompatible
 from agent.serving.bundles import Bundle, Model
-from agent.serving.selftest import be_a_child, in_child
+from agent.serving.selftest import be_a_child, in_child, resident
 from wire.errors import WireError
 
 WARM_UP: Final = 3
@@ -61,13 +59,13 @@ def time_here(bundle: Bundle, workers: Mapping[str, str], rounds: int, until: fl
     """Load, check and time a bundle in this process; no round begins after `until` on the monotonic clock."""
     from wire.processing import example_of, golden_fault  # noqa: PLC0415  numpy comes with a model
 
-    before, started = _resident(), time.perf_counter()
+    before, started = resident(), time.perf_counter()
     model = Model.load(bundle, workers)
     load_ms = (time.perf_counter() - started) * 1000
     cases = [(case, example_of(case)) for case in bundle.golden.cases]
     found = (golden_fault(case, model.answer(example), bundle.golden.max_abs) for case, example in cases)
     faults = [fault for fault in found if fault is not None]
-    memory = max(_resident() - before, 0)
+    memory = max(resident() - before, 0)
     if faults:
         return Outcome(f"{len(faults)} of {len(cases)} golden cases do not hold: {faults[0]}")
     examples = [example for _, example in cases]
@@ -105,12 +103,6 @@ def _rounds(model: Model, examples: Sequence[Any], rounds: int, until: float) ->
             model.answer(example)
             times.append((time.perf_counter() - started) * 1000)
     return times
-
-
-def _resident() -> int:
-    """Bytes in memory of this process and of a runtime's worker."""
-    this = psutil.Process()
-    return sum(process.memory_info().rss for process in (this, *this.children(recursive=True)))
 
 
 def main() -> int:

@@ -78,7 +78,7 @@ def _add(listing: Listing, manifests: Iterable[tuple[BundleManifest, bytes]]) ->
             continue
         counter = counters.setdefault((model, manifest.version), mark.counter + 1)
         fields = (manifest.target, digest(data), len(data), manifest.profile, manifest.runtime)
-        release = Release(*fields, counter, mark.floor)
+        release = Release(*fields, counter, mark.floor, manifest.size)
         listing.releases[release.target] = release
         listing.marks[model] = mark.above(Mark(counter, mark.floor))
         added.append(release)

@@ -50,16 +50,17 @@ def _possible(data: bytes) -> npt.NDArray[np.int64]:
     found = [np.empty(0, np.int64)]
     for block in range(0, len(data), _BLOCK):
         overlap = min(block, _WINDOW - 1)
-        hashes = _hashes(np.frombuffer(data, np.uint8, min(_BLOCK, len(data) - block) + overlap, block - overlap))
+        piece = np.frombuffer(data, np.uint8, min(_BLOCK, len(data) - block) + overlap, block - overlap)
+        hashes = rolling(piece, _WINDOW)
         found.append(np.flatnonzero(hashes[overlap:] < _THRESHOLD) + block + 1)
     return np.concatenate(found)
 
 
-def _hashes(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
-    """`h[i]` = sum of `GEAR[b[i - k]] << k` for k below 32, modulo 2^32, by doubling the window five times."""
+def rolling(block: npt.NDArray[np.uint8], window: int) -> npt.NDArray[np.uint32]:
+    """`h[i]` = sum of `GEAR[b[i - k]] << k` for k below `window`, modulo 2^32: a power of 2, by doubling."""
     hashes = _GEAR[block].astype(np.uint32)
     width = 1
-    while width < _WINDOW:
+    while width < window:
         older = hashes[:-width] << np.uint32(width)
         hashes[width:] += older
         width *= 2

@@ -126,6 +126,8 @@ def _features(profile: Profile, file: str) -> Found:  # noqa: ARG001
 def _limits(profile: Profile, file: str) -> Found:  # noqa: ARG001
     if size(profile.limits.memory) >= size(profile.hardware.memory):
         yield "limits.memory", f"it is not below the {profile.hardware.memory} of the hardware: leave the system some"
+    if profile.limits.store_bytes < size(profile.limits.disk):
+        yield "limits.store", f"it is below the {profile.limits.disk} that one bundle may have: no such one would fit"
 
 
 def _detect(profile: Profile, file: str) -> Found:  # noqa: ARG001

@@ -18,6 +18,7 @@ from fleet import errors
 from fleet.api import audit as api_audit
 from fleet.api import authorities as api_authorities
 from fleet.api import batches as api_batches
+from fleet.api import blobs as api_blobs
 from fleet.api import builds as api_builds
 from fleet.api import commands as api_commands
 from fleet.api import datasets as api_datasets
@@ -59,7 +60,7 @@ ROUTERS = tuple(
     for m in (
         *(api_status, est, gateway, api_devices, api_batches, api_commands),
         *(api_authorities, api_releases, api_rollouts, api_people, api_audit),
-        *(api_datasets, api_builds, api_measure),
+        *(api_datasets, api_builds, api_measure, api_blobs),
     )
 )
 _CODES = {404: "not-found", 405: "malformed"}

@@ -13,7 +13,7 @@ from fleet.api.auth import caller_of, tell
 from fleet.services import Services, services_of
 from fleet.trust import batches
 from fleet.trust.batches import MAX_LIFETIME, MAX_QUOTA, BatchRequest
-from wire.messages import EnrolmentKit
+from wire.kit import EnrolmentKit
 from wire.units import show_instant
 
 router = APIRouter(prefix="/api/v1/batches")

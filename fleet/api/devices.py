@@ -15,7 +15,7 @@ from fleet.api.auth import caller_of, tell
 from fleet.services import Services, services_of
 from fleet.store.tables import Device
 from fleet.trust.enrolment import KitRequest
-from wire.messages import EnrolmentKit
+from wire.kit import EnrolmentKit
 
 router = APIRouter(prefix="/api/v1/devices")
 

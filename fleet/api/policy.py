@@ -40,6 +40,7 @@ def may(permission: str) -> Rule:
 PUBLIC: Final = Rule(public=True)
 ANYONE: Final = Rule(anyone=True)
 RENEWAL: Final = Rule(device=True, adopts=True)
+CHUNKS: Final = Rule(device=True, audited=False)
 # It changes nothing here, and a device calls it as often as it likes: an entry each would fill the disk.
 GATEWAY: Final = Rule(permission="gateway.use", device=True, audited=False)
 
@@ -64,6 +65,9 @@ POLICY: Final[Mapping[tuple[str, str], Rule]] = {
     ("POST", "/api/v1/batches"): may("devices.enrol"),
     ("POST", "/api/v1/batches/{batch}/revoke"): may("devices.revoke"),
     ("POST", "/api/v1/devices/{device}/commands"): may("devices.command"),
+    # what a device answered may be its log: for those who may ask for it
+    ("GET", "/api/v1/devices/{device}/commands"): may("devices.command"),
+    ("GET", "/api/v1/devices/{device}/commands/{command}"): may("devices.command"),
     # authorities
     ("GET", "/api/v1/authorities"): may("authorities.read"),
     ("POST", "/api/v1/authorities"): may("authorities.manage"),
@@ -75,6 +79,7 @@ POLICY: Final[Mapping[tuple[str, str], Rule]] = {
     ("POST", "/api/v1/trust/keys"): may("authorities.manage"),
     ("HEAD", "/api/v1/blobs/{digest}"): may("releases.publish"),
     ("PUT", "/api/v1/blobs/{digest}"): may("releases.publish"),
+    ("GET", "/api/v1/blobs/{digest}/chunks"): CHUNKS,
     ("POST", "/api/v1/evidence"): may("releases.publish"),
     ("GET", "/api/v1/models"): may("releases.read"),
     # builds: whoever publishes what is released may have it made here

@@ -57,4 +57,5 @@ def _status(services: Services) -> dict[str, Any]:
         "rollouts": rollouts,
         "telemetry": telemetry,
         "security": security,
+        "transfer": {"published": services.transfer.published, "ranges": services.ranges.sent},
     }

@@ -48,7 +48,7 @@ class Runner:
     def __init__(self, settings: FleetSettings, queue: Queue, blobs: BlobStore, serial: Serial) -> None:
         self._settings, self._queue, self._blobs, self._serial = settings, queue, blobs, serial
         self.folder = settings.data / "builds"
-        self._user = _user(settings.build_user)
+        self._user = user_of(settings.build_user)
         self._wake = asyncio.Event()
         self._asked: dict[str, asyncio.Future[str]] = {}
 
@@ -93,7 +93,7 @@ class Runner:
             # Others may pass through, to a folder of theirs whose name they know, and see nothing on the way.
             self._settings.data.chmod(0o711)
             self.folder.chmod(0o711)
-            _give(cache, self._user)
+            give(cache, self._user)
 
     async def _run(self) -> None:
         tasks: set[asyncio.Task[None]] = set()
@@ -202,7 +202,7 @@ class Runner:
             memory=f"{self._settings.build_memory * 3 // 4} B",
         )
         if self._user:
-            _give(work, self._user)
+            give(work, self._user)
         return job
 
     def _data(self, row: DatasetRow, work: Path) -> Data:
@@ -218,7 +218,7 @@ class Runner:
             raise Unavailable("the compiler said that it was done, and wrote nothing")
         made.rename(kept)
         if self._user:
-            _give(kept, str(os.getuid()))
+            give(kept, str(os.getuid()))
         found = []
         for parent, _, names in os.walk(kept):
             for path in (Path(parent) / name for name in names):
@@ -267,7 +267,7 @@ def _verdict(ended: Ended) -> tuple[str, str]:
     return "failed", f"the compiler crashed ({how}) before it was done: {ended.words}"
 
 
-def _user(name: str) -> str:
+def user_of(name: str) -> str:
     """Whom a compiler runs as; "" for us. Raises `Unavailable` for a user that does not exist."""
     if not name:
         return ""
@@ -281,7 +281,7 @@ def _user(name: str) -> str:
     return name
 
 
-def _give(folder: Path, user: str) -> None:
+def give(folder: Path, user: str) -> None:
     """Make a folder with everything in it a user's own."""
     owner: Sequence[int] = (int(user), os.getgid()) if user.isdigit() else pwd.getpwnam(user)[2:4]
     for parent, folders, names in os.walk(folder):

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Final
 
 from sqlmodel import Session, col, select
 
@@ -27,7 +28,7 @@ from fleet.rollout_service import Rollouts
 from fleet.store.database import Database
 from fleet.store.tables import Device
 from fleet.trust.acks import Acks
-from fleet.trust.desired import DesiredStates, jobs_of, models_of
+from fleet.trust.desired import DesiredStates
 from fleet.trust.identity import LISTENED, open_statement
 from wire.errors import WireError
 from wire.messages import Presence, Reply, Reported, TelemetryBatch, Want
@@ -40,6 +41,9 @@ from wire.topics import Topic, parse
 from wire.topics import Want as WantTopic
 from wire.units import show_instant
 
+GRANTED: Final = timedelta(seconds=10)
+GRANTS: Final = 20_000
+"""How many are held; others are looked up each time."""
 _log = logging.getLogger(__name__)
 
 
@@ -58,8 +62,9 @@ class Answer:
 class Inbox:
     """One method per kind of message. `gate` is asked before a message comes here.
 
-    `remembered`: who is online only by the broker's memory, and since when. `revoke` makes the broker heed certificates
-    that stopped being good, `hold` shuts a device out for a moment.
+    `granted`: until when which device may wish for which blob without being looked up. `remembered`: who is online
+    only by the broker's memory, and since when. `revoke` makes the broker heed certificates that stopped being good,
+    `hold` shuts a device out for a moment.
     """
 
     database: Database
@@ -77,14 +82,18 @@ class Inbox:
     offline_after: timedelta
     clock: Callable[[], datetime]
     remembered: dict[str, datetime] = field(default_factory=dict)
+    granted: dict[tuple[str, str], datetime] = field(default_factory=dict)
 
     def take(self, topic: str, payload: bytes, retained: bool) -> None:
         """Handle one message. Never raises for what a device sent."""
         if not payload:
             return  # a retained message was cleared
         try:
+            parsed = parse(topic)
+            if isinstance(parsed, WantTopic) and self._progress(parsed, payload):
+                return
             with self.database.transaction() as session:
-                answer = self._handle(session, parse(topic), payload, retained=retained)
+                answer = self._handle(session, parsed, payload, retained=retained)
             self._send(answer)
         except Unavailable as e:  # our own disk: the device is not to blame, and sends it again
             _log.error("a message on %s was not taken: %s", topic, e)
@@ -113,6 +122,29 @@ class Inbox:
                 row.online = False
                 session.add(row)
 
+    def _progress(self, topic: WantTopic, payload: bytes) -> bool:
+        """Take a wish for a blob that this device was found to be assigned a moment ago.
+
+        Devices say many times in a transfer how far they are: a transaction each would be what the transfer waits for.
+        """
+        want, now = Want.from_bytes(payload), self.clock()
+        if self.granted.get((topic.device, want.digest), now) <= now:
+            return False
+        self.transfer.want(topic.device, want)
+        return True
+
+    def _grant(self, device: str, digest: str) -> None:
+        now = self.clock()
+        if len(self.granted) >= GRANTS:
+            for old in [key for key, until in self.granted.items() if until <= now]:
+                del self.granted[old]
+        if len(self.granted) < GRANTS:
+            self.granted[device, digest] = now + GRANTED
+
+    def may_fetch(self, session: Session, row: Device, digest: str) -> bool:
+        """Whether a blob is assigned to a device."""
+        return self.desired.may_fetch(session, row, digest)
+
     def _handle(self, session: Session, topic: Topic, payload: bytes, *, retained: bool) -> Answer:
         assert isinstance(topic, StateTopic | ReportedTopic | TelemetryTopic | WantTopic | ReplyTopic)
         row = devices.find(session, topic.device)
@@ -121,8 +153,9 @@ class Inbox:
             return Answer()
         answer = self._dispatch(session, row, topic, payload, retained=retained)
         if not retained:
-            row.last_seen = show_instant(self.clock())
             self.remembered.pop(row.id, None)
+        if not retained and not isinstance(topic, WantTopic):  # a fleet that fetches would keep the disk busy with it
+            row.last_seen = show_instant(self.clock())
         session.add(row)
         return answer
 
@@ -163,7 +196,7 @@ class Inbox:
 
     def _telemetry(self, session: Session, row: Device, payload: bytes) -> Answer:
         batch = open_statement(session, row, payload, TelemetryBatch)
-        telemetry.store(session, row, batch, self.clock())
+        telemetry.store(session, row, batch, self.clock(), self.acks.orders.epoch)
         return Answer(ack=self.acks.of_batch(session, row, batch))
 
     def _reply(self, session: Session, row: Device, payload: bytes) -> Answer:
@@ -175,8 +208,10 @@ class Inbox:
 
     def _want(self, session: Session, row: Device, want: Want) -> Answer:
         """Only what is assigned. Who has not reported the newest desired state yet may ask for the one before."""
-        if self.desired.blob_keys.covers([*models_of(row), *jobs_of(session, row)], want.digest):
-            self.transfer.want(want)
+        if self.may_fetch(session, row, want.digest):
+            self.transfer.want(row.id, want)
+            if want.count > 1:
+                self._grant(row.id, want.digest)
             return Answer()
         last = devices.last_report(row)
         if last is not None and (last.desired_epoch, last.desired_seq) < (row.desired_epoch, row.desired_seq):

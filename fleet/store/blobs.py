@@ -87,6 +87,10 @@ class BlobStore:
             yield receiver
             receiver.check()
 
+    def remove(self, digest: str) -> None:
+        """Let go of a blob, if it is here."""
+        self.path(digest).unlink(missing_ok=True)
+
     def add(self, data: bytes) -> str:
         """Store some bytes and give back their digest. Raises `StorageFull`."""
         digest = digest_of(data)

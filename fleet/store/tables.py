@@ -5,7 +5,7 @@ A change here needs a migration in `migrations/versions`; a test compares the tw
 
 from __future__ import annotations
 
-from sqlalchemy import Text, UniqueConstraint
+from sqlalchemy import Index, Text, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
 
@@ -100,17 +100,66 @@ class DeviceStats(SQLModel, table=True):
 
 
 class TelemetryRow(SQLModel, table=True):
-    """One telemetry record. `(device, boot, seq)` names it for ever, so it is stored once."""
+    """One telemetry record. `(device, boot, seq)` names it for ever, so it is stored once.
+
+    It stands for the records of its stream from `first` to `seq`.
+    """
 
     __tablename__ = "telemetry"
-    __table_args__ = (UniqueConstraint("device", "boot", "seq", name="telemetry_once"),)
+    __table_args__ = (
+        UniqueConstraint("device", "boot", "seq", name="telemetry_once"),
+        Index("ix_telemetry_stream", "device", "stream", "id"),
+    )
 
     id: int | None = Field(default=None, primary_key=True)
     device: str = Field(foreign_key="device.id")
     boot: str
+    stream: str = "inference"
+    first: int
     seq: int
     received: str
     record: str = Field(sa_type=Text)
+
+
+class LedgerRow(SQLModel, table=True):
+    """One stream of a device: what is stored, what the device said last (`document`), and what does not balance.
+
+    `memory` and `epoch` are those for which `offset` (between the device's count of delivered records and `stored`) and
+    `merged_before` hold; `lost` waited on a device whose memory was lost.
+    """
+
+    __tablename__ = "telemetry_ledger"
+
+    device: str = Field(primary_key=True, foreign_key="device.id")
+    stream: str = Field(primary_key=True)
+    stored: int = 0
+    merged: int = 0
+    memory: str = ""
+    epoch: int = 0
+    offset: int = 0
+    merged_before: int = 0
+    lost: int = 0
+    fault: str = Field(default="", sa_type=Text)
+    document: str = Field(default="", sa_type=Text)
+
+
+class CommandRow(SQLModel, table=True):
+    """A command to a device, and what came of it. `state`: waiting, done, refused, failed, expired or replaced.
+
+    `reply` is what the device answered.
+    """
+
+    __tablename__ = "command"
+
+    device: str = Field(primary_key=True, foreign_key="device.id")
+    epoch: int = Field(primary_key=True)
+    seq: int = Field(primary_key=True)
+    action: str
+    issued: str
+    expires: str
+    state: str = "waiting"
+    ended: str | None = None
+    reply: str = Field(default="", sa_type=Text)
 
 
 class SecurityRow(SQLModel, table=True):
@@ -311,6 +360,28 @@ class MeasureRow(SQLModel, table=True):
     emulated: bool = False
     timing: str = Field(default="", sa_type=Text)
     measurements: str = Field(default="[]", sa_type=Text)
+
+
+class DeltaRow(SQLModel, table=True):
+    """What makes `blob` of `base`, made once. `state`: waiting, ready or failed, with the reason.
+
+    `lacking`: bytes of chunks that it saves. `delta` is a blob here, `chunks` its chunk list if it has one. `used` is
+    when it was offered last, to the hour.
+    """
+
+    __tablename__ = "delta"
+
+    base: str = Field(primary_key=True)
+    blob: str = Field(primary_key=True)
+    lacking: int
+    state: str = Field(default="waiting", index=True)
+    reason: str = Field(default="", sa_type=Text)
+    delta: str = ""
+    size: int = 0
+    chunks: str | None = None
+    chunks_size: int = 0
+    created: str
+    used: str
 
 
 class MetaRow(SQLModel, table=True):

@@ -28,7 +28,7 @@ from fleet.trust.certificates import is_of
 from fleet.trust.enrolment import SUBJECT, Enrolment, check_not_a_batch, new_row
 from fleet.trust.identity import OUT
 from wire.document import check_device, check_name
-from wire.messages import Claim, EnrolmentKit
+from wire.kit import Claim, EnrolmentKit
 from wire.units import instant, show_instant
 
 MAX_QUOTA: Final = 100_000

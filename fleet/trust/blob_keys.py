@@ -8,12 +8,12 @@ keys.covers(models, blob)           # whether it may ask for chunks of this one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Final
 
 from fleet.trust.repository import Repository, blobs_of
-from wire.orders import DesiredModel, MeasureJob
+from wire.orders import DeltaOffer, DesiredModel, MeasureJob
 from wire.secrecy import blob_key
 
 _HELD: Final = 4096
@@ -34,6 +34,11 @@ class BlobKeys:
     def ring(self, models: Iterable[DesiredModel | MeasureJob]) -> dict[str, bytes]:
         """Every key that these models and jobs need. What is not listed any more has none: none of it is sent."""
         return {blob: self.of(blob, chunk_list) for blob, chunk_list in self._blobs(models)}
+
+    def of_offers(self, offers: Sequence[DeltaOffer]) -> dict[str, bytes]:
+        """The keys of deltas and of their chunk lists."""
+        keys = {offer.delta: self.of(offer.delta, offer.chunks) for offer in offers}
+        return keys | {offer.chunks: self.of(offer.chunks, None) for offer in offers if offer.chunks is not None}
 
     def covers(self, models: Iterable[DesiredModel | MeasureJob], blob: str) -> bool:
         """Whether a blob belongs to one of these models and jobs."""

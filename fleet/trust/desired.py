@@ -7,7 +7,7 @@ goes back, whatever is sent again. With it go the keys of the models' blobs, sea
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -18,36 +18,36 @@ from fleet.errors import Conflict
 from fleet.store.tables import Device, MeasureRow
 from fleet.trust.blob_keys import BlobKeys
 from fleet.trust.orders import OrderSigner
-from wire.orders import Desired, DesiredModel, MeasureJob
+from wire.orders import DeltaOffer, Desired, DesiredModel, MeasureJob
 from wire.secrecy import public_key, seal_keys
 from wire.units import show_instant
+
+Offers = Callable[[Session, Device, Sequence[DesiredModel]], Sequence[DeltaOffer]]
+
+
+def _no_offers(_session: Session, _device: Device, _models: Sequence[DesiredModel]) -> Sequence[DeltaOffer]:
+    return ()
 
 
 @dataclass(frozen=True)
 class DesiredStates:
-    """Signs desired states. `lifetime` is how long one may still start an install."""
+    """Signs desired states. `lifetime` is how long one may still start an install, `offers` the deltas for a device."""
 
     orders: OrderSigner
     blob_keys: BlobKeys
     lifetime: timedelta
+    offers: Offers = _no_offers
 
     def assign(self, session: Session, device: Device, models: Sequence[DesiredModel]) -> None:
         """Give a device its next desired state. The caller publishes it once the transaction is through.
 
         Raises `Conflict` when it would be larger than a device takes.
         """
-        dates, jobs = self.orders.dates(self.lifetime), jobs_of(session, device)
-        desired = Desired(
-            device=device.id,
-            epoch=self.orders.epoch,
-            seq=device.desired_seq + 1,
-            issued=dates.issued,
-            expires=dates.expires,
-            models=tuple(models),
-            keys=self._sealed(device, [*models, *jobs]),
-            measure=tuple(jobs),
-        )
-        if len(desired.to_bytes()) > Desired.LIMIT:
+        jobs = jobs_of(session, device)
+        desired = self._statement(device, models, jobs, self.offers(session, device, models))
+        if desired is None:  # an offer may be left out, a model not
+            desired = self._statement(device, models, jobs, ())
+        if desired is None:
             raise Conflict(
                 f"device {device.id}: {len(models)} models and {len(jobs)} measuring jobs with their keys are more "
                 f"than the {Desired.LIMIT} bytes that a desired state may have: give it fewer"
@@ -57,6 +57,31 @@ class DesiredStates:
         device.desired_models = json.dumps([m.to_value() for m in models])
         device.desired_envelope = self.orders.sign(desired).decode()
         session.add(device)
+
+    def may_fetch(self, session: Session, device: Device, blob: str) -> bool:
+        """Whether a device may ask for chunks of a blob: of a model, a job, or a delta that is offered to it."""
+        models = models_of(device)
+        if self.blob_keys.covers([*models, *jobs_of(session, device)], blob):
+            return True
+        return any(blob in (offer.delta, offer.chunks) for offer in self.offers(session, device, models))
+
+    def _statement(
+        self, device: Device, models: Sequence[DesiredModel], jobs: Sequence[MeasureJob], offers: Sequence[DeltaOffer]
+    ) -> Desired | None:
+        """The device's next desired state; None when it is larger than a device takes."""
+        dates = self.orders.dates(self.lifetime)
+        desired = Desired(
+            device=device.id,
+            epoch=self.orders.epoch,
+            seq=device.desired_seq + 1,
+            issued=dates.issued,
+            expires=dates.expires,
+            models=tuple(models),
+            keys=self._sealed(device, [*models, *jobs], offers),
+            measure=tuple(jobs),
+            offers=tuple(offers),
+        )
+        return desired if len(desired.to_bytes()) <= Desired.LIMIT else None
 
     def take_sealing_key(self, session: Session, device: Device, text: str) -> bool:
         """Keep the key that a device reports; True when a desired state was signed anew for it.
@@ -93,9 +118,9 @@ class DesiredStates:
             self.assign(session, device, models_of(device))
         return [device.id for device in signed]
 
-    def _sealed(self, device: Device, models: Sequence[DesiredModel | MeasureJob]) -> str:
+    def _sealed(self, device: Device, models: Sequence[DesiredModel | MeasureJob], offers: Sequence[DeltaOffer]) -> str:
         """Empty until the device said what to seal to: its first report brings the keys."""
-        ring = self.blob_keys.ring(models)
+        ring = self.blob_keys.ring(models) | self.blob_keys.of_offers(offers)
         return seal_keys(ring, public_key(device.sealing_key), device.id) if ring and device.sealing_key else ""
 
 

@@ -24,7 +24,7 @@ from fleet.trust.certificates import Certificates, is_of
 from fleet.trust.desired import DesiredStates
 from fleet.trust.identity import OUT
 from wire.document import check_device, check_name
-from wire.messages import Claim, EnrolmentKit
+from wire.kit import Claim, EnrolmentKit
 from wire.profile import Profile
 from wire.units import instant, show_instant
 

@@ -13,6 +13,7 @@ import random
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -38,8 +39,8 @@ from agent.state import StateFile
 from wire import topics
 from wire.chunks import ChunkList, from_bitmap, single
 from wire.dsse import open_by_key, seal
-from wire.messages import Presence, Reply, Reported, Statement, TelemetryBatch, Want
-from wire.orders import Ack, Command, Desired, DesiredModel, MeasureJob
+from wire.messages import Presence, Reply, Reported, Statement, TelemetryBatch, TelemetryRecord, Want
+from wire.orders import Ack, Command, DeltaOffer, Desired, DesiredModel, MeasureJob
 from wire.secrecy import blob_key, encrypt_chunk, public_key, seal_keys
 from wire.units import show_instant
 
@@ -102,6 +103,7 @@ class SimFleet:
         self.seq = self.ack_seq = self.command_seq = 0
         self.desired: bytes | None = None
         self.records: dict[tuple[str, int], int] = {}
+        self.kept: list[TelemetryRecord] = []
         self.reports: list[Reported] = []
         self.replies: list[Reply] = []
         self.numbers: dict[type[Statement], tuple[int, int]] = {}
@@ -109,6 +111,12 @@ class SimFleet:
         self.acks: list[bytes] = []
         self.wants = 0
         self.sent_chunks = 0
+        self.sent_bytes: Counter[str] = Counter()
+        self.offers: tuple[DeltaOffer, ...] = ()
+        self.deltas: dict[str, tuple[bytes, str | None]] = {}
+        """What offers name, by digest: its bytes and the digest of its chunk list."""
+        self.missing: set[str] = set()
+        """Blobs that are asked for in vain."""
 
     # what is published
 
@@ -137,6 +145,7 @@ class SimFleet:
             measure=tuple(
                 MeasureJob(id=id_, target=b.target, digest=b.digest, rounds=5) for id_, b in self.measure.items()
             ),
+            offers=self.offers,
         )
         if not self.faults.hold_desired:
             self.desired = self.sign(statement)
@@ -167,8 +176,8 @@ class SimFleet:
         return {"issued": show_instant(now), "expires": show_instant(now + life), **changes}
 
     def keys(self, *bundles: TinyBundle) -> dict[str, bytes]:
-        """Key by blob, of everything in these bundles."""
-        found = {}
+        """Key by blob, of everything in these bundles, and of the deltas."""
+        found = {blob: blob_key(self.secret, blob, chunks) for blob, (_, chunks) in self.deltas.items()}
         for bundle in bundles:
             lists = {f.digest: f.chunks for f in bundle.manifest.files}
             for blob in (bundle.digest, bundle.manifest.config.digest, *lists):
@@ -202,7 +211,8 @@ class SimFleet:
     def _chunks(self, want: Want) -> list[tuple[str, bytes]]:
         self.wants += 1
         data = self._blob(want.digest)
-        if data is None:
+        if data is None or want.digest in self.missing:
+            self.faults.fire("gone")
             return []
         chunks = self._chunk_list(want.digest, data)
         wanted = sorted(from_bitmap(want.missing, want.count))
@@ -217,6 +227,7 @@ class SimFleet:
                 chunk = _flipped(chunk)
             found += self._on_the_way(topics.Chunk(want.digest, i).topic, encrypt_chunk(key, i, chunk))
         self.sent_chunks += len(found)
+        self.sent_bytes[want.digest] += sum(len(chunk) for _, chunk in found)
         return found
 
     def _on_the_way(self, topic: str, data: bytes) -> list[tuple[str, bytes]]:
@@ -233,10 +244,15 @@ class SimFleet:
         return [(topic, data)]
 
     def _blob(self, name: str) -> bytes | None:
+        if name in self.deltas:
+            return self.deltas[name][0]
         paths = (bundle.blob(name) for bundle in self.bundles)
         return next((path.read_bytes() for path in paths if path.exists()), None)
 
     def _chunk_list(self, name: str, data: bytes) -> ChunkList:
+        _, listed = self.deltas.get(name, (b"", None))
+        if listed is not None:
+            return ChunkList.from_bytes(self.deltas[listed][0])
         for bundle in self.bundles:
             for file in bundle.manifest.files:
                 if file.digest == name and file.chunks:
@@ -250,6 +266,7 @@ class SimFleet:
         for record in batch.records:
             key = (batch.boot, record.seq)
             self.records[key] = self.records.get(key, 0) + 1
+            self.kept.append(record)
         if self.faults.lose_acks > 0:
             self.faults.lose_acks -= 1
             self.faults.fire("lost ack")

@@ -93,3 +93,77 @@ def test_a_blob_that_the_disk_changed_is_not_read(tmp_path) -> None:
 def test_too_little_room_is_said_with_figures(tmp_path) -> None:
     with pytest.raises(Unavailable, match=r"free, the update needs 1\.0 MiB"):
         Blobs(tmp_path, 1 << 60).check_room(1 << 20)
+
+
+# --- chunks that another blob has too -----------------------------------------------------------------------------
+
+NEXT_PARTS = (*PARTS[:2], b"new" * 40, *PARTS[3:])
+NEXT = b"".join(NEXT_PARTS)
+NEXT_LIST = ChunkList(
+    blob=digest(NEXT), size=len(NEXT), chunks=tuple(ChunkRef(digest=digest(p), size=len(p)) for p in NEXT_PARTS)
+)
+
+
+def store_with_version_one(folder: Path, blob: bytes = BLOB) -> Blobs:
+    store = Blobs(folder, 0)
+    store.path(LIST.blob).write_bytes(blob)
+    store.path(digest(LIST.to_bytes())).write_bytes(LIST.to_bytes())
+    return store
+
+
+def test_a_new_version_begins_with_the_chunks_of_the_old_one(tmp_path) -> None:
+    store = store_with_version_one(tmp_path)
+    assert store.lacking(NEXT_LIST) == len(NEXT_PARTS[2])
+    partial = store.begin(NEXT_LIST)
+    assert partial.missing == {2}
+    assert not partial.complete
+    partial.put(2, NEXT_PARTS[2])
+    assert partial.complete
+    partial.finish()
+    partial.close()
+    assert store.read(NEXT_LIST.blob) == NEXT
+    assert store.lacking(NEXT_LIST) == 0
+
+
+def test_chunks_of_a_blob_that_is_only_half_here_count_too(tmp_path) -> None:
+    store = Blobs(tmp_path, 0)
+    store.path(digest(LIST.to_bytes())).write_bytes(LIST.to_bytes())
+    half = store.begin(LIST)
+    for index in (0, 4):
+        half.put(index, PARTS[index])
+    half.close()
+    partial = store.begin(NEXT_LIST)
+    assert partial.missing == {1, 2, 3, 5}
+    partial.close()
+    assert store.lacking(NEXT_LIST) == sum(len(NEXT_PARTS[i]) for i in (1, 2, 3, 5))
+
+
+def test_a_chunk_that_the_disk_damaged_in_another_blob_is_not_used_again(tmp_path) -> None:
+    """Accident: one bit of the old version rotted. Its other chunks still count."""
+    damaged = bytearray(BLOB)
+    damaged[LIST.offsets[4] + 7] ^= 1
+    store = store_with_version_one(tmp_path, bytes(damaged))
+    partial = store.begin(NEXT_LIST)
+    assert partial.missing == {2, 4}
+    partial.close()
+
+
+@pytest.mark.parametrize("text", [b'{"blob":"', b'{"blob":"sha256:' + b"0" * 64 + b'","chunks":[],"size":1}'])
+def test_a_damaged_chunk_list_in_the_store_is_passed_over(tmp_path, text: bytes) -> None:
+    store = store_with_version_one(tmp_path)
+    store.path("sha256:" + "0" * 64).write_bytes(text)
+    partial = store.begin(NEXT_LIST)
+    assert partial.missing == {2}
+    partial.close()
+
+
+def test_a_list_that_names_chunks_of_a_blob_wrongly_brings_none_of_them(tmp_path) -> None:
+    """Attack: a chunk list of another release says that a blob here holds what it does not hold."""
+    store = Blobs(tmp_path, 0)
+    other = b"x" * len(BLOB)
+    lie = ChunkList(blob=digest(other), size=len(other), chunks=LIST.chunks)
+    store.path(lie.blob).write_bytes(other)
+    store.path(digest(lie.to_bytes())).write_bytes(lie.to_bytes())
+    partial = store.begin(NEXT_LIST)
+    assert partial.missing == frozenset(range(6))
+    partial.close()

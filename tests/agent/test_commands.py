@@ -170,3 +170,97 @@ def test_a_forged_command_or_one_for_another_device_is_a_security_event(new_devi
         await device.stop()
 
     asyncio.run(story())
+
+
+async def serving(new_device, sim, bundle, **settings):
+    """A device with one committed model."""
+    sim.release(bundle)
+    device = await ready(new_device, **settings)
+    sim.desire(bundle)
+    device.hear_retained()
+    await device.until(lambda: device.active() == [bundle.digest])
+    await device.until_phase("committed")
+    return device
+
+
+def test_a_self_test_runs_the_golden_set_of_the_active_model_and_answers_with_what_came_of_it(
+    new_device, sim, bundles
+) -> None:
+    async def story() -> None:
+        device = await serving(new_device, sim, bundles["one"])
+        command = sim.command("self-test")
+        device.hear(COMMAND, command)
+        device.hear(COMMAND, command)  # again while it runs: one answer comes
+        await device.until(lambda: bool(sim.replies))
+        (reply,) = sim.replies
+        (test,) = reply.tests
+        assert (reply.outcome, reply.reason, test.model, test.fault) == ("done", "", "kitchen", "")
+        assert test.digest == bundles["one"].digest
+        assert test.p50_ms is not None
+        assert test.p50_ms > 0
+        device.hear(COMMAND, command)
+        assert sim.replies[1] == reply, "a lost answer is given again, and nothing is done again"
+        await device.stop()
+
+    asyncio.run(story())
+
+
+def test_a_self_test_that_does_not_hold_says_why_and_the_model_goes_on_answering(new_device, sim, bundles) -> None:
+    """Accident: the card changed a byte of the model that is in memory."""
+
+    async def story() -> None:
+        device = await serving(new_device, sim, bundles["one"])
+        for path in device.store.folder.iterdir():
+            path.chmod(0o600)
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+        device.hear(COMMAND, sim.command("self-test"))
+        await device.until(lambda: bool(sim.replies))
+        (reply,) = sim.replies
+        assert reply.outcome == "failed"
+        assert "kitchen: the golden set does not hold" in reply.reason
+        assert reply.tests[0].fault
+        assert device.active() == [bundles["one"].digest]
+        await device.stop()
+
+    asyncio.run(story())
+
+
+def test_a_self_test_that_a_restart_cut_off_is_answered_as_failed(new_device, sim, bundles) -> None:
+    """Accident: the agent is killed while the golden set runs, and the command comes again at its next birth."""
+
+    async def story() -> None:
+        device = await serving(new_device, sim, bundles["one"])
+        command = sim.command("self-test")
+        device.hear(COMMAND, command)
+        await device.stop()
+        assert sim.replies == []
+        again = await ready(new_device)
+        again.hear(COMMAND, command)
+        assert outcomes(sim) == [(1, "failed")]
+        assert "the agent ended while it did it" in sim.replies[0].reason
+        await again.stop()
+
+    asyncio.run(story())
+
+
+def test_the_log_is_answered_bounded_and_a_restart_is_answered_before_it_is_done(new_device, sim) -> None:
+    async def story() -> None:
+        device = await ready(new_device)
+        order: list[str] = []
+        device.core.commands._logs = lambda: ("one", "two")
+        device.core.commands._restart = lambda: order.append(f"restart after {len(sim.replies)} answers")
+        device.hear(COMMAND, sim.command("logs"))
+        assert sim.replies[0].log == ("one", "two")
+        restart = sim.command("restart")
+        device.hear(COMMAND, restart)
+        device.hear(COMMAND, restart)
+        assert order == ["restart after 2 answers"], "done once"
+        assert outcomes(sim) == [(1, "done"), (2, "done"), (2, "done")]
+        await device.stop()
+        again = await ready(new_device)
+        again.core.commands._restart = lambda: order.append("again")
+        again.hear(COMMAND, restart)
+        assert len(order) == 1, "nor after the restart"
+        await again.stop()
+
+    asyncio.run(story())

@@ -26,7 +26,7 @@ from agent.identity import Identity
 from agent.keys import key_pem, new_key
 from agent.main import main
 from agent.state import StateFile
-from wire.messages import EnrolmentKit
+from wire.kit import EnrolmentKit
 from wire.profile import Detect, Hardware, Limits, Profile, ProfileRuntime
 from wire.units import show_instant
 
@@ -209,7 +209,8 @@ def test_an_enrolment_that_is_killed_at_any_step_goes_on_and_the_fleet_sees_one_
                 identity = Identity.load(tmp_path / str(step))
                 identity.tls()
                 identity.sealing_key()
-                assert sorted(p.name for p in identity.folder.parent.iterdir()) == ["agent.db", "identity"]
+                names = sorted(p.name for p in identity.folder.parent.iterdir())
+                assert names == ["agent.db", "agent.spare", "identity"]
             enrolling.stdin.close()
     assert step >= 15, "the fault must fire"
     assert asked_twice >= 2, "it was also killed after the fleet had answered"

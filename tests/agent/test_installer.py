@@ -268,9 +268,9 @@ def test_an_error_on_probation_brings_the_old_model_back(new_device, sim, bundle
         candidate = device.service.answering("kitchen")
         assert candidate.digest == bundles["two"].digest
         await device.until(lambda: candidate.on_outcome is not None)
-        candidate.on_outcome("the graph gave nothing")
+        candidate.note(0.0, "the graph gave nothing")
         await device.until_phase("failed")
-        assert device.phases()["failed"] == "probation: the graph gave nothing"
+        assert device.phases()["failed"] == "probation: 1 of 1 requests failed: the graph gave nothing"
         assert (await device.service.infer("kitchen", (ON,))).digest == bundles["one"].digest
         await device.stop()
 

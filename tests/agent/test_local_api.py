@@ -204,7 +204,7 @@ def test_scores_that_are_no_numbers_are_a_failure_of_the_model_and_stop_no_telem
         status, value = await asyncio.to_thread(client.infer, "lamp on")
         assert (status, value) == (500, {"error": "the graph gave numbers that are none"})
         device.recorder.close_window()
-        (queued,) = device.state.oldest(10**6)
+        queued, _health = device.state.next_batch()
         assert json.loads(queued.record)["inference"][0]["errors"] == 1
 
     serve(story)

@@ -46,11 +46,13 @@ def lay_out(repo: Repository, folder: Path) -> str:
 
 
 def run_until_the_cut(disk: Disk, story: str, *arguments: str) -> None:
+    """Without the spare of the database, so that what is there is what the database itself kept."""
     with disk.child(story, *arguments) as child:
         child.wait_until_done()
         disk.cut()
     disk.mount()
     disk.check_that_the_cut_fired()
+    (disk.folder / "agent.spare").unlink(missing_ok=True)
 
 
 def test_metadata_older_than_what_was_taken_stays_refused_after_a_power_cut(
@@ -91,6 +93,26 @@ def test_the_same_cut_takes_the_metadata_of_a_database_that_is_not_synced(
     state.close()
 
 
+def test_a_database_that_lost_its_newest_changes_in_a_power_cut_has_them_back_from_its_spare(
+    disk: Disk, repo: Repository, tmp_path: Path
+) -> None:
+    """Accident: a card that says that it has written and has not: the same database, which is not synced."""
+    with disk.child("trust", lay_out(repo, tmp_path / "old")) as child:
+        child.wait_until_done()
+        disk.cut()
+    disk.mount()
+    repo.release(TARGET.format(2), b"two")
+    with disk.child("trust", lay_out(repo, tmp_path / "new"), "NORMAL") as child:
+        child.wait_until_done()
+        disk.cut()
+    disk.mount()
+    disk.check_that_the_cut_fired()
+    state = StateFile.open(disk.folder / "agent.db")
+    assert "older than its spare" in state.take_rebuilt()
+    assert state.trust_documents()["timestamp"] == repo.documents["timestamp"]
+    state.close()
+
+
 def test_nothing_that_the_agent_may_not_forget_is_lost(disk: Disk) -> None:
     """Accident: the power goes after fifty records were queued and ten of them acknowledged."""
     run_until_the_cut(disk, "memory")
@@ -102,8 +124,8 @@ def test_nothing_that_the_agent_may_not_forget_is_lost(disk: Disk) -> None:
     assert state.last_command() == ((1, 5), "done")
     assert state.newest_time().year == 2026
     assert state.begin_start() == 2
-    assert [record.seq for record in state.oldest(1_000_000)] == list(range(11, 51))
-    assert state.telemetry() == {"produced": 50, "acknowledged": 10, "dropped": 0, "waiting": 40}
+    assert [record.seq for record in state.next_batch()] == list(range(11, 51))
+    assert state.telemetry() == {"produced": 50, "delivered": 10, "merged": 0, "dropped": 0, "waiting": 40}
     state.close()
 
 

@@ -8,13 +8,16 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import power_cut
 import pytest
+from simulators import simulator
 
 from agent.agent import locked
 from agent.errors import Unavailable
 from agent.state import StateFile
 from wire import topics
 
+Device = simulator("agent").Device
 ON = "turn the light on"
 
 
@@ -134,6 +137,78 @@ def test_an_update_that_meets_a_full_disk_goes_on_when_there_is_room(new_device,
         await device.stop()
 
     asyncio.run(story())
+
+
+def test_a_disk_that_others_fill_during_a_transfer_fails_the_update_and_the_next_one_runs(
+    disk, new_device, sim, bundles
+) -> None:
+    """Accident: there was room when it began; then a product app wrote its log."""
+
+    async def story() -> None:
+        await committed(new_device, sim, bundles["one"])
+        device = new_device()
+        await device.core.start()
+        sim.faults.lose = 1.0
+        sim.release(bundles["two"], counter=2)
+        sim.desire(bundles["two"], rollout="r2")
+        device.connect()
+        await device.until(lambda: sim.faults.fired.get("lost", 0) > 0)
+        disk.fault("full")
+        sim.faults.lose = 0.0
+        await device.until(lambda: "make room" in "".join(device.phases().values()))
+        assert (await device.service.infer("kitchen", (ON,))).digest == bundles["one"].digest
+        disk.mend()
+        sim.desire(bundles["two"], rollout="r3")
+        device.hear_retained()
+        await device.until(lambda: device.active() == [bundles["two"].digest])
+        await device.stop()
+
+    asyncio.run(story())
+
+
+@pytest.mark.skipif(power_cut.why_not() is not None, reason=f"no disk to fail: {power_cut.why_not()}")
+def test_a_disk_that_fails_under_a_running_agent_takes_no_answer_away(
+    tmp_path, sim, bundles, device_key, sealing_key
+) -> None:
+    """Accident: the card stops taking anything, from one moment to the next, in the middle of an update."""
+    with power_cut.Disk(tmp_path) as disk:
+
+        def new_device() -> Device:
+            return Device(disk.folder, sim, device_key, sealing_key)
+
+        async def story() -> None:
+            await committed(new_device, sim, bundles["one"])
+            device = new_device()
+            await device.core.start()
+            sim.faults.lose = 1.0
+            sim.release(bundles["two"], counter=2)
+            sim.desire(bundles["two"], rollout="r2")
+            device.connect()
+            await device.until(lambda: sim.faults.fired.get("lost", 0) > 0)
+            disk.cut()
+            with pytest.raises(OSError, match="Input/output error"):
+                (disk.folder / "anything").write_bytes(b"")
+            sim.faults.lose = 0.0
+            await device.until(lambda: device.phases().keys() & {"failed", "fetching"} and sim.wants > 2)
+            for _ in range(20):
+                assert (await device.service.infer("kitchen", (ON,))).digest == bundles["one"].digest
+                device.core.close_window()
+                device.core.look()
+            await device.stop()
+
+        asyncio.run(story())
+        disk.unmount()
+        disk.mount()
+
+        async def after() -> None:
+            device = new_device()
+            await device.core.start()
+            assert (await device.service.infer("kitchen", (ON,))).digest == bundles["one"].digest
+            device.connect()
+            await device.until(lambda: device.active() == [bundles["two"].digest])
+            await device.stop()
+
+        asyncio.run(after())
 
 
 def test_a_desired_state_that_met_a_full_disk_is_asked_for_until_it_is_kept(new_device, sim, bundles) -> None:

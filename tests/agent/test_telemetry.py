@@ -4,12 +4,9 @@ import asyncio
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from trust_repository import new_signer
 
 from agent.errors import NotFound, Unavailable
-from agent.state import Queued, StateFile
 from agent.telemetry import RECENT_ANSWERS, WindowMeter
 from wire import topics
 from wire.messages import Presence
@@ -66,7 +63,7 @@ def test_every_record_arrives_although_acks_are_lost_and_none_is_forgotten_befor
         await device.until(lambda: device.state.telemetry()["waiting"] == 0)
         assert sim.faults.fired["lost ack"] == 3
         assert sorted(seq for _, seq in sim.records) == [1, 2, 3, 4, 5, 6]
-        assert device.state.telemetry() == {"produced": 6, "acknowledged": 6, "dropped": 0, "waiting": 0}
+        assert device.state.telemetry() == {"produced": 6, "delivered": 6, "merged": 0, "dropped": 0, "waiting": 0}
         await device.stop()
 
     asyncio.run(story())
@@ -99,7 +96,7 @@ def test_a_forged_acknowledgement_forgets_nothing(new_device, sim) -> None:
         device.recorder.close_window()
         device.outbox.kick()
         await device.until(lambda: ("acknowledgement") in [subject for subject, _ in device.events])
-        assert device.state.telemetry()["waiting"] == 1
+        assert [one.delivered for one in device.state.ledger()] == [0, 0, 0]
         sim.repo.keys["fleet"] = fleet
         await device.until(lambda: device.state.telemetry()["waiting"] == 0)
         await device.stop()
@@ -140,7 +137,10 @@ def test_a_record_that_the_disk_did_not_take_is_stored_the_next_time(new_device,
         device.recorder.close_window()
         device.connect()
         await device.until(lambda: device.state.telemetry()["waiting"] == 0)
-        assert sorted(seq for _, seq in sim.records) == [1, 2]
+        assert sorted(seq for _, seq in sim.records) == [1, 2, 3, 4]
+        streams = {record.seq: record.stream for record in sim.kept}
+        assert streams == {1: "inference", 2: "health", 3: "health", 4: "event"}
+        assert "nothing could be kept from" in sim.kept[0].events[0].text, "the alarm is sent first"
         await device.stop()
 
     asyncio.run(story())
@@ -158,7 +158,7 @@ def test_a_record_that_the_disk_changed_is_given_up_and_counted_and_holds_up_no_
         await device.until(lambda: device.state.telemetry()["waiting"] == 0)
         assert [seq for _, seq in sim.records] == [3]
         counts = device.state.telemetry()
-        assert (counts["produced"], counts["dropped"], counts["acknowledged"]) == (3, 2, 1)
+        assert (counts["produced"], counts["dropped"], counts["delivered"]) == (3, 2, 1)
         await device.stop()
 
     asyncio.run(story())
@@ -205,17 +205,3 @@ def test_nothing_is_sent_while_the_fleet_is_away(new_device, sim) -> None:
         await device.stop()
 
     asyncio.run(story())
-
-
-@settings(max_examples=25)
-@given(st.lists(st.integers(1, 400), min_size=1, max_size=40), st.integers(400, 2000))
-def test_the_queue_is_bounded_drops_the_oldest_and_counts_them(tmp_path_factory, sizes, limit) -> None:
-    state = StateFile.open(tmp_path_factory.mktemp("queue") / "agent.db")
-    for seq, size in enumerate(sizes, start=1):
-        state.queue(Queued("b", seq, b"x" * size), limit)
-    kept = [q.seq for q in state.oldest(10**9)]
-    counts = state.telemetry()
-    assert kept == list(range(len(sizes) - len(kept) + 1, len(sizes) + 1))
-    assert sum(sizes[seq - 1] for seq in kept) <= limit
-    assert (counts["produced"], counts["dropped"] + counts["waiting"]) == (len(sizes), len(sizes))
-    state.close()

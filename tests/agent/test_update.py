@@ -9,6 +9,7 @@ from agent.update import (
     LIVE,
     MAX_STARTS,
     STATES,
+    TABLE,
     Action,
     Event,
     ModelState,
@@ -50,6 +51,23 @@ def test_a_fault_in_any_state_ends_the_update_and_keeps_the_active_model(state, 
     assert (model.update.state, model.update.reason) == (end, "why")
     assert (model.active, model.candidate) == (OLD, None)
     assert action is (Action.ROLL_BACK if state in LIVE else Action.DROP)
+
+
+@pytest.mark.parametrize("state", UNDER_WAY)
+def test_the_table_says_for_every_state_what_a_fault_a_crash_and_a_stop_make_of_it(state) -> None:
+    for event in (Event.DONE, Event.FAULT, Event.UNTRUSTED, Event.KILLED, Event.STOPPED):
+        assert (state, event) in TABLE
+    assert not [key for key in TABLE if key[0] in ENDED]
+
+
+@pytest.mark.parametrize("state", UNDER_WAY)
+def test_a_device_may_be_restarted_as_often_as_somebody_likes(state) -> None:
+    """Accident: an operator restarted a device four times within a probation, and the update failed."""
+    model = in_state(state)
+    for _ in range(10 * MAX_STARTS):
+        model, action = step(model, Event.STOPPED)
+        assert action not in (Action.DROP, Action.ROLL_BACK, Action.COMMIT)
+    assert (model.update.starts, model.busy, model.active) == (0, True, OLD)
 
 
 @pytest.mark.parametrize("state", UNDER_WAY)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from trust_repository import new_signer
 
-from agent.state import Queued
+from agent.queue import Queued
 from wire import topics
 from wire.dsse import seal
 from wire.orders import Ack, Command, Desired, DesiredModel
@@ -247,7 +247,7 @@ def test_a_lower_floor_does_not_take_the_place_of_a_higher_one(sim, attack, bund
 async def asks(device, sim) -> str:
     """A nonce of this device that nobody has answered, with a record that waits."""
     sim.faults.mute = True
-    device.state.queue(Queued("earlier", 1, b"{}"), limit=1000)
+    device.state.queue([Queued("earlier", 1, b"{}")], limit=1000)
     return device.core.acks.ask()
 
 
@@ -259,7 +259,7 @@ def test_a_forged_acknowledgement_is_refused(sim, attack) -> None:
         fields = {"nonce": nonce, "boot": "earlier", "stored": 1, "desired_epoch": 1, "desired_seq": 0}
         device.hear(topics.Ack(DEVICE), seal(an_order(Ack, seq=99, **fields), new_signer()))
         await refused(device, "acknowledgement", "not signed by the fleet's current key")
-        assert "earlier" in {record.boot for record in device.state.oldest(1000)}
+        assert "earlier" in {record.boot for record in device.state.next_batch()}
 
     attack(story)
 

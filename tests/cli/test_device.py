@@ -15,7 +15,7 @@ import pytest
 from fleet_process import FleetProcess, initialise_trust
 from joining import Batch, Holder, enrol, new_key
 
-from wire.messages import EnrolmentKit
+from wire.kit import EnrolmentKit
 
 Shoal = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -58,6 +58,7 @@ PI = "raspberry-pi-4"
         ('"asimd"', '"neon"', "hardware.features", "never neon"),
         ('machine = "aarch64"', 'machine = "arm"', "hardware.machine", "is not known"),
         ('memory = "384 MiB"', 'memory = "1 GiB"', "limits.memory", "not below the 1 GiB"),
+        ('memory = "384 MiB"', 'memory = "384 MiB"\nstore = "1 MiB"', "limits.store", "below the 256 MiB"),
         ('machines = ["aarch64"]', 'machines = ["armv7l"]', "detect.machines", "would not be recognised"),
         ('version = "1.31.1"', 'version = "newest"', "runtimes.onnxruntime.version", "is no version"),
         ('python = "3.11"', 'python = "3.13"', "runtimes.tflite-runtime.version", "no wheel"),

@@ -30,8 +30,8 @@ from securesystemslib.signer import CryptoSigner
 from wire import topics
 from wire.chunks import to_bitmap
 from wire.dsse import open_by_role, seal
+from wire.kit import EnrolmentKit
 from wire.messages import (
-    EnrolmentKit,
     Presence,
     Reply,
     Reported,

@@ -11,6 +11,7 @@ import pytest
 from fleet_process import ApiError, FleetProcess, initialise_trust, until
 
 from wire import topics
+from wire.life import ModelTest
 from wire.messages import Reply
 from wire.orders import Command, Desired
 
@@ -94,6 +95,26 @@ def test_a_forged_reply_a_reply_to_nothing_and_a_late_one_close_nothing(fleet: F
     assert stored(fleet, device), "an answer to the command before does not close the newer one"
     device.reply(newer)
     until(lambda: not stored(fleet, device), what="the end of the command")
+
+
+def test_what_a_device_answered_is_kept_with_the_command_also_when_it_came_late(new_device: Any) -> None:
+    device = new_device("tested")
+    device.connect()
+    sent = ask(device, "self-test")
+    command = device.next_command()
+    newer = ask(device, "logs")
+    test = ModelTest(model="kitchen", digest="sha256:" + "0" * 64, fault="0 of 3")
+    reply = Reply(device=device.id, epoch=command.epoch, seq=command.seq, outcome="failed", reason="r", tests=(test,))
+    path = f"/api/v1/devices/{device.id}/commands"
+    assert device.fleet.api("GET", f"{path}/{sent['id']}")["state"] == "replaced"
+    device.say(topics.Reply(device.id), reply)
+    until(lambda: device.fleet.api("GET", f"{path}/{sent['id']}")["state"] == "failed", what="the late answer")
+    kept = device.fleet.api("GET", f"{path}/{sent['id']}")
+    assert (kept["reason"], kept["tests"][0]["fault"]) == ("r", "0 of 3")
+    assert [one["id"] for one in device.fleet.api("GET", path)] == [newer["id"], sent["id"]]
+    for unknown in ("9.9", "x", "1.1.1"):
+        with pytest.raises(ApiError, match="there is none"):
+            device.fleet.api("GET", f"{path}/{unknown}")
 
 
 def test_a_device_that_retires_is_gone_when_it_says_that_it_wiped_itself(fleet: FleetProcess, new_device: Any) -> None:

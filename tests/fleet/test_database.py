@@ -116,7 +116,7 @@ def test_the_database_itself_keeps_a_record_from_standing_twice(tmp_path: Path) 
         session.flush()
         session.add(DeviceStats(device="a"))
     for attempt in (1, 2):
-        row = TelemetryRow(device="a", boot="b", seq=1, received="", record="{}")
+        row = TelemetryRow(device="a", boot="b", first=1, seq=1, received="", record="{}")
         if attempt == 1:
             with database.transaction() as session:
                 session.add(row)

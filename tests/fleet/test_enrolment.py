@@ -18,7 +18,7 @@ from fleet_process import ApiError, FleetProcess, Publisher, initialise_trust, u
 from joining import EST, Batch, Holder, certificate_in, enrol, kit_for, new_key, request_for, stranger
 from paho.mqtt.enums import CallbackAPIVersion
 
-from wire.messages import EnrolmentKit
+from wire.kit import EnrolmentKit
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import pkcs7
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fleet_process import ApiError, FleetProcess, Publisher, initialise_trust, until
 
-from wire.messages import EnrolmentKit
+from wire.kit import EnrolmentKit
 from wire.units import instant
 
 

@@ -7,10 +7,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from fleet_process import FleetProcess, Publisher, tiny_bundle, until
-from hypothesis import given
-from hypothesis import strategies as st
 
-from fleet.mqtt.transfer import Wishes
 from wire import topics
 from wire.bundle import BundleManifest
 from wire.chunks import digest
@@ -173,14 +170,3 @@ def test_a_sealing_key_that_is_none_is_refused(new_device: Any) -> None:
     device.report(sealing_key="AAAA")
     event = until(lambda: device.view()["security"], what="a security event")[-1]
     assert "not a point of P-256" in event["reason"]
-
-
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.frozensets(st.integers(0, 9)))))
-def test_every_wish_is_taken_exactly_once(asked: list[tuple[str, frozenset[int]]]) -> None:
-    wishes, taken = Wishes(), []
-    for blob, indexes in asked:
-        wishes.add(blob, indexes)
-    while (wish := wishes.take()) is not None:
-        taken.append(wish)
-    assert sorted(taken) == sorted({(blob, i) for blob, indexes in asked for i in indexes})
-    assert not wishes

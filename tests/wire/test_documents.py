@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire import messages, orders, topics
+from wire import kit, messages, orders, topics
 from wire.bundle import BundleConfig, BundleFile, BundleManifest, split_target
 from wire.chunks import ChunkList, ChunkRef, digest, from_bitmap, to_bitmap
 from wire.document import CONTRACT, Document
@@ -66,8 +66,8 @@ def test_another_major_of_the_contract_is_incompatible_and_says_to_update() -> N
 
 
 KINDS: tuple[type[Document] | type[BundleManifest], ...] = (
-    *(orders.Desired, orders.Ack, orders.Command, messages.Reply, messages.Renewal, messages.Claim, KeyRing),
-    *(messages.TelemetryBatch, messages.Want, messages.Reported, messages.EnrolmentKit, BundleManifest),
+    *(orders.Desired, orders.Ack, orders.Command, messages.Reply, messages.Renewal, kit.Claim, KeyRing),
+    *(messages.TelemetryBatch, messages.Want, messages.Reported, kit.EnrolmentKit, BundleManifest),
 )
 
 

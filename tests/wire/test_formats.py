@@ -13,7 +13,7 @@ from compiler_process import profile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire import messages, orders
+from wire import delta, kit, ledger, life, messages, orders
 from wire.build import BuildJob, Data, Progress
 from wire.bundle import BundleConfig, BundleFile, BundleManifest
 from wire.chunks import WHOLE, ChunkList, ChunkRef, digest
@@ -33,10 +33,12 @@ STATS = messages.InferenceStats(
     model="tiny", digest=DIGEST, requests=3, errors=1, latency_ms=Sketch.of([1.0, 2.5]),
     confidence=Histogram.of([0.2, 1.0]), labels={"on": 2},
 )  # fmt: skip
-HEALTH = messages.Health(
-    cpu_percent=1.5, memory_used=1, memory_total=2, agent_memory=1, disk_free=1, disk_total=2, temperature_c=40.5
-)
 STATE = messages.MachineState(at=TIME, throttled=False, throttle_bits=5, cpu_mhz=600.0, power="battery")
+HEALTH = messages.Health(
+    cpu_percent=1.5, memory_used=1, memory_total=2, agent_memory=1, disk_free=1, disk_total=2, temperature_c=40.5,
+    machine=STATE, line=life.LineState(rtt_ms=12.5, rtt_worst_ms=90.0, reconnects=2), restarts={"watchdog": 1},
+    uptime_s=60.5, clock_offset_s=-0.5,
+)  # fmt: skip
 TIMING = messages.Timing(
     runtime="r 1", rounds=3, n=3, p50_ms=1.5, p50_low=1.0, p50_high=2.0, p99_ms=2.0, p99_low=1.5, p99_high=2.5,
     confidence=0.95, load_ms=3.5, memory=1, before=STATE, after=STATE,
@@ -86,22 +88,37 @@ SAMPLES: dict[str, Document] = {
         sabotage=(Sabotage(name="scrambled weights", golden="refused", accuracy="refused"),),
     ),
     "chunk list": ChunkList(blob=DIGEST, size=3, chunks=(ChunkRef(digest=DIGEST, size=3),)),
-    "kit": messages.EnrolmentKit(
+    "kit": kit.EnrolmentKit(
         device="a", token="t", issued=TIME, expires=TIME, fleet="https://f", broker="b:1", ca="c",
         trust={"root/1": "{}"}, profile=profile(),
     ),
-    "batch kit": messages.EnrolmentKit(
-        claim=messages.Claim(batch="b", certificate="c", key="k"), issued=TIME, expires=TIME, fleet="https://f",
+    "batch kit": kit.EnrolmentKit(
+        claim=kit.Claim(batch="b", certificate="c", key="k"), issued=TIME, expires=TIME, fleet="https://f",
         broker="b:1", ca="c", trust={"root/1": "{}"}, profile=profile(),
     ),
     "telemetry": messages.TelemetryBatch(
         device="a", boot="b", starts=1, sent=2, nonce="n",
-        records=(messages.TelemetryRecord(seq=1, start=TIME, end=TIME, inference=(STATS,), health=HEALTH),),
+        records=(
+            messages.TelemetryRecord(seq=1, start=TIME, end=TIME, inference=(STATS,), health=HEALTH),
+            messages.TelemetryRecord(seq=5, start=TIME, end=TIME, stream="inference", first=2, merged=2),
+            messages.TelemetryRecord(
+                seq=6, start=TIME, end=TIME, stream="event",
+                events=(life.DeviceEvent(at=TIME, kind="watchdog", text="t"),),
+            ),
+        ),
+        memory="m", ledger=(ledger.StreamLedger(stream="event", produced=3, delivered=1, waiting=2),),
     ),
     "desired": orders.Desired(
         device="a", epoch=1, seq=2, issued=TIME, expires=TIME,
         models=(orders.DesiredModel(target=TARGET, digest=DIGEST, rollout="r"),), keys="AA==",
         measure=(orders.MeasureJob(id="m", target=TARGET, digest=DIGEST, rounds=3),),
+        offers=(
+            orders.DeltaOffer(blob=DIGEST, base=DIGEST, delta=DIGEST, size=WHOLE + 1, chunks=DIGEST, chunks_size=9),
+        ),
+    ),
+    "delta header": delta.DeltaHeader(
+        base=DIGEST, base_size=9, target=DIGEST, target_size=9, width=4, block=4,
+        parts=(delta.Part(size=4, start=5), delta.Part(size=5)),
     ),
     "reported": messages.Reported(
         device="a", boot="b", starts=1, seq=1, nonce="n", time=TIME, sealing_key="k", agent="1", profile="board",
@@ -117,6 +134,10 @@ SAMPLES: dict[str, Document] = {
     ),
     "command": orders.Command(device="a", epoch=1, seq=1, issued=TIME, expires=TIME, action="report"),
     "reply": messages.Reply(device="a", epoch=1, seq=1, outcome="refused", reason="r"),
+    "full reply": messages.Reply(
+        device="a", epoch=1, seq=1, outcome="done", log=("a line",),
+        tests=(life.ModelTest(model="tiny", digest=DIGEST, fault="f", load_ms=1.5),),
+    ),
     "renewal": messages.Renewal(device="a", certificate="c", request="r"),
     "key ring": KeyRing(keys={DIGEST: "AA=="}),
     "want": messages.Want(digest=DIGEST, count=1, missing="AQ=="),
@@ -132,7 +153,19 @@ MANIFEST = BundleManifest(
     config=BundleConfig(digest=DIGEST, size=2),
     files=(BundleFile(role="model", path="model.onnx", digest=DIGEST, size=WHOLE + 1, chunks=DIGEST),),
 )  # fmt: skip
-TABLES = ("buckets", "labels", "tools", "trust", "keys", "inputs", "outputs", "parameters", "fell_back", "workers")
+TABLES = (
+    "buckets",
+    "labels",
+    "tools",
+    "trust",
+    "keys",
+    "inputs",
+    "outputs",
+    "parameters",
+    "fell_back",
+    "workers",
+    "restarts",
+)
 """Fields that are tables of one type, not documents: a new key there is an entry, not an unknown field."""
 
 json_values = st.recursive(
@@ -291,6 +324,11 @@ def test_every_bucket_that_is_read_has_a_value_and_every_value_has_a_bucket() ->
         ("reported", {"starts": -1}),
         ("reported", {"nonce": "a b"}),
         ("telemetry", {"sent": -1}),
+        ("telemetry", {"ledger": [{"stream": "event"}] * 2}),
+        ("telemetry", {"ledger": [{"stream": "event", "waiting": -1}]}),
+        ("telemetry", {"records": [{"seq": 5, "start": TIME, "end": TIME, "first": 6}]}),
+        ("telemetry", {"records": [{"seq": 5, "start": TIME, "end": TIME, "first": 4, "merged": 2}]}),
+        ("telemetry", {"records": [{"seq": 5, "start": TIME, "end": TIME, "merged": 1}]}),
         ("kit", {"issued": "now"}),
         ("kit", {"claim": {"batch": "b", "certificate": "c", "key": "k"}}),
         ("batch kit", {"claim": {"batch": "../b", "certificate": "c", "key": "k"}}),

@@ -18,7 +18,7 @@ from wire.document import dump_json
 from wire.dsse import open_by_key, seal
 from wire.errors import Incompatible, Malformed, Untrusted
 from wire.messages import MachineState, Timing
-from wire.orders import MAX_JOBS, Ack, Command, Desired, DesiredModel, MeasureJob, Order
+from wire.orders import MAX_JOBS, MAX_OFFERS, Ack, Command, DeltaOffer, Desired, DesiredModel, MeasureJob, Order
 from wire.release import Release, floors
 from wire.units import instant
 
@@ -186,3 +186,32 @@ def test_a_timing_knows_whether_the_clock_was_held_down_in_between(change: dict[
 def test_a_machine_that_says_nothing_of_throttling_is_not_said_to_run_freely() -> None:
     silent = MachineState(at=ISSUED)
     assert timing(silent, silent).throttled is None
+
+
+OFFER = DeltaOffer(blob=digest(b"new"), base=digest(b"old"), delta=digest(b"delta"), size=9)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"blob": "new"},
+        {"size": 0},
+        {"size": 300_000},
+        {"chunks": digest(b"list")},
+        {"chunks": "list", "chunks_size": 9},
+        {"chunks_size": 9},
+        {"chunks": digest(b"list"), "chunks_size": 300_000},
+        {"chunks": digest(b"list"), "chunks_size": -1},
+    ],
+)
+def test_an_offer_that_could_not_travel_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(Malformed):
+        replace(OFFER, **wrong)
+
+
+def test_a_desired_state_offers_a_few_deltas_and_an_old_reader_keeps_what_it_does_not_know() -> None:
+    desired = Desired(**HEAD, models=(), offers=(OFFER,) * MAX_OFFERS)
+    assert Desired.from_bytes(desired.to_bytes()) == desired
+    assert Desired.from_bytes(Desired(**HEAD, models=()).to_bytes().replace(b'"offers":[],', b"")).offers == ()
+    with pytest.raises(Malformed, match="17 offers"):
+        replace(desired, offers=(OFFER,) * (MAX_OFFERS + 1))

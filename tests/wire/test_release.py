@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -73,6 +74,20 @@ def test_a_counter_or_floor_that_is_no_whole_number_is_malformed(field: str, val
     (entry,) = targets.targets.values()
     entry.unrecognized_fields["custom"][field] = value
     with pytest.raises(Malformed, match="counter and floor"):
+        releases_of(targets)
+
+
+def test_the_size_of_a_bundle_travels_with_its_release() -> None:
+    (read,) = releases_of(signed(replace(release(), size=323_501)))
+    assert read.size == 323_501
+
+
+@pytest.mark.parametrize("value", [-1, True, "3", 1.5, None])
+def test_a_size_that_is_no_whole_number_is_malformed(value: object) -> None:
+    targets = signed(release())
+    (entry,) = targets.targets.values()
+    entry.unrecognized_fields["custom"]["size"] = value
+    with pytest.raises(Malformed, match="size is no whole number of bytes"):
         releases_of(targets)
 
 

@@ -1,0 +1,1 @@
+"""`shoal simulate`: many devices on one machine, before there are many."""

@@ -1,0 +1,133 @@
+"""Models that answer without being run: what they are is real, verified and staged; how fast they are, the plan says.
+
+The installer is the real one up to the runtime: it verifies, fetches, stages, switches and watches. The self-test and
+the loading of a graph are simulated, and an answer takes no time here: the latency drawn for it is what is counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from agent.errors import Incompatible
+from agent.install.installer import Installer
+from agent.serving.bundles import Bundle, Model
+from agent.serving.selftest import Outcome
+from agent.serving.service import Meter, Served
+from wire.pipeline import SCORES
+from wire.processing import Example, Result, example_of, to_array
+
+EXAMPLE = "simulated"
+"""What the models are asked: they do not look at it."""
+
+
+@dataclass(frozen=True)
+class DrawnResult(Result):
+    """An answer and the time that it took, in milliseconds."""
+
+    latency_ms: float = 0.0
+
+
+@dataclass
+class Behaviour:
+    """How the models of one device do. `latency` in seconds is the median, `spread` the deviation of its logarithm."""
+
+    chance: random.Random
+    latency: float
+    spread: float
+    selftest: float
+    failing: bool
+    failed: dict[str, int] = field(default_factory=dict)
+    """Self-tests that were made to fail, by digest."""
+
+    def answer(self, labels: tuple[str, ...], drift: float) -> DrawnResult:
+        """Draw one. `drift` makes models differ in how sure they are."""
+        latency = self.latency * math.exp(self.chance.gauss(0.0, self.spread))
+        best = min(0.999, max(0.4, self.chance.gauss(0.85 + drift, 0.08)))
+        names = labels or ("",)
+        scores = np.array([best, *[(1 - best) / max(1, len(names) - 1)] * (len(names) - 1)], np.float32)
+        label = (self.chance.choice(names),) if labels else ()
+        return DrawnResult(outputs={SCORES: scores}, labels=label, latency_ms=1000 * latency)
+
+
+class _NoGraph(Model):
+    """What is loaded of a simulated model."""
+
+    def __init__(self) -> None:
+        """Nothing."""
+
+
+class SimulatedServed(Served):
+    """A model that is here, and answers by its device's behaviour; its golden set as that says."""
+
+    def __init__(self, bundle: Bundle, behaviour: Behaviour) -> None:
+        super().__init__(bundle, _NoGraph())
+        self._behaviour = behaviour
+        self._golden = {_key(example_of(case)): case for case in bundle.golden.cases}
+        self._drift = int(hashlib.sha256(bundle.digest.encode()).hexdigest()[:4], 16) / 0xFFFF * 0.06 - 0.03
+        self._drawn_ms = 0.0
+
+    async def answer(self, examples: tuple[Example, ...]) -> tuple[Result, ...]:
+        """At once."""
+        results = tuple(self._answer_one(example) for example in examples)
+        self._drawn_ms = sum(result.latency_ms for result in results)
+        return results
+
+    def note(self, latency_ms: float, fault: str | None = None) -> None:
+        """Count the time that was drawn, not the one that passed."""
+        super().note(self._drawn_ms if fault is None else latency_ms, fault)
+
+    def retire(self) -> None:
+        """There is nothing to give back, and no thread."""
+
+    def _answer_one(self, example: Example) -> DrawnResult:
+        case = self._golden.get(_key(example))
+        if case is None:
+            return self._behaviour.answer(self.labels, self._drift)
+        return DrawnResult(outputs={name: to_array(t) for name, t in case.outputs.items()}, labels=case.labels)
+
+
+def _key(example: Example) -> object:
+    if isinstance(example, str):
+        return example
+    return tuple((name, array.tobytes()) for name, array in sorted(example.items()))
+
+
+class DrawnMeter:
+    """Counts the latency that was drawn in the place of the time that passed."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+
+    def answered(self, model: str, digest: str, latency_ms: float, results: tuple[Result, ...]) -> None:
+        """A request got its answer."""
+        drawn = sum(result.latency_ms for result in results if isinstance(result, DrawnResult))
+        self._meter.answered(model, digest, drawn or latency_ms, results)
+
+    def failed(self, model: str, digest: str) -> None:
+        """A request got none."""
+        self._meter.failed(model, digest)
+
+
+class SimulatedInstaller(Installer):
+    """The real installer, but for the process of the self-test and the runtime."""
+
+    def __init__(self, behaviour: Behaviour, **wiring: Any) -> None:
+        super().__init__(**wiring)
+        self._behaviour = behaviour
+
+    async def _load(self, digest: str) -> Served:
+        return SimulatedServed(await asyncio.to_thread(Bundle.open, self._store, digest), self._behaviour)
+
+    async def _self_test(self, digest: str) -> Outcome:
+        await asyncio.sleep(self._behaviour.selftest)
+        if self._behaviour.failing:
+            self._behaviour.failed[digest] = self._behaviour.failed.get(digest, 0) + 1
+            raise Incompatible("self-test: this simulated device fails it, by plan")
+        return Outcome(fault=None)

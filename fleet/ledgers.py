@@ -1,0 +1,109 @@
+"""Ledgers: what devices say of where their telemetry went, held against what is stored here.
+
+    note_stored(session, device, records)                     # with every batch, in its transaction
+    faults = hold_against(session, device, batch, epoch)      # afterwards: what does not balance now, in words
+
+A device counts since its memory began; the fleet counts since it knows the device. `offset` is the difference, taken
+when another memory speaks for the first time, and after a restore, which loses what came since the backup.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlmodel import Session, col, select
+
+from fleet.store.tables import LedgerRow
+from wire.ledger import StreamLedger, fault
+from wire.messages import TelemetryBatch, TelemetryRecord
+
+FIRST_STREAM: Final = "inference"
+"""What the records of an agent of the first contract count as: it names no stream."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What counts on a device, and in which epoch of the fleet it is compared."""
+
+    name: str
+    epoch: int
+
+
+def stream_of(record: TelemetryRecord) -> str:
+    """The stream that a record counts in."""
+    return record.stream or FIRST_STREAM
+
+
+def note_stored(session: Session, device: str, records: Iterable[TelemetryRecord]) -> None:
+    """Count what is stored now."""
+    for record in records:
+        row = _row(session, device, stream_of(record))
+        row.stored += 1
+        row.merged += record.merged
+
+
+def hold_against(session: Session, device: str, batch: TelemetryBatch, epoch: int) -> list[str]:
+    """Compare what the device says with what is stored, this batch included: what is wrong and was not before."""
+    faults = []
+    carried = Counter(stream_of(record) for record in batch.records)
+    for ledger in batch.ledger:
+        row = _row(session, device, ledger.stream)
+        before = StreamLedger.from_bytes(row.document.encode()) if row.document else None
+        row.document = ledger.to_bytes().decode()
+        same = (row.memory, row.epoch) == (batch.memory, epoch)
+        if not same and ledger.waiting and not carried[ledger.stream]:
+            continue  # which of those that wait are here already is only seen when they come
+        if not same:
+            _begin(row, ledger, before, Memory(batch.memory, epoch), waited=carried[ledger.stream])
+        found = _went_back(ledger, before if same else None) or fault(
+            ledger,
+            stored=row.stored + row.offset,
+            merged=row.merged - row.merged_before,
+            carried=carried[ledger.stream],
+        )
+        if found and found != row.fault:
+            faults.append(found)
+        row.fault = found
+    return faults
+
+
+def _begin(row: LedgerRow, ledger: StreamLedger, before: StreamLedger | None, new: Memory, *, waited: int) -> None:
+    """Another memory counts, or this fleet came back from a backup. `waited` of the stored are not acknowledged yet."""
+    if row.memory and row.memory != new.name and before is not None:
+        row.lost += before.waiting
+    row.offset = ledger.delivered - (row.stored - waited)
+    row.merged_before = row.merged
+    row.memory, row.epoch = new.name, new.epoch
+
+
+def _went_back(ledger: StreamLedger, before: StreamLedger | None) -> str:
+    if before is None or ledger.produced >= before.produced:
+        return ""
+    return f"{ledger.stream}: {ledger.produced} records were made, and {before.produced} before"
+
+
+def view(session: Session, device: str) -> list[dict[str, Any]]:
+    """The ledgers of a device as the API shows them: `stored` here, `lost` with earlier memories, `fault` in words."""
+    rows = session.exec(select(LedgerRow).where(LedgerRow.device == device).order_by(col(LedgerRow.stream)))
+    return [
+        {
+            **json.loads(row.document or StreamLedger(stream=row.stream).to_bytes()),
+            "stored": row.stored,
+            "lost": row.lost,
+            "fault": row.fault,
+        }
+        for row in rows
+    ]
+
+
+def _row(session: Session, device: str, stream: str) -> LedgerRow:
+    row = session.get(LedgerRow, (device, stream))
+    if row is None:
+        row = LedgerRow(device=device, stream=stream)
+        session.add(row)
+        session.flush()  # the next look finds it
+    return row
