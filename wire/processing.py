@@ -305,4 +305,6 @@ def _fit(values: Array, spec: TensorSpec) -> Array:
 def _named(outputs: Arrays, name: str) -> Array:
     if name not in outputs:
         raise Incompatible(f"the graph has no output {name!r}; it has {', '.join(outputs)}")
+    if not outputs[name].ndim:
+        raise Incompatible(f"the graph's output {name!r} is one number: its first axis must be the batch")
     return outputs[name]

@@ -41,6 +41,7 @@ def read(path: Path, described: Described) -> Source:
     model = _parse(path)
     # A text that is no UTF-8 comes out of protobuf as bytes: it shows as one of these errors, where it is used first.
     try:
+        _check_versions(model, path)
         external = _external(model, path)
         size += sum(file.stat().st_size for file in external.values())
         check_size(path, size)
@@ -65,6 +66,19 @@ def _parse(path: Path) -> Any:
     if not model.opset_import or not model.graph.output:
         raise Malformed(f"source {path}: not an ONNX file, or cut short: it has no opset or no output: copy it again")
     return model
+
+
+def _check_versions(model: Any, path: Path) -> None:
+    """Raises `Incompatible` for a file that is newer than the library that would check it."""
+    import onnx
+
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    known = onnx.defs.onnx_opset_version()
+    if model.ir_version > onnx.IR_VERSION or opset > known:
+        raise Incompatible(
+            f"source {path}: ONNX IR {model.ir_version} with opset {opset}: this compiler reads up to IR "
+            f"{onnx.IR_VERSION} with opset {known}: export it with an older opset"
+        )
 
 
 def _check_graph(path: Path) -> None:

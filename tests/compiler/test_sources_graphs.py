@@ -202,6 +202,14 @@ def cut_weight() -> Any:
     return model
 
 
+def newer(**changes: int) -> Any:
+    """The model as a later ONNX would write it."""
+    model = onnx_model()
+    model.ir_version = changes.get("ir", model.ir_version)
+    model.opset_import[0].version = changes.get("opset", model.opset_import[0].version)
+    return model
+
+
 def nan() -> Any:
     weight = np.ones((64, 3), np.float32)
     weight[5, 1] = np.nan
@@ -233,6 +241,8 @@ GRAPHS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a weight that is cut short": (cut_weight, Malformed, "not a sound ONNX graph|does not fit"),
     "a fixed batch": (lambda: onnx_model(shape=(4, 1, 8, 8)), Incompatible, "the first axis must be the batch"),
     "no batch axis": (lambda: onnx_model(shape=()), Incompatible, "the first axis must be the batch"),
+    "an IR of a later ONNX": (lambda: newer(ir=99), Incompatible, "ONNX IR 99 with opset 17: this compiler reads"),
+    "an opset of a later ONNX": (lambda: newer(opset=99), Incompatible, "opset 99: this compiler reads up to"),
     "text as input": (lambda: onnx_model(kind=8), Incompatible, "type STRING"),
 }
 

@@ -247,6 +247,8 @@ def test_an_answer_without_the_output_or_of_another_width_is_incompatible() -> N
     one = Processor(task.pipeline, task.labels, None)
     with pytest.raises(Incompatible, match="no output 'logits'; it has other"):
         one.run(task.cases[0][0], lambda _feed: {"other": np.zeros((1, 3), np.float32)})
+    with pytest.raises(Incompatible, match="its first axis must be the batch"):
+        one.run(task.cases[0][0], lambda _feed: {"logits": np.zeros((), np.float32)})
     with pytest.raises(Incompatible, match="the bundle has 3 labels"):
         one.run(task.cases[0][0], lambda _feed: {"logits": np.zeros((1, 4), np.float32)})
 
