@@ -9,48 +9,86 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from contextlib import suppress
+from typing import Final, Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
-WAITING = 256
-"""How many messages may wait; one more blocks who hands it over."""
+WAITING: Final = 32 * 1024 * 1024
+"""Bytes of messages that may wait; beyond it who hands one over is blocked."""
+TOGETHER: Final = 64
+"""How many are done at once at most: a request that comes meanwhile waits for them."""
 _log = logging.getLogger(__name__)
 
 
 class Serial:
-    """A thread and its queue."""
+    """A thread and its queue. `closing`: nothing more is taken."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="serial")
-        self._room = threading.BoundedSemaphore(WAITING)
-        self._closing = threading.Event()
+        self.closing = threading.Event()
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do something there and wait for what comes out of it."""
         return await asyncio.wrap_future(self._pool.submit(work, *args, **kwargs))
 
     def post(self, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Have something done, and block while too much waits."""
-        while not self._room.acquire(timeout=0.2):
-            if self._closing.is_set():
-                return
-        try:
-            self._pool.submit(self._do, lambda: work(*args, **kwargs))
-        except RuntimeError:  # closed meanwhile: messages that come now are sent again later
-            self._room.release()
+        """Have something done without waiting for it."""
+        with suppress(RuntimeError):  # closed meanwhile
+            self._pool.submit(_told, lambda: work(*args, **kwargs))
 
     def close(self) -> None:
         """Finish what waits, and end."""
-        self._closing.set()
+        self.closing.set()
         self._pool.shutdown()
 
-    def _do(self, work: Callable[[], None]) -> None:
+
+class Gathered(Generic[T]):
+    """Things that come one by one, and are done together with those that came while the thread had other work.
+
+    gathered = Gathered(serial, inbox.take, size=lambda message: len(message.payload))
+    gathered.add(message)                       # from another thread
+    """
+
+    def __init__(self, serial: Serial, work: Callable[[Sequence[T]], None], *, size: Callable[[T], int]) -> None:
+        self._serial, self._work, self._size = serial, work, size
+        self._waiting: deque[T] = deque()
+        self._bytes = 0
+        self._busy = False
+        self._changed = threading.Condition()
+
+    def add(self, thing: T) -> None:
+        """Hand one over, and block while too many bytes wait. What comes once the thread is closed is dropped."""
+        with self._changed:
+            while self._bytes >= WAITING:
+                if self._serial.closing.is_set():
+                    return
+                self._changed.wait(0.2)
+            self._waiting.append(thing)
+            self._bytes += self._size(thing)
+            if not self._busy:
+                self._busy = True
+                self._serial.post(self._do)
+
+    def _do(self) -> None:
+        with self._changed:
+            things = [self._waiting.popleft() for _ in range(min(TOGETHER, len(self._waiting)))]
         try:
-            work()
-        except Exception:  # noqa: BLE001  the edge of a thread: a fault of ours is told in full, the next message goes on
-            _log.exception("a message was not handled")
+            self._work(things)
         finally:
-            self._room.release()
+            with self._changed:
+                self._bytes -= sum(map(self._size, things))
+                self._busy = bool(self._waiting)
+                self._changed.notify_all()
+                if self._busy:
+                    self._serial.post(self._do)  # behind what came meanwhile
+
+
+def _told(work: Callable[[], None]) -> None:
+    try:
+        work()
+    except Exception:  # noqa: BLE001  the edge of a thread: a fault of ours is told in full, and the next thing is done
+        _log.exception("a message was not handled")

@@ -37,7 +37,7 @@ from fleet.measuring import Measuring
 from fleet.mqtt.broker import Broker, BrokerAddress, end_left_behind
 from fleet.mqtt.inbox import Inbox
 from fleet.mqtt.limits import Gate
-from fleet.mqtt.link import Link
+from fleet.mqtt.link import Link, Message
 from fleet.mqtt.outbox import Outbox
 from fleet.mqtt.ranges import Ranges
 from fleet.mqtt.security import SecurityLog
@@ -45,7 +45,7 @@ from fleet.mqtt.transfer import EncryptedChunks, Transfer
 from fleet.own_certificates import OwnCertificates
 from fleet.people import People
 from fleet.rollout_service import Rollouts
-from fleet.serial import Serial
+from fleet.serial import Gathered, Serial
 from fleet.services import Services
 from fleet.settings import FleetSettings
 from fleet.store.blobs import BlobStore
@@ -313,9 +313,12 @@ async def _link(services: Services) -> AsyncIterator[None]:
     """The connection to the broker. All that the fleet owns is published on every connect."""
     link, inbox, serial = services.link, services.inbox, services.serial
 
-    def receive(topic: str, payload: bytes, retained: bool) -> None:
-        if inbox.gate.admits(topic):
-            serial.post(inbox.take, topic, payload, retained)
+    messages, wishes = (Gathered(serial, inbox.take, size=Message.size) for _ in range(2))
+
+    def receive(message: Message) -> None:
+        if inbox.gate.admits(message.topic):
+            # A wish does not wait for thousands of reports: a transfer is paced by them.
+            (wishes if message.is_wish else messages).add(message)
 
     await serial.run(inbox.start)
     await serial.run(services.repository.refresh)

@@ -35,6 +35,8 @@ LOSS: Final = 0.25
 QUEUED: Final = 0.15
 """Seconds over twice the shortest round trip that a chunk may take before the window closes."""
 _GATHER_AT_MOST: Final = 10
+_FAN_OUT: Final = 100 * 1024 * 1024
+"""Bytes per second that a broker hands out to all readers together: what a round costs, newcomers may be waited for."""
 
 
 @dataclass
@@ -82,7 +84,7 @@ class Flow:
         self._log = _Log()
         self._newest: dict[int, int] = {}
         self._readers: dict[str, _Reader] = {}
-        self._opens = self._opens_at_last = 0.0
+        self._first = self._opens = 0.0
         self._shortest = math.inf
         self._closes_again = 0.0
         self._held_up = -math.inf
@@ -137,12 +139,13 @@ class Flow:
             self.window = min(LARGEST_WINDOW, self.window + came // len(self._readers))
 
     def _gather_more(self, now: float, *, newcomer: bool) -> None:
-        """The first wish waits for others; each newcomer among them prolongs that, up to a limit."""
+        """The first wish waits for others. Newcomers prolong that by as much as it costs to serve those there are twice."""
         if not self._wanted:
-            self._opens_at_last = now + _GATHER_AT_MOST * self._gather
-            self._opens = now + self._gather
+            self._first, self._opens = now, now + self._gather
         elif newcomer and now < self._opens:
-            self._opens = min(now + self._gather, self._opens_at_last)
+            handing_out = sum(self.sizes[i] for i in self._wanted) * len(self._readers) / _FAN_OUT
+            at_last = self._first + max(_GATHER_AT_MOST * self._gather, min(handing_out, PATIENCE))
+            self._opens = min(now + self._gather, at_last)
 
     # --- what is sent -------------------------------------------------------------------------------------------
 

@@ -1,5 +1,8 @@
 """Messages from devices: verified, stored, answered. Called on the serial thread, one message after the other.
 
+What came while another thing was done shares a transaction, so its one write to the disk: each message stands in a
+savepoint, and one that is refused undoes nothing but itself. Answers leave once the transaction is through.
+
 A device is who its topic says: the broker's access list lets nobody else write there. What needs more than that,
 reports, telemetry and replies, is signed by the key of the device's certificate. A forgery, a replay and a clone are
 refused and noted.
@@ -8,11 +11,12 @@ refused and noted.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
+from sqlalchemy.exc import OperationalError
 from sqlmodel import Session, col, select
 
 from fleet import devices, telemetry
@@ -20,6 +24,7 @@ from fleet.commands import Commands
 from fleet.errors import FleetError, Unavailable, Untrusted
 from fleet.measuring import Measuring
 from fleet.mqtt.limits import Gate
+from fleet.mqtt.link import Message
 from fleet.mqtt.outbox import Outbox
 from fleet.mqtt.security import SecurityLog
 from fleet.mqtt.transfer import Transfer
@@ -84,21 +89,26 @@ class Inbox:
     remembered: dict[str, datetime] = field(default_factory=dict)
     granted: dict[tuple[str, str], datetime] = field(default_factory=dict)
 
-    def take(self, topic: str, payload: bytes, retained: bool) -> None:
-        """Handle one message. Never raises for what a device sent."""
-        if not payload:
-            return  # a retained message was cleared
+    def take(self, messages: Sequence[Message]) -> None:
+        """Handle messages in their order. Never raises for what a device sent."""
+        answers: list[Answer] = []
+        refused: list[tuple[str, str]] = []
         try:
-            parsed = parse(topic)
-            if isinstance(parsed, WantTopic) and self._progress(parsed, payload):
-                return
             with self.database.transaction() as session:
-                answer = self._handle(session, parsed, payload, retained=retained)
-            self._send(answer)
-        except Unavailable as e:  # our own disk: the device is not to blame, and sends it again
-            _log.error("a message on %s was not taken: %s", topic, e)
-        except (WireError, FleetError) as e:
-            self.security.note(topic, str(e))
+                for message in messages:
+                    try:
+                        answers.append(self._take(session, message))
+                    except Unavailable as e:  # ours: the device is not to blame, and sends it again
+                        _log.error("a message on %s was not taken: %s", message.topic, e)
+                    except (WireError, FleetError) as e:
+                        refused.append((message.topic, str(e)))
+        except Unavailable as e:  # our own disk
+            named = ", ".join(sorted({message.topic for message in messages})[:3])
+            _log.error("%d messages, on %s, were not taken: %s", len(messages), named, e)
+            return
+        self._send(answers)
+        for topic, reason in refused:
+            self.security.note(topic, reason)
 
     def tick(self) -> None:
         """Devices that the broker remembered as online and that said nothing since are offline; floods are noted."""
@@ -144,6 +154,21 @@ class Inbox:
     def may_fetch(self, session: Session, row: Device, digest: str) -> bool:
         """Whether a blob is assigned to a device."""
         return self.desired.may_fetch(session, row, digest)
+
+    def _take(self, session: Session, message: Message) -> Answer:
+        if not message.payload:
+            return Answer()  # a retained message was cleared
+        parsed = parse(message.topic)
+        if isinstance(parsed, WantTopic) and self._progress(parsed, message.payload):
+            return Answer()
+        try:
+            with session.begin_nested():
+                return self._handle(session, parsed, message.payload, retained=message.retained)
+        except (WireError, FleetError, OperationalError):
+            raise
+        except Exception:  # noqa: BLE001  a fault of ours is told in full, and costs the other messages nothing
+            _log.exception("a message on %s was not handled", message.topic)
+            return Answer()
 
     def _handle(self, session: Session, topic: Topic, payload: bytes, *, retained: bool) -> Answer:
         assert isinstance(topic, StateTopic | ReportedTopic | TelemetryTopic | WantTopic | ReplyTopic)
@@ -219,10 +244,15 @@ class Inbox:
             return Answer()
         raise Untrusted(f"wish for {want.digest}: this blob is not assigned to {row.id}")
 
-    def _send(self, answer: Answer) -> None:
-        self.outbox.desired(answer.desired)
-        self.outbox.commands(answer.commands)
-        if answer.ack is not None:
-            self.outbox.ack(answer.ack)
-        if answer.revoked:
+    def _send(self, answers: Sequence[Answer]) -> None:
+        self.outbox.desired(_once(device for answer in answers for device in answer.desired))
+        self.outbox.commands(_once(device for answer in answers for device in answer.commands))
+        for answer in answers:
+            if answer.ack is not None:
+                self.outbox.ack(answer.ack)
+        if any(answer.revoked for answer in answers):
             self.revoke()
+
+
+def _once(devices: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(devices))

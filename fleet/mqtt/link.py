@@ -12,6 +12,7 @@ import ssl
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
@@ -23,8 +24,25 @@ from fleet.trust.ca import KeyPair
 from wire.messages import Presence
 from wire.topics import FLEET_CLIENT, FleetState, Reply, Reported, State, Telemetry, Want, every
 
-Receive = Callable[[str, bytes, bool], None]
-"""Called with topic, payload and whether the message was retained."""
+
+class Message(NamedTuple):
+    """What came, and whether the broker only remembered it."""
+
+    topic: str
+    payload: bytes
+    retained: bool
+
+    @property
+    def is_wish(self) -> bool:
+        """Whether it asks for chunks."""
+        return self.topic.endswith("/want")
+
+    def size(self) -> int:
+        """Bytes that it takes in memory, about."""
+        return len(self.payload) + 500
+
+
+Receive = Callable[[Message], None]
 
 _SUBSCRIPTIONS = [(every(kind), 1) for kind in (State, Reported, Telemetry, Reply, Want)]
 _log = logging.getLogger(__name__)
@@ -50,7 +68,7 @@ class Link:
     def start(self, host: str, port: int, receive: Receive, connected: Callable[[], None]) -> None:
         """Connect in the background. Both are called in the client's thread."""
         self._connected = connected
-        self._client.on_message = lambda _c, _d, message: receive(message.topic, bytes(message.payload), message.retain)
+        self._client.on_message = lambda _c, _d, m: receive(Message(m.topic, bytes(m.payload), m.retain))
         self._client.connect_async(host, port, keepalive=30)
         self._client.loop_start()
 

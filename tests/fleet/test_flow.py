@@ -153,6 +153,15 @@ def test_wishes_are_gathered_and_newcomers_prolong_that_up_to_a_limit() -> None:
     assert flow.take(1.01) == 0
 
 
+def test_many_readers_are_gathered_for_as_long_as_it_takes_to_serve_them() -> None:
+    flow = flow_of(4, gather=0.1)
+    for i in range(4000):  # 4 chunks for each take a broker 10 s
+        flow.hear(f"b{i}", frozenset(range(4)), -1, i / 800)
+        if i / 800 < 4:
+            assert flow.take(i / 800) is None
+    assert flow.take(5.01) == 0
+
+
 def test_no_more_than_the_window_is_out_until_a_reader_says_that_it_came() -> None:
     flow = flow_of(1000)
     flow.hear("a", frozenset(range(1000)), -1, 0)

@@ -1,0 +1,97 @@
+"""Messages that came while the deciding thread had other work: done together, in order, and no more than fit."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from fleet import serial as module
+from fleet.serial import TOGETHER, Gathered, Serial
+
+WITHIN = 10.0
+
+
+@pytest.fixture
+def serial() -> Iterator[Serial]:
+    made = Serial()
+    yield made
+    made.close()
+
+
+class Work:
+    """What was done together; the first time it waits until it is let go."""
+
+    def __init__(self) -> None:
+        self.done: list[list[int]] = []
+        self.entered, self.go, self.through = threading.Event(), threading.Event(), threading.Event()
+
+    def __call__(self, things: Sequence[int]) -> None:
+        self.entered.set()
+        assert self.go.wait(WITHIN)
+        self.done.append(list(things))
+        if things[-1] < 0:
+            self.through.set()
+        if 13 in things:
+            raise ValueError("thirteen")
+
+
+def test_what_came_meanwhile_is_done_together_and_in_order(serial: Serial) -> None:
+    work = Work()
+    gathered = Gathered(serial, work, size=lambda _: 1)
+    gathered.add(0)
+    assert work.entered.wait(WITHIN)
+    for i in range(1, 2 * TOGETHER):
+        gathered.add(i)
+    gathered.add(-1)
+    work.go.set()
+    assert work.through.wait(WITHIN)
+    assert [len(things) for things in work.done] == [1, TOGETHER, TOGETHER]
+    assert [i for things in work.done for i in things] == [*range(2 * TOGETHER), -1]
+
+
+def test_an_error_costs_nothing_that_comes_after_it(serial: Serial) -> None:
+    work = Work()
+    work.go.set()
+    gathered = Gathered(serial, work, size=lambda _: 1)
+    gathered.add(13)
+    gathered.add(-1)
+    assert work.through.wait(WITHIN)
+
+
+def test_who_hands_over_too_much_waits_until_there_is_room(serial: Serial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAITING", 10)
+    work = Work()
+    gathered = Gathered(serial, work, size=lambda _: 5)
+    gathered.add(0)
+    assert work.entered.wait(WITHIN)
+    gathered.add(1)
+    third = threading.Thread(target=gathered.add, args=(-1,))
+    third.start()
+    third.join(0.5)
+    assert third.is_alive()
+    work.go.set()
+    third.join(WITHIN)
+    assert not third.is_alive()
+    assert work.through.wait(WITHIN)
+
+
+def test_a_request_does_not_wait_for_all_that_came_before_it(serial: Serial) -> None:
+    work = Work()
+    gathered = Gathered(serial, work, size=lambda _: 1)
+    gathered.add(0)
+    assert work.entered.wait(WITHIN)
+    for i in range(5 * TOGETHER):
+        gathered.add(i)
+    asked: list[int] = []
+    answered = threading.Event()
+
+    def request() -> None:
+        asked.append(len(work.done))
+        answered.set()
+
+    serial.post(request)
+    work.go.set()
+    assert answered.wait(WITHIN)
+    assert asked == [1]
