@@ -101,10 +101,9 @@ class Rollouts:
     def take_report(self, session: Session, device: str, reported: Reported) -> list[str]:
         """What a device's verified report means for the rollouts it is in."""
         changed: list[str] = []
-        for row in _running(session):
-            member = session.get(RolloutDevice, (row.id, device))
-            event = _answer(member, reported) if member and member.state == "sent" else None
-            if member is None or event is None:
+        for row, member in _asked(session, device):
+            event = _answer(member, reported)
+            if event is None:
                 continue
             if _others_owe(session, member):  # then the verdict is HOLD, or the next tick's: not all have to be read
                 member.state, member.reason = _state_of(event)
@@ -309,6 +308,13 @@ def _members(session: Session, rollout: str) -> Sequence[RolloutDevice]:
 
 def _running(session: Session) -> Iterator[RolloutRow]:
     yield from session.exec(select(RolloutRow).where(RolloutRow.state == "running")).all()
+
+
+def _asked(session: Session, device: str) -> Sequence[tuple[RolloutRow, RolloutDevice]]:
+    """The running rollouts that a device was sent a release of and has not answered."""
+    both = select(RolloutRow, RolloutDevice).join(RolloutDevice, col(RolloutDevice.rollout) == col(RolloutRow.id))
+    owed = both.where(RolloutRow.state == "running", RolloutDevice.state == "sent", RolloutDevice.device == device)
+    return session.exec(owed).all()
 
 
 def _enrolled(session: Session, group: str | None) -> Sequence[Device]:

@@ -139,7 +139,7 @@ class Flow:
             self.window = min(LARGEST_WINDOW, self.window + came // len(self._readers))
 
     def _gather_more(self, now: float, *, newcomer: bool) -> None:
-        """The first wish waits for others. Newcomers prolong that by as much as it costs to serve those there are twice."""
+        """The first wish waits for others; newcomers prolong that, by what serving those there are costs."""
         if not self._wanted:
             self._first, self._opens = now, now + self._gather
         elif newcomer and now < self._opens:
