@@ -3,9 +3,11 @@
     kill       SIGKILL at every operation on the disk of one install
     cut        the power cut at every operation on the disk of one install, on a small ext4 disk (root; else left out)
     damage     bytes changed anywhere in the agent's database, `--rounds` times
+    telemetry  `--days` without the fleet with `--cuts` power cuts (SIGKILL where no disk can be made), 16 MB of queue
 
 After every fault of an install: offline a sound model answers, `previous` is intact, and the update comes to its end by
 itself. After every damage: nothing that protects against a rollback has fallen, and the next start is numbered higher.
+Telemetry ends at a fleet that checks the ledger: produced = delivered + merged + dropped by rule, no alarm dropped.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import power_cut
+from telemetry_soak import MIB, soak
 
 from agent.identity import FOLDER
 from agent.state import StateFile
@@ -34,6 +38,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--step", type=int, default=1, help="every how many operations (default: 1, all of them)")
     parser.add_argument("--rounds", type=int, default=500, help="damaged databases (default 500)")
+    parser.add_argument("--days", type=float, default=10, help="simulated days offline (default 10)")
+    parser.add_argument("--cuts", type=int, default=50, help="power cuts in these days (default 50)")
     options = parser.parse_args()
     logging.disable(logging.ERROR)  # that a database was damaged is said 500 times
     with tempfile.TemporaryDirectory(prefix="shoal-soak-") as folder:
@@ -44,6 +50,7 @@ def main() -> None:
         else:
             print(f"no power to cut: {why_not}")
         figures |= damaged(Path(folder) / "damage", options.rounds)
+        figures |= away(Path(folder) / "telemetry", options.days, options.cuts, real=why_not is None)
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, measured")
     print(json.dumps({"bench": "soak", "figures": figures}))
 
@@ -92,6 +99,24 @@ def damaged(folder: Path, rounds: int) -> dict[str, int]:
     state.close()
     print(f"damage: {rounds} damaged databases, {made_again} made again")
     return {"damages": rounds, "made_again": made_again}
+
+
+def away(folder: Path, days: float, cuts: int, *, real: bool) -> dict[str, int]:
+    """What became of the records of some days; the soak itself raises for what does not add up."""
+    folder.mkdir()
+    began, home = time.monotonic(), folder / "home"
+    with ExitStack() as stack:
+        disk = stack.enter_context(power_cut.Disk(folder)) if real else None
+        place = disk.folder if disk is not None else folder / "away"
+        place.mkdir(exist_ok=True)
+        found = soak(place, home, days=days, cuts=cuts, queue=16 * MIB, disk=disk)
+    print(
+        f"telemetry: {days:g} days, {found.cuts} {'power cuts' if real else 'kills'}: {found.produced} records = "
+        f"{found.delivered} delivered + {found.merged} merged + {found.dropped} dropped, {found.events} alarms, "
+        f"in {time.monotonic() - began:.0f} s"
+    )
+    counted = {name: getattr(found, name) for name in ("produced", "delivered", "merged", "dropped", "events")}
+    return {"telemetry_cuts": found.cuts, **{f"telemetry_{name}": count for name, count in counted.items()}}
 
 
 if __name__ == "__main__":
