@@ -16,23 +16,23 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
-from agent import hardware
-from agent.clock import Clock
 from agent.core import About, Core
-from agent.credentials import Credentials
+from agent.enrolment.renewal import Renewal
+from agent.enrolment.wipe import begin_wipe
 from agent.errors import AgentError, Unavailable
+from agent.identity.credentials import Credentials
+from agent.identity.tls import Https
 from agent.install import ranges
-from agent.link import MqttLink
-from agent.process import Process
-from agent.renewal import Renewal
+from agent.life import hardware
+from agent.life.process import Process
+from agent.line.link import MqttLink
 from agent.serving import runtimes
 from agent.serving.api import LocalApi
 from agent.serving.cloud import Cloud
 from agent.serving.server import LocalServer
 from agent.settings import AgentSettings
-from agent.state import StateFile
-from agent.tls import Https
-from agent.wipe import begin_wipe
+from agent.store.state import StateFile
+from agent.trust.clock import Clock
 from wire.errors import WireError
 from wire.trust import TrustedSet
 

@@ -1,6 +1,6 @@
 """Everything of a device but its sockets: what it trusts, installs, serves and says, wired together.
 
-The line is an argument (`agent.link`), and so is the clock: the tests' device is this one on a line in memory.
+The line is an argument (`agent.line.link`), and so is the clock: the tests' device is this one on a line in memory.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from securesystemslib.signer import Signer
 
-from agent.acks import Acks
-from agent.blobs import FOLDER as BLOBS
-from agent.blobs import Blobs
-from agent.clock import Clock
-from agent.commands import Commands
 from agent.errors import AgentError
-from agent.freshness import Freshness, Frozen
 from agent.inbox import Heard, Inbox
 from agent.install.delta import Deltas
 from agent.install.fetch import Fetcher
 from agent.install.installer import Installer
 from agent.install.keys import ChunkKeys
 from agent.install.ranges import Ranges
-from agent.keeper import TrustKeeper
-from agent.life import Life
-from agent.link import Link
+from agent.life.life import Life
+from agent.life.restarts import Run
+from agent.life.telemetry import Outbox, WindowMeter
+from agent.line.commands import Commands
+from agent.line.link import Link
+from agent.line.reporter import Reporter
+from agent.line.voice import Voice
 from agent.parts import Parts
-from agent.reporter import Reporter
-from agent.restarts import Run
-from agent.security import SecurityLog
 from agent.serving.selftest import tests_of
 from agent.settings import AgentSettings
-from agent.state import StateFile
 from agent.status import view
-from agent.telemetry import Outbox, WindowMeter
-from agent.voice import Voice
+from agent.store.blobs import FOLDER as BLOBS
+from agent.store.blobs import Blobs
+from agent.store.state import StateFile
+from agent.trust.acks import Acks
+from agent.trust.clock import Clock
+from agent.trust.freshness import Freshness, Frozen
+from agent.trust.keeper import TrustKeeper
+from agent.trust.security import SecurityLog
 from wire import topics
 from wire.errors import WireError
 from wire.messages import Reported

@@ -14,14 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from agent.acks import Acks
-from agent.clock import Clock
-from agent.commands import Commands
 from agent.errors import AgentError
 from agent.install.fetch import Fetcher
 from agent.install.installer import Installer
-from agent.keeper import TrustKeeper
-from agent.state import StateFile
+from agent.line.commands import Commands
+from agent.store.state import StateFile
+from agent.trust.acks import Acks
+from agent.trust.clock import Clock
+from agent.trust.keeper import TrustKeeper
 from wire import topics
 from wire.admission import check_order
 from wire.dsse import open_by_role

@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from agent.agent import Agent, locked
-from agent.credentials import Credentials
+from agent.enrolment.wipe import finish_wipe
 from agent.errors import AgentError, Unavailable
-from agent.identity import Identity
-from agent.process import Process
-from agent.ring import Ring
+from agent.identity.credentials import Credentials
+from agent.identity.identity import Identity
+from agent.life.process import Process
+from agent.life.ring import Ring
 from agent.settings import AgentSettings, load
-from agent.state import STATE_FILE, StateFile
-from agent.wipe import finish_wipe
+from agent.store.state import STATE_FILE, StateFile
 from wire.errors import WireError
 from wire.units import seconds
 
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _enrol(options: argparse.Namespace, _environment: Mapping[str, str]) -> int:
-    from agent.enrol import Patience, enrol  # noqa: PLC0415  what a device needs once is not in the memory of its agent
+    from agent.enrolment.enrol import Patience, enrol  # noqa: PLC0415  what a device needs once is not in the memory of its agent
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     patience = Patience(seconds(options.wait, where="--wait") if options.wait else None, _tell)

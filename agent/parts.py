@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from agent.install.installer import Installer
+from agent.life.telemetry import WindowMeter
 from agent.serving.service import Service
-from agent.telemetry import WindowMeter
 from wire.messages import Health
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from agent.clock import Clock
-from agent.freshness import Frozen
-from agent.link import Link
-from agent.state import StateFile
+from agent.line.link import Link
+from agent.store.state import StateFile
+from agent.trust.clock import Clock
+from agent.trust.freshness import Frozen
 from wire.units import show_instant
 
 if TYPE_CHECKING:

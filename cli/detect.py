@@ -53,7 +53,7 @@ class Probe:
 
 def look(root: Path = Path("/")) -> Here:
     """Read what the kernel says."""
-    from agent import hardware  # noqa: PLC0415  the agent's own eyes; the other commands need no agent
+    from agent.life import hardware  # noqa: PLC0415  the agent's own eyes; the other commands need no agent
 
     machine = hardware.detect(root)
     cpuinfo = _text(root / "proc/cpuinfo")

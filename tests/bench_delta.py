@@ -40,7 +40,7 @@ import json, sys, time
 from pathlib import Path
 import numpy
 import agent.install.delta
-from agent.blobs import Blobs
+from agent.store.blobs import Blobs
 from agent.install.delta import Deltas
 from wire.chunks import ChunkList
 from wire.orders import DeltaOffer

@@ -28,8 +28,8 @@ from pathlib import Path
 import power_cut
 from telemetry_soak import MIB, soak
 
-from agent.identity import FOLDER
-from agent.state import StateFile
+from agent.identity.identity import FOLDER
+from agent.store.state import StateFile
 
 PROGRAM = Path(__file__).with_name("killed_install.py")
 

@@ -29,9 +29,9 @@ from pathlib import Path
 from trust_repository import Repository
 from tuf.api.metadata import Metadata
 
-from agent.clock import Clock
-from agent.keeper import TrustKeeper
-from agent.state import StateFile
+from agent.store.state import StateFile
+from agent.trust.clock import Clock
+from agent.trust.keeper import TrustKeeper
 from wire import topics
 from wire.admission import check_order, check_release
 from wire.chunks import digest

@@ -31,14 +31,15 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from agent import blobs
-from agent.clock import Clock
-from agent.identity import FOLDER, Identity, Joined
-from agent.keeper import TrustKeeper
-from agent.keys import key_pem, new_key, write_private
-from agent.queue import Queued
-from agent.slots import promote, store_next
-from agent.state import StateFile
+from agent.files import sync_folder, write_private
+from agent.identity.identity import FOLDER, Identity, Joined
+from agent.identity.keys import key_pem, new_key
+from agent.identity.slots import promote, store_next
+from agent.store import blobs
+from agent.store.queue import Queued
+from agent.store.state import StateFile
+from agent.trust.clock import Clock
+from agent.trust.keeper import TrustKeeper
 from agent.update import ModelState, Placed
 from wire import topics
 from wire.chunks import ChunkList, ChunkRef, digest
@@ -179,8 +180,8 @@ def renewal(folder: Path) -> None:
     files = {"key.pem": key_pem(first), "cert.pem": _certificate(first, 1).public_bytes(Encoding.PEM)}
     for name, data in {**files, "ca.pem": b"", "device.json": joined.to_bytes()}.items():
         write_private(folder / FOLDER / name, data)
-    blobs.sync_folder(folder / FOLDER)
-    blobs.sync_folder(folder)
+    sync_folder(folder / FOLDER)
+    sync_folder(folder)
     store_next(folder, Identity.load(folder), second, _certificate(second, 2))
     promote(folder)
 

@@ -22,9 +22,9 @@ from pathlib import Path
 from power_cut import Disk
 
 from agent.errors import Unavailable
-from agent.state import StateFile
-from agent.streams import EVENT, INFERENCE, SAMPLES
-from agent.telemetry import Recorder, WindowMeter
+from agent.life.telemetry import Recorder, WindowMeter
+from agent.store.state import StateFile
+from agent.store.streams import EVENT, INFERENCE, SAMPLES
 from fleet import ledgers, telemetry
 from fleet.store.database import Database
 from fleet.store.tables import Device, DeviceStats

@@ -17,7 +17,7 @@ import pytest
 from agent_process import AgentProcess, World
 from fleet_process import until
 
-from agent.state import StateFile
+from agent.store.state import StateFile
 
 BIG = 600_000
 """Rows of a model of 9.6 MB: 147 chunks, long enough under way to be killed in it."""

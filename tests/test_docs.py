@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import typer.main
 
-from agent import link
-from agent import security as agent_security
 from agent.errors import AgentError
+from agent.line import link
 from agent.main import _parser
 from agent.serving import cloud, oip
 from agent.settings import AgentSettings
-from agent.state import SECURITY_KEPT
+from agent.store.state import SECURITY_KEPT
+from agent.trust import security as agent_security
 from cli.commands import app
 from fleet import devices, passwords, throttle
 from fleet.access import PERMISSIONS, ROLES

@@ -12,8 +12,8 @@ from fleet_process import tiny_bundle, until
 from tcp_proxy import TcpProxy
 from transfer_fleet import TransferFleet
 
-from agent.blobs import Blobs
-from agent.identity import Identity
+from agent.identity.identity import Identity
+from agent.store.blobs import Blobs
 from fleet.mqtt.flow import LARGEST_WINDOW
 from fleet.mqtt.ranges import LARGEST
 from wire.chunks import WHOLE, ChunkList, ChunkRef, digest

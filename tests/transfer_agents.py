@@ -21,16 +21,16 @@ from typing import Any
 
 import psutil
 
-from agent.blobs import Blobs
-from agent.clock import Clock
-from agent.credentials import Credentials
 from agent.errors import AgentError
+from agent.identity.credentials import Credentials
+from agent.identity.tls import Https
 from agent.install.fetch import Fetcher
 from agent.install.keys import ChunkKeys
 from agent.install.ranges import TIMEOUT, Ranges
-from agent.link import MqttLink
-from agent.state import StateFile
-from agent.tls import Https
+from agent.line.link import MqttLink
+from agent.store.blobs import Blobs
+from agent.store.state import StateFile
+from agent.trust.clock import Clock
 from wire import topics
 from wire.chunks import ChunkList
 

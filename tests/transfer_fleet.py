@@ -24,7 +24,7 @@ from typing import Any, Self
 
 from fleet_process import FleetProcess, initialise_trust, tiny_bundle
 
-from agent.enrol import Patience, enrol
+from agent.enrolment.enrol import Patience, enrol
 from wire.bundle import BundleManifest
 from wire.chunks import ChunkList, digest
 from wire.secrecy import blob_key

@@ -16,10 +16,10 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, Final
 
-from agent.blobs import Blobs, Partial
 from agent.errors import AgentError, Keyless, Unavailable, Untrusted
 from agent.install.fetch import Fetcher, to_the_end
-from agent.state import StateFile
+from agent.store.blobs import Blobs, Partial
+from agent.store.state import StateFile
 from wire.chunks import ChunkList, single
 from wire.delta import LENGTH, DeltaHeader, split
 from wire.document import dump_json

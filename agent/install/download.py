@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from agent.blobs import Blobs
 from agent.errors import Untrusted
 from agent.install.delta import Deltas
 from agent.install.fetch import Fetcher
+from agent.store.blobs import Blobs
 from wire.bundle import BundleFile, BundleManifest
 from wire.chunks import WHOLE, ChunkList, single
 from wire.release import Release

@@ -15,12 +15,12 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
 
-from agent.blobs import Blobs, Partial
 from agent.errors import AgentError, Keyless, Unavailable, Untrusted
 from agent.install.keys import ChunkKeys
 from agent.install.pace import Pace, SlowWatch, by_range
 from agent.install.ranges import Ranges, runs
-from agent.link import Link
+from agent.line.link import Link
+from agent.store.blobs import Blobs, Partial
 from wire import topics
 from wire.chunks import WHOLE, ChunkList, to_bitmap
 from wire.errors import Untrusted as UntrustedByWire

@@ -23,7 +23,6 @@ from datetime import datetime
 from typing import Final
 
 from agent import update
-from agent.blobs import Blobs
 from agent.errors import AgentError, Keyless, Unavailable, Untrusted
 from agent.install.delta import Deltas
 from agent.install.download import Download
@@ -39,7 +38,8 @@ from agent.serving.bundles import Bundle, prepare
 from agent.serving.selftest import Outcome, self_test
 from agent.serving.service import Served, Service
 from agent.settings import AgentSettings
-from agent.state import StateFile
+from agent.store.blobs import Blobs
+from agent.store.state import StateFile
 from agent.update import Action, Event, ModelState
 from wire.chunks import WHOLE, single
 from wire.errors import Untrusted as UntrustedByWire

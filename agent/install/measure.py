@@ -19,17 +19,18 @@ from typing import Any, Final
 
 import psutil
 
-from agent import measuring, power
-from agent.blobs import Blobs
+from agent import measuring
 from agent.errors import AgentError, Keyless, Unavailable, Untrusted
 from agent.install.download import Download
 from agent.install.fetch import Fetcher
 from agent.install.releases import Missing, Releases
+from agent.life import power
 from agent.measuring import MAX_STARTS, Task
 from agent.serving.bundles import Bundle
 from agent.serving.timing import time_bundle
 from agent.settings import AgentSettings
-from agent.state import StateFile
+from agent.store.blobs import Blobs
+from agent.store.state import StateFile
 from agent.update import LONGEST_REASON
 from wire.errors import Untrusted as UntrustedByWire
 from wire.errors import WireError

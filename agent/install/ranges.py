@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from typing import Final
 
 from agent.errors import AgentError, Unavailable
-from agent.tls import Https
+from agent.identity.tls import Https
 from wire.chunks import ChunkList
 from wire.secrecy import TAG
 

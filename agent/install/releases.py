@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from agent.blobs import Blobs
 from agent.errors import AgentError
 from agent.install.keys import ChunkKeys
-from agent.state import StateFile
+from agent.store.blobs import Blobs
+from agent.store.state import StateFile
 from wire.admission import check_release
 from wire.errors import Untrusted, WireError
 from wire.release import Release

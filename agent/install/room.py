@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from agent.blobs import Blobs
 from agent.capacity import Need, Room, estimated_memory, misfits
 from agent.errors import AgentError, Incompatible
 from agent.install.releases import Releases
+from agent.store.blobs import Blobs
 from agent.update import ModelState, Placed
 from wire.bundle import BundleManifest
 from wire.errors import WireError

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from agent.errors import AgentError, Incompatible, Unavailable
 from agent.probation import Figures, Rules, is_enough, judge
 from agent.serving.service import Served
-from agent.state import StateFile
+from agent.store.state import StateFile
 from agent.update import Event
 
 if TYPE_CHECKING:

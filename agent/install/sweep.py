@@ -6,9 +6,9 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from agent.blobs import Blobs
 from agent.errors import AgentError
 from agent.install.fetch import to_the_end
+from agent.store.blobs import Blobs
 from wire.errors import WireError
 
 log = logging.getLogger("agent.install.sweep")

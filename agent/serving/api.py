@@ -20,10 +20,10 @@ from contextlib import aclosing
 from typing import Any, Final
 
 from agent.errors import AgentError, Malformed, NotFound, Unavailable, Untrusted
+from agent.life.telemetry import WindowMeter
 from agent.serving import oip
 from agent.serving.cloud import Cloud
 from agent.serving.service import Service
-from agent.telemetry import WindowMeter
 from wire.document import dump_json
 
 Message = dict[str, Any]

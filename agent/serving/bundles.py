@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from agent.blobs import Blobs
 from agent.errors import Incompatible, Malformed, Unavailable
+from agent.store.blobs import Blobs
 from wire.bundle import BundleManifest, Role
 from wire.errors import Malformed as MalformedByWire
 from wire.errors import WireError

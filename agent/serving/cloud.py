@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Final, TypeVar
 
 from agent.errors import Unavailable
-from agent.tls import Https
+from agent.identity.tls import Https
 
 READ: Final = 16 * 1024
 AT_ONCE: Final = 8

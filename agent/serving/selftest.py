@@ -20,11 +20,11 @@ from typing import Any, Final
 
 import psutil
 
-from agent.blobs import Blobs
 from agent.errors import AgentError, Incompatible
 from agent.serving.bundles import Bundle, Model
 from agent.serving.runtimes import import_runtime
 from agent.settings import AgentSettings
+from agent.store.blobs import Blobs
 from wire.errors import WireError
 from wire.life import ModelTest
 from wire.messages import SlotReport

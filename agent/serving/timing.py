@@ -18,10 +18,10 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Final
 
-from agent.blobs import Blobs
 from agent.errors import AgentError, Incompatible
 from agent.serving.bundles import Bundle, Model
 from agent.serving.selftest import be_a_child, in_child, resident
+from agent.store.blobs import Blobs
 from wire.errors import WireError
 
 WARM_UP: Final = 3

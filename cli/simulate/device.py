@@ -24,20 +24,20 @@ from pathlib import Path
 from typing import Final
 
 from agent.agent import version
-from agent.blobs import FOLDER as BLOBS
-from agent.clock import Clock
 from agent.core import About, Core
-from agent.credentials import Credentials
-from agent.database import Opened
-from agent.enrol import Patience, enrol
+from agent.enrolment.enrol import Patience, enrol
 from agent.errors import AgentError
+from agent.identity.credentials import Credentials
+from agent.identity.tls import Https
 from agent.install import ranges
+from agent.life.telemetry import WindowMeter
 from agent.parts import Parts
 from agent.serving.service import Service
 from agent.settings import load
-from agent.state import STATE_FILE, StateFile
-from agent.telemetry import WindowMeter
-from agent.tls import Https
+from agent.store.blobs import FOLDER as BLOBS
+from agent.store.database import Opened
+from agent.store.state import STATE_FILE, StateFile
+from agent.trust.clock import Clock
 from cli.client import Fleet
 from cli.simulate.inference import EXAMPLE, Behaviour, DrawnMeter, SimulatedInstaller
 from cli.simulate.line import CountedRanges, Line, Weather

@@ -1,7 +1,8 @@
 """A device's line without a thread of its own: the real one, its sockets read and written by one asyncio loop.
 
 A thread for each of thousands of connections would not do. What is said on the line, and who is believed, is that of
-`agent.link`; connecting blocks, so a few threads share it. The weather of the plan is made here: delay, loss and cuts.
+`agent.line.link`; connecting blocks, so a few threads share it. The weather of the plan is made here: delay, loss and
+cuts.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from typing import Any, Final
 
 from paho.mqtt.client import MQTTMessage
 
-from agent.credentials import Credentials
+from agent.identity.credentials import Credentials
+from agent.identity.tls import Https
 from agent.install.ranges import Ranges
-from agent.link import BACK_OFF, KEEPALIVE, MqttLink
-from agent.tls import Https
+from agent.line.link import BACK_OFF, KEEPALIVE, MqttLink
 from wire import topics
 from wire.chunks import ChunkList
 from wire.errors import WireError

@@ -32,10 +32,10 @@ from securesystemslib.signer import CryptoSigner, Key
 from tiny_bundle import TinyBundle, make_layout
 from trust_repository import Repository
 
-from agent.clock import Clock
 from agent.core import About, Core
 from agent.settings import AgentSettings
-from agent.state import StateFile
+from agent.store.state import StateFile
+from agent.trust.clock import Clock
 from wire import topics
 from wire.chunks import ChunkList, from_bitmap, single
 from wire.dsse import open_by_key, seal

@@ -6,9 +6,9 @@ from datetime import timedelta
 import pytest
 from trust_repository import new_signer
 
-from agent.acks import ANSWERED, EARLIER_START, MOST, Acks
-from agent.clock import Clock
-from agent.state import StateFile
+from agent.store.state import StateFile
+from agent.trust.acks import ANSWERED, EARLIER_START, MOST, Acks
+from agent.trust.clock import Clock
 from wire import topics
 from wire.errors import Untrusted
 from wire.trust import TrustedSet

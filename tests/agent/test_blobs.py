@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.blobs import Blobs
 from agent.errors import Unavailable, Untrusted
+from agent.store.blobs import Blobs
 from wire.chunks import ChunkList, ChunkRef, digest
 
 PARTS = tuple(bytes([i + 1]) * (100 + i) for i in range(6))

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from trust_repository import new_signer
 
-from agent.clock import WRITE_EVERY, Clock
-from agent.state import StateFile
+from agent.store.state import StateFile
+from agent.trust.clock import WRITE_EVERY, Clock
 from wire import topics
 
 TRUE = datetime(2026, 11, 22, 8, tzinfo=UTC)

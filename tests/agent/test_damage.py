@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from agent import spare
 from agent.errors import Damaged, Unavailable
-from agent.identity import FOLDER
-from agent.spare import JUMP, Spare
-from agent.state import StateFile
+from agent.identity.identity import FOLDER
+from agent.store import spare
+from agent.store.spare import JUMP, Spare
+from agent.store.state import StateFile
 from wire import topics
 from wire.messages import TelemetryBatch
 from wire.units import instant
@@ -259,7 +259,7 @@ def test_a_spare_that_cannot_be_written_holds_up_nothing(tmp_path, monkeypatch) 
     def full(*_arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("agent.spare.write_whole", full)
+    monkeypatch.setattr("agent.store.spare.write_whole", full)
     state.accept_desired((3, 42), {}, "")
     assert state.last_desired() == (3, 42)
     monkeypatch.undo()

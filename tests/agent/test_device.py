@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from tiny_bundle import make_layout, pipeline
 
-from agent import hardware
-from agent.blobs import Blobs
 from agent.errors import Incompatible, Unavailable
-from agent.health import HealthMeter, temperature
+from agent.life import hardware
+from agent.life.health import HealthMeter, temperature
 from agent.serving import runtimes, selftest
 from agent.serving.bundles import Bundle, Model, prepare
-from agent.state import SECURITY_KEPT, StateFile
+from agent.store.blobs import Blobs
+from agent.store.state import SECURITY_KEPT, StateFile
 from agent.update import ModelState
 from wire.messages import SecurityEvent
 from wire.processing import example_of, golden_fault

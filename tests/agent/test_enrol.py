@@ -17,15 +17,15 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from est_server import Est
 from trust_repository import Repository
 
-from agent import enrol as enrolment
-from agent.claim import device_id
-from agent.credentials import Credentials
-from agent.enrol import Patience, enrol, time_of
+from agent.enrolment import enrol as enrolment
+from agent.enrolment.claim import device_id
+from agent.enrolment.enrol import Patience, enrol, time_of
 from agent.errors import AgentError, Malformed, Unavailable, Untrusted
-from agent.identity import Identity
-from agent.keys import key_pem, new_key
+from agent.identity.credentials import Credentials
+from agent.identity.identity import Identity
+from agent.identity.keys import key_pem, new_key
 from agent.main import main
-from agent.state import StateFile
+from agent.store.state import StateFile
 from wire.kit import EnrolmentKit
 from wire.profile import Detect, Hardware, Limits, Profile, ProfileRuntime
 from wire.units import show_instant
@@ -170,7 +170,7 @@ KILLED_AT_THE_END = """
 import os, signal, sys
 from pathlib import Path
 from agent.main import main
-from agent import enrol
+from agent.enrolment import enrol
 folder, left = Path(sys.argv[1]), int(sys.argv[2])
 at_the_end = False
 def hook(event, arguments):
@@ -378,7 +378,7 @@ def test_an_enrolment_whose_kit_is_gone_already_ends_well(est, kit_file, claim, 
     with est.running() as url:
         words = ["enrol", "--kit", str(kit_file(url, **claim)), "--device", "hall-1", "--state", str(state)]
         with monkeypatch.context() as patch:
-            patch.setattr("agent.slots.finish_enrolment", lambda _state: False)
+            patch.setattr("agent.identity.slots.finish_enrolment", lambda _state: False)
             assert main(words) == 0
         assert not (state / "identity").exists()
         assert main(words) == 0

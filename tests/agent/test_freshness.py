@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime, timedelta
 
-from agent.freshness import Freshness
+from agent.trust.freshness import Freshness
 from wire import topics
 from wire.messages import Presence
 from wire.units import instant

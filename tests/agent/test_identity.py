@@ -13,14 +13,14 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from agent.agent import locked
-from agent.credentials import REFUSALS, Credentials
+from agent.enrolment.wipe import MARKER, OURS, begin_wipe, finish_wipe
 from agent.errors import Malformed, Unavailable
-from agent.identity import FOLDER, Identity, Joined
-from agent.keys import key_pem, new_key
+from agent.identity.credentials import REFUSALS, Credentials
+from agent.identity.identity import FOLDER, Identity, Joined
+from agent.identity.keys import key_pem, new_key
+from agent.identity.slots import NEXT, OLD
 from agent.main import main
-from agent.slots import NEXT, OLD
-from agent.state import StateFile
-from agent.wipe import MARKER, OURS, begin_wipe, finish_wipe
+from agent.store.state import StateFile
 from wire.profile import Profile
 
 PROFILE = Profile.from_toml((Path(__file__).parents[2] / "firmware-profiles/x86-64.toml").read_bytes())
@@ -142,9 +142,9 @@ def test_the_sealing_key_is_made_once_where_an_older_agent_enrolled(state) -> No
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from agent import wipe
-from agent.credentials import Credentials
-from agent.keys import load_key
+from agent.enrolment import wipe
+from agent.identity.credentials import Credentials
+from agent.identity.keys import load_key
 from cryptography import x509
 
 def renew(state, given):

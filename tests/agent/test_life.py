@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from agent.line import LineMeter
-from agent.ring import LINES, SENT_BYTES, TAKEN_OUT, Ring, clean
+from agent.life.ring import LINES, SENT_BYTES, TAKEN_OUT, Ring, clean
+from agent.line.meter import LineMeter
 from wire.messages import Health, MachineState, Reply
 
 TIME = "2026-11-22T08:00:00.000Z"

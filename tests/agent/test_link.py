@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 from est_server import another
 
-from agent.credentials import Credentials
-from agent.identity import FOLDER, Joined
-from agent.keys import key_pem, new_key
-from agent.link import IN_FLIGHT, PACKET_LIMIT, UNACKNOWLEDGED, MqttLink, _Client, _pieces
+from agent.identity.credentials import Credentials
+from agent.identity.identity import FOLDER, Joined
+from agent.identity.keys import key_pem, new_key
+from agent.line.link import IN_FLIGHT, PACKET_LIMIT, UNACKNOWLEDGED, MqttLink, _Client, _pieces
 from wire import topics
 from wire.profile import Profile
 
@@ -143,7 +143,7 @@ async def until(condition: Callable[[], object]) -> None:
 @pytest.fixture
 def quick(monkeypatch) -> None:
     """Connect again at once."""
-    monkeypatch.setattr("agent.link.BACK_OFF", (0.05, 0.1))
+    monkeypatch.setattr("agent.line.link.BACK_OFF", (0.05, 0.1))
 
 
 # --- a packet over the limit ------------------------------------------------------------------------------------
@@ -153,11 +153,11 @@ LINE = """
 import asyncio, sys
 from datetime import UTC, datetime
 from pathlib import Path
-import agent.link
-from agent.credentials import Credentials
-from agent.link import MqttLink
+import agent.line.link
+from agent.identity.credentials import Credentials
+from agent.line.link import MqttLink
 
-agent.link.PACKET_LIMIT = int(sys.argv[2])
+agent.line.link.PACKET_LIMIT = int(sys.argv[2])
 
 def memory():
     "The peak of this program: getrusage would count what the process was before its exec, a large pytest."

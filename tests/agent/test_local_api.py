@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from local_client import Client
 
 from agent.errors import Incompatible, Unavailable
-from agent.identity import Identity, Joined
+from agent.identity.identity import Identity, Joined
 from agent.serving.api import LocalApi
 from agent.serving.cloud import Cloud
 from agent.serving.runtimes import LoadedGraph

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from agent import measuring, power
+from agent import measuring
 from agent.errors import Unavailable
 from agent.install.measure import check_memory
+from agent.life import power
 from agent.measuring import KEPT, MAX_STARTS, Task
 from agent.serving.timing import percentiles
 from wire.messages import MachineState, MeasureReport

@@ -10,13 +10,13 @@ import pytest
 from power_cut import Disk
 from trust_repository import Repository
 
-from agent.blobs import Blobs
-from agent.clock import Clock
-from agent.identity import Identity
-from agent.keeper import TrustKeeper
-from agent.keys import load_key
-from agent.slots import recover
-from agent.state import StateFile
+from agent.identity.identity import Identity
+from agent.identity.keys import load_key
+from agent.identity.slots import recover
+from agent.store.blobs import Blobs
+from agent.store.state import StateFile
+from agent.trust.clock import Clock
+from agent.trust.keeper import TrustKeeper
 from wire import topics
 from wire.chunks import digest
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from power_cut import Disk, why_not
 from telemetry_soak import MIB, soak
 
-from agent.queue import Queued
-from agent.state import _STEPS, StateFile
-from agent.streams import BATCH_BYTES, EVENT, HEALTH, INFERENCE, Row, merged_record, pairs_to_merge
+from agent.store.queue import Queued
+from agent.store.state import _STEPS, StateFile
+from agent.store.streams import BATCH_BYTES, EVENT, HEALTH, INFERENCE, Row, merged_record, pairs_to_merge
 from wire.life import DeviceEvent
 from wire.messages import InferenceStats, TelemetryRecord
 from wire.sketch import Histogram, Sketch

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import pytest
 
 from agent.errors import Unavailable
+from agent.identity.tls import Https, fleet_context
 from agent.install.ranges import REST, Ranges
-from agent.tls import Https, fleet_context
 from wire.chunks import ChunkList, ChunkRef, digest
 from wire.secrecy import TAG
 

@@ -16,16 +16,16 @@ from est_server import Est, another
 from mosquitto import free_port, mosquitto
 from securesystemslib.signer import SSlibKey
 
-import agent.est
-from agent import renewal as renewing
-from agent.clock import Clock
-from agent.credentials import Credentials
-from agent.identity import FOLDER, Identity, Joined
-from agent.keys import key_pem, new_key
-from agent.link import MqttLink
-from agent.renewal import Renewal, due
-from agent.slots import NEXT
-from agent.state import StateFile
+import agent.enrolment.est
+from agent.enrolment import renewal as renewing
+from agent.enrolment.renewal import Renewal, due
+from agent.identity.credentials import Credentials
+from agent.identity.identity import FOLDER, Identity, Joined
+from agent.identity.keys import key_pem, new_key
+from agent.identity.slots import NEXT
+from agent.line.link import MqttLink
+from agent.store.state import StateFile
+from agent.trust.clock import Clock
 from wire.dsse import open_by_key, seal
 from wire.messages import Reply
 from wire.profile import Profile
@@ -38,9 +38,9 @@ HALF = timedelta(hours=6)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch) -> None:
     """No test waits for the pauses of a real device."""
-    monkeypatch.setattr("agent.link.BACK_OFF", (0.05, 0.1))
-    monkeypatch.setattr("agent.renewal.GRACE", 0.0)
-    monkeypatch.setattr("agent.renewal.BACK_OFF", (0.1, 0.2))
+    monkeypatch.setattr("agent.line.link.BACK_OFF", (0.05, 0.1))
+    monkeypatch.setattr("agent.enrolment.renewal.GRACE", 0.0)
+    monkeypatch.setattr("agent.enrolment.renewal.BACK_OFF", (0.1, 0.2))
 
 
 @pytest.fixture
@@ -284,14 +284,14 @@ def test_a_renewal_that_meets_a_bug_is_not_the_last_one(authority, est, tmp_path
     """Accident: an answer that nobody thought of. The task that renews ended without a word, and the certificate ran
     out."""
     state, faults = tmp_path / "state", [RuntimeError("nobody thought of it")]
-    check = agent.est.check_answer
+    check = agent.enrolment.est.check_answer
 
     def check_answer(*arguments: object) -> None:
         if faults:
             raise faults.pop()
         check(*arguments)
 
-    monkeypatch.setattr(agent.est, "check_answer", check_answer)
+    monkeypatch.setattr(agent.enrolment.est, "check_answer", check_answer)
 
     async def story() -> None:
         async with running(state) as device:
@@ -348,7 +348,7 @@ def test_a_device_that_does_not_know_the_time_waits_a_moment_before_it_believes_
     authority, est, tmp_path, monkeypatch
 ) -> None:
     """Accident: a clock at 2100, and a certificate that is good for a month."""
-    monkeypatch.setattr("agent.renewal.GRACE", 30.0)
+    monkeypatch.setattr("agent.enrolment.renewal.GRACE", 30.0)
     state = tmp_path / "state"
 
     async def story() -> None:

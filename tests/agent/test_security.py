@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from agent.security import MINUTE, OTHERS, PER_MINUTE, SecurityLog
-from agent.state import LONGEST_REASON, StateFile
+from agent.store.state import LONGEST_REASON, StateFile
+from agent.trust.security import MINUTE, OTHERS, PER_MINUTE, SecurityLog
 
 NOW = datetime(2026, 11, 22, 8, tzinfo=UTC)
 

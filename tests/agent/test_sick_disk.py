@@ -14,7 +14,7 @@ from simulators import simulator
 
 from agent.agent import locked
 from agent.errors import Unavailable
-from agent.state import StateFile
+from agent.store.state import StateFile
 from wire import topics
 
 Device = simulator("agent").Device

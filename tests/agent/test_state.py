@@ -12,8 +12,8 @@ import pytest
 
 from agent.errors import Unavailable
 from agent.measuring import Task
-from agent.queue import Queued
-from agent.state import SCHEMA_VERSION, StateFile
+from agent.store.queue import Queued
+from agent.store.state import SCHEMA_VERSION, StateFile
 from agent.update import ModelState
 from wire.messages import SecurityEvent
 from wire.orders import MeasureJob

@@ -15,15 +15,15 @@ from local_client import Client
 from tiny_bundle import TinyBundle, make_layout, write_bundle
 from tiny_tasks import FRAME, HOP, TASKS, TEXT
 
-from agent.blobs import Blobs
 from agent.errors import Incompatible
+from agent.life.telemetry import WindowMeter
 from agent.serving.api import LocalApi
 from agent.serving.bundles import Bundle, Model, prepare
 from agent.serving.cloud import Cloud
 from agent.serving.selftest import self_test
 from agent.serving.server import LocalServer
 from agent.serving.service import Served, Service
-from agent.telemetry import WindowMeter
+from agent.store.blobs import Blobs
 from wire.pipeline import Golden
 
 Story = Callable[[Client, WindowMeter], Coroutine[Any, Any, None]]

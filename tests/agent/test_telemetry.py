@@ -7,7 +7,7 @@ import pytest
 from trust_repository import new_signer
 
 from agent.errors import NotFound, Unavailable
-from agent.telemetry import RECENT_ANSWERS, WindowMeter
+from agent.life.telemetry import RECENT_ANSWERS, WindowMeter
 from wire import topics
 from wire.messages import Presence
 from wire.processing import Result

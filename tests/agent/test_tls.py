@@ -8,7 +8,7 @@ import pytest
 from est_server import Est
 
 from agent.errors import Untrusted
-from agent.tls import Https, fleet_context, says_expired
+from agent.identity.tls import Https, fleet_context, says_expired
 
 
 def test_a_clock_at_2100_sends_nothing_to_a_server_that_has_expired_by_it(authority) -> None:

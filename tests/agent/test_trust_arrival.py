@@ -6,7 +6,7 @@ import itertools
 from trust_repository import new_signer
 
 from agent.inbox import GATHER
-from agent.keeper import BUFFER_LIMIT
+from agent.trust.keeper import BUFFER_LIMIT
 from wire import topics
 from wire.metadata import ROLE_LIMIT
 

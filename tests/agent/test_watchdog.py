@@ -17,13 +17,13 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from agent import restarts
 from agent.errors import Unavailable
-from agent.identity import FOLDER, Joined
-from agent.keys import key_pem, new_key
-from agent.pulse import Notifier, Pulse
-from agent.restarts import LastWords, cause_of, place
-from agent.state import StateFile
+from agent.identity.identity import FOLDER, Joined
+from agent.identity.keys import key_pem, new_key
+from agent.life import restarts
+from agent.life.pulse import Notifier, Pulse
+from agent.life.restarts import LastWords, cause_of, place
+from agent.store.state import StateFile
 from wire.messages import TelemetryRecord
 from wire.profile import Profile
 
@@ -228,9 +228,9 @@ def test_what_ended_the_last_run(marked: str, kernel: str, words: str, cause: st
 def test_the_place_of_a_hang_is_that_of_the_main_thread() -> None:
     words = (
         'Timeout (0:00:01)!\nThread 0x01 (most recent call first):\n  File "/usr/lib/threading.py", line 5 in wait\n'
-        'Thread 0x02 (most recent call first):\n  File "/opt/shoal/agent/queue.py", line 97 in add\n'
+        'Thread 0x02 (most recent call first):\n  File "/opt/shoal/agent/store/queue.py", line 97 in add\n'
     )
-    assert place(words) == "agent/queue.py:97 add"
+    assert place(words) == "store/queue.py:97 add"
     assert place("nothing of the kind") == ""
 
 

@@ -22,7 +22,6 @@ import pytest
 from tiny_flatbuffers import for_lengths, recurrent, running_sum
 from tiny_tasks import TASKS, TinyTask, spec
 
-from agent.blobs import Blobs
 from agent.errors import Incompatible, Unavailable
 from agent.serving import worker
 from agent.serving.bundles import Bundle
@@ -30,6 +29,7 @@ from agent.serving.runtimes import LoadedGraph, installed, load_graph
 from agent.serving.selftest import self_test
 from agent.serving.service import Served
 from agent.serving.worker import Worker
+from agent.store.blobs import Blobs
 from wire.pipeline import Pipeline
 
 TORCH = {"torchscript": sys.executable}

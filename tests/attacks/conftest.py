@@ -13,9 +13,9 @@ import pytest
 from simulators import simulator
 from trust_repository import Repository
 
-from agent.clock import Clock
-from agent.keeper import TrustKeeper
-from agent.state import StateFile
+from agent.store.state import StateFile
+from agent.trust.clock import Clock
+from agent.trust.keeper import TrustKeeper
 from wire import topics
 from wire.errors import WireError
 

@@ -8,8 +8,8 @@ import json
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from agent.blobs import Blobs
 from agent.errors import Untrusted
+from agent.store.blobs import Blobs
 from wire import topics
 from wire.bundle import BundleManifest
 from wire.chunks import ChunkList, ChunkRef, digest

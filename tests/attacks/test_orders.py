@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from trust_repository import new_signer
 
-from agent.queue import Queued
+from agent.store.queue import Queued
 from wire import topics
 from wire.dsse import seal
 from wire.orders import Ack, Command, Desired, DesiredModel

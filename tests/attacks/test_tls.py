@@ -14,7 +14,7 @@ import pytest
 from simulators import simulator
 
 from agent.errors import AgentError, Untrusted
-from agent.tls import Https, fleet_context
+from agent.identity.tls import Https, fleet_context
 
 Authority = simulator("agent").Authority
 NOW = datetime.now(UTC)

@@ -1,0 +1,1 @@
+"""How a device joins a fleet, keeps its certificate new, and leaves."""

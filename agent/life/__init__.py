@@ -1,0 +1,1 @@
+"""How the machine and the process fare, and the telemetry that tells of it."""
