@@ -104,7 +104,7 @@ class Inbox:
                         refused.append((message.topic, str(e)))
         except Unavailable as e:  # our own disk
             named = ", ".join(sorted({message.topic for message in messages})[:3])
-            _log.error("%d messages, on %s, were not taken: %s", len(messages), named, e)
+            _log.error("%d messages were not taken, among them of %s: %s", len(messages), named, e)
             return
         self._send(answers)
         for topic, reason in refused:

@@ -134,7 +134,7 @@ def assert_renewed(device: Running, est: Est, sealing: bytes) -> None:
     assert identity.certificate().public_key() == est.requests[-1].public_key()
     assert device.ups[-1] == identity.certificate().serial_number
     assert (identity.folder / "sealing.pem").read_bytes() == sealing, "the fleet seals to the same key as before"
-    left = {path.name for path in device.folder.iterdir()} - {"agent.db", "agent.db-wal", "agent.db-shm"}
+    left = {path.name for path in device.folder.iterdir()} - {"agent.db", "agent.db-wal", "agent.db-shm", "agent.spare"}
     assert left == {FOLDER}
     reply = Reply(device="kitchen-1", epoch=1, seq=1, outcome="done")
     envelope = seal(reply, device.credentials.signer())

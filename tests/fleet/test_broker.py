@@ -216,7 +216,7 @@ def test_what_many_devices_keep_retained_all_reaches_a_fleet_that_connects(tmp_p
     def publish_and_read() -> None:
         for retained in (False, True):
             seen: set[str] = set()
-            take = lambda topic, _, kept: seen.add(topic) if kept == retained else None  # noqa: E731, B023
+            take = lambda message: seen.add(message.topic) if message.retained == retained else None  # noqa: E731, B023
             link = Link(client, authority.believed_path, session="s")
             link.start(address.local, address.port, receive=take, connected=lambda: None)
             link.wait_until_up(10)

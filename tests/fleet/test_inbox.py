@@ -112,4 +112,4 @@ def test_a_full_disk_takes_none_of_them_and_answers_none(world: World, caplog: p
     world.inbox.take([birth("d0"), birth("d1"), birth("d2")])
     assert world.online() == []
     assert world.commands == []
-    assert "3 messages" in caplog.text
+    assert "3 messages were not taken" in caplog.text

@@ -117,7 +117,7 @@ class Rig:
         self._thread.start()
         self._run(self.broker.start())
         address = self.broker.address
-        take = lambda topic, payload, _kept: self.seen.put((topic, payload))  # noqa: E731
+        take = lambda message: self.seen.put((message.topic, message.payload))  # noqa: E731
         self.link.start(address.local, address.port, receive=take, connected=lambda: None)
         self.link.wait_until_up(10)
 
