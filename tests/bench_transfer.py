@@ -295,9 +295,11 @@ def memory_of(fleet: TransferFleet, result: Result) -> Iterator[None]:
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
-    yield
-    over.set()
-    thread.join()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def report(result: Result, counts: list[int], size: int) -> None:

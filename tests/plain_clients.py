@@ -63,7 +63,7 @@ class Client(threading.Thread):
         assert self.complete.wait(600)
         assert "sha256:" + self.hash.hexdigest() == self.spec["digest"]
         self.file.close()
-        print(json.dumps({"event": "done", "ended": time.monotonic()}), flush=True)
+        _tell({"event": "done", "ended": time.monotonic()})
         if self.spec["kind"] == "mqtt":
             self.client.loop_stop()
 
@@ -88,12 +88,18 @@ def main(spec: dict[str, Any]) -> None:
     clients = [Client(spec, number) for number in range(len(spec["states"]))]
     for client in clients:
         client.connect()
-    print(json.dumps({"event": "ready"}), flush=True)
+    _tell({"event": "ready"})
     sys.stdin.readline()
     for client in clients:
         client.go.set()
     for client in clients:
         client.join()
+
+
+def _tell(event: dict[str, Any]) -> None:
+    """A line for the parent, in one write: several clients may be done at once."""
+    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
