@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from sqlmodel import Session, col, select
 
-from fleet.builds.content import CHECKS
+from fleet.builds.content import CHECKS, check_index
 from fleet.errors import Malformed, NotFound, TooLarge
 from fleet.store.blobs import BlobStore
 from fleet.store.tables import SourceRow
@@ -65,6 +65,8 @@ def describe(files: Mapping[str, str], blobs: BlobStore, limit: int) -> CheckedS
         raise TooLarge(f"source: {checked.size} bytes, over {limit}: raise the setting max_source")
     for path, digest, _ in found:
         CHECKS[Path(path).suffix](blobs.path(digest), path)
+        if path.endswith(".safetensors.index.json"):
+            check_index(blobs.path(digest), path, files)
     return checked
 
 
@@ -141,6 +143,8 @@ def _kind(files: Mapping[str, str]) -> str:
             f"source: file {strangers[0]!r} has no place in a source of kind {kind}: send "
             f"{', '.join(sorted(_BESIDE[kind]))} only; pickled weights and code are never read"
         )
+    if "adapter_config.json" in files:
+        raise Malformed("source: an adapter names the model that it changes: merge it first, and save the whole model")
     if len(graphs) > 1:
         raise Malformed(f"source: {len(graphs)} models, expected one")
     if not graphs and ("config.json" not in files or ".safetensors" not in suffixes):

@@ -108,6 +108,7 @@ def field(number: int, value: bytes) -> bytes:
 
 ONNX = b"\x08\x08" + field(7, b"graph") + field(8, b"\x10\x11")
 FOLDER = {"config.json": b"{}", "model.safetensors": safetensors(), "1_Pooling/config.json": b"{}"}
+INDEX = "model.safetensors.index.json"
 PICKLE = pickle.dumps([1])
 
 
@@ -127,6 +128,7 @@ def add(fleet: FleetProcess, files: dict[str, bytes]) -> Any:
     ("files", "kind"),
     [
         (FOLDER, "huggingface"),
+        ({**FOLDER, INDEX: b'{"weight_map": {"w": "model.safetensors"}}'}, "huggingface"),
         ({"model.onnx": ONNX, "model.onnx.data": b"\x01" * 100}, "onnx"),
         ({"model.tflite": b"\x1c\0\0\0TFL3"}, "tflite"),
     ],
@@ -148,6 +150,11 @@ def test_a_source_is_its_files(fleet: FleetProcess, files: dict[str, bytes], kin
         ({**FOLDER, "model.safetensors": safetensors()[:-1]}, "its length is not the one"),
         ({**FOLDER, "config.json": b"{"}, "not valid JSON"),
         ({**FOLDER, "vocab.txt": b"a\0b"}, "zero bytes"),
+        ({**FOLDER, "adapter_config.json": b'{"base_model_name_or_path": "/srv/model"}'}, "merge it first"),
+        ({**FOLDER, INDEX: b'{"weight_map": {"w": "../../other/model.safetensors"}}'}, "weight_map names '../../other"),
+        ({**FOLDER, INDEX: b'{"weight_map": {"w": "not-sent.safetensors"}}'}, "weight_map names 'not-sent"),
+        ({**FOLDER, INDEX: b'{"weight_map": {"w": "config.json"}}'}, "weight_map names 'config.json'"),
+        ({**FOLDER, INDEX: b"[]"}, "weight_map is no object"),
         ({"model.onnx": zipped()}, "a zip archive"),
         ({"model.onnx": ONNX[:-1]}, "cut short"),
         ({"model.onnx": b"\x08\x08"}, "0 graphs"),
