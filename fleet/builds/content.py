@@ -76,11 +76,12 @@ def check_text(path: Path, name: str) -> None:
 
 def check_safetensors(path: Path, name: str) -> None:
     """Raises `Malformed` unless header and length agree: 8 bytes little-endian length, JSON header, data."""
-    refuse_code(path, name)
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(_HEADER, size - 8):
+            # Asked only now: the length of a sound header may begin with the bytes of a pickle (640 is 80 02).
+            refuse_code(path, name)
             raise Malformed(f"file {name}: not a safetensors file, or cut short: send it again")
         try:
             header = json.loads(file.read(length))

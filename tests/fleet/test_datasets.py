@@ -7,12 +7,14 @@ import json
 import pickle
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fleet_process import ApiError, FleetProcess
 
+from fleet.builds.content import check_safetensors
 from wire.chunks import digest
 
 ROWS = b'{"text": "turn on", "label": "on"}\n{"text": "turn off", "label": "off"}\n'
@@ -138,6 +140,14 @@ def test_a_source_is_its_files(fleet: FleetProcess, files: dict[str, bytes], kin
     assert (made["kind"], {f["path"] for f in made["files"]}) == (kind, set(files))
     assert add(fleet, files) == made
     assert made in fleet.api("GET", "/api/v1/sources")
+
+
+@pytest.mark.parametrize("length", [640, 896, 1152, 1408])
+def test_weights_whose_header_is_as_long_as_a_pickle_begins_are_weights(length: int, tmp_path: Path) -> None:
+    path, short = tmp_path / "model.safetensors", safetensors()
+    path.write_bytes(length.to_bytes(8, "little") + short[8:-8].ljust(length) + short[-8:])
+    assert path.read_bytes()[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    check_safetensors(path, path.name)
 
 
 @pytest.mark.parametrize(
