@@ -15,7 +15,7 @@ from cli.dataset import upload
 from cli.errors import BadInput, Infeasible, Refused, Unavailable
 from cli.options import Data
 from cli.output import Json, console, errors, show, table
-from cli.profile import names
+from cli.profile import supported
 from wire.profile import Minimise
 from wire.units import show_seconds
 
@@ -51,7 +51,7 @@ def submit(
     ] = None,
     profile: Annotated[
         list[str] | None,
-        typer.Option(help="Hardware class; may be repeated. [default: all]", show_default=False),
+        typer.Option(help="Hardware class; may be repeated.", show_default="all supported"),
     ] = None,
     max_drop: Annotated[
         float, typer.Option(help="What accuracy, or agreement with the source, may lose: points of 100.")
@@ -83,7 +83,7 @@ def submit(
         "test": test,
         "calibration": calibration,
         "describe": _text(describe) if describe else None,
-        "profiles": profile or list(names()),
+        "profiles": profile or supported(),
         "max_drop": max_drop,
         "max_ms": max_ms,
         "max_mb": max_mb,

@@ -109,7 +109,10 @@ def plan(
             refused.append(_refused(recipe, refusal))
     if not candidates:
         why = "; ".join(f"{a.recipe}: {a.reason}" for a in refused)
-        raise Incompatible(f"profile {profile.name}: its rules refuse every recipe: {why}")
+        raise Incompatible(
+            f"profile {profile.name}: its rules refuse every recipe: {why}; leave this profile out, or give what they "
+            "ask for"
+        )
     return Plan(profile, tuple(candidates), tuple(refused))
 
 
