@@ -101,7 +101,9 @@ def check_index(path: Path, name: str, sent: Collection[str]) -> None:
     folder = name.rpartition("/")[0]
     for place in sorted({str(place) for place in places.values()}):
         if not place.endswith(".safetensors") or f"{folder}/{place}".lstrip("/") not in sent:
-            raise Malformed(f"file {name}: weight_map names {place[:200]!r}, no .safetensors file that was sent with it")
+            raise Malformed(
+                f"file {name}: weight_map names {place[:200]!r}, no .safetensors file that was sent with it"
+            )
 
 
 def check_tflite(path: Path, name: str) -> None:

@@ -145,7 +145,7 @@ def test_evidence_says_what_was_measured_where_and_how_sure_it_is(built: Built) 
 
 def test_every_gate_refused_every_saboteur_and_the_evidence_says_why(built: Built) -> None:
     told = {s.name: s for s in only_evidence(built).sabotage}
-    assert set(told) == {"scrambled weights", "shifted labels", "wrong pooling"}
+    assert set(told) == {"scrambled weights (largest 1)", "shifted labels", "wrong pooling"}
     assert all("golden case" in s.golden and "drops by" in s.accuracy for s in told.values())
 
 

@@ -137,9 +137,7 @@ def test_a_pass_that_goes_wrong_fails_with_a_reason_in_words_and_the_others_go_o
     assert any(f"{name} failed: " in note for note in notes)
 
 
-def test_a_child_gets_nothing_that_opens_a_registry_of_models(
-    scratch: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_child_gets_nothing_that_opens_a_registry_of_models(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Attack: the code of a model, which runs in a child, looks for the registry's password."""
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
     told = "import json, os; print(json.dumps({'ok': 1, 'names': sorted(os.environ)}))"
