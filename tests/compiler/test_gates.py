@@ -250,7 +250,7 @@ class Told:
         self.left = list(answers)
 
     def results(self, variants: Sequence[Variant]) -> list[list[Result]]:
-        return [self.left.pop(0)]
+        return [self.left.pop(0) for _ in variants]
 
     def decide(self, found: Sequence[Result]) -> Decision:
         return decision(found)

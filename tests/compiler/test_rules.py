@@ -182,5 +182,5 @@ def test_a_graph_is_never_newer_than_the_recipes_need_nor_than_its_runtime_reads
 
 def test_a_profile_whose_rules_refuse_every_recipe_says_to_leave_it_out() -> None:
     board = where(runtime="litert")
-    with pytest.raises(Incompatible, match="profile board: its rules refuse every recipe: .*; leave this profile out"):
+    with pytest.raises(Incompatible, match=r"profile board: its rules refuse every recipe: .*; leave this profile out"):
         plan(board, IMAGE, (), recipes=("onnx-fp32",), calibrated=False, workers=())
