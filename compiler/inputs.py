@@ -38,13 +38,9 @@ class Inputs:
         """Raises `Malformed` or `Incompatible`."""
         safe = isinstance(job, BuildJob) and job.safe
         source = sources.read(job.source, describe_of(job), safe=safe)
-        test = _examples(job.test, source)
-        calibration = _examples(job.calibration, source) if job.calibration else None
-        if calibration and calibration.digest == test.digest:
-            raise Malformed(
-                f"calibration {job.calibration and job.calibration.path}: it holds the test examples: a variant that "
-                "observed them is not held out; give others, of the training set say"
-            )
+        test = examples.read(Path(job.test.path), source)
+        examples.check(test, source)
+        calibration = _calibration(job.calibration, source, test) if job.calibration else None
         for learned in source.trained:
             if learned.digest == test.digest:
                 raise Malformed(
@@ -94,9 +90,15 @@ def describe_of(job: BuildJob | VerifyJob) -> Path | None:
     return Path(job.describe) if job.describe else None
 
 
-def _examples(data: Data, source: Source) -> Examples:
+def _calibration(data: Data, source: Source, test: Examples) -> Examples:
+    """What is observed; its labels are not looked at. Raises `Malformed` where a test example is among it."""
     found = examples.read(Path(data.path), source)
-    examples.check(found, source)
+    both = examples.shared(found, test)
+    if both:
+        raise Malformed(
+            f"calibration {data.path}: {len(both)} of its {len(found.rows)} rows are test examples too, the first is row "
+            f"{both[0] + 1}: a variant that observed them is not held out; give others, of the training set say"
+        )
     return found
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from compiler_process import HAS_LITERT, Built, build, compiler, profile, rows, write_rows
+from workshop_tools import make_examples, make_onnx
 
 from compiler.bundle.layout import Layout, blob_path
 from compiler.bundle.pack import bundle_files
@@ -308,6 +309,30 @@ def test_calibration_with_the_test_examples_is_refused(job: BuildJob) -> None:
     run = build(replace(job, calibration=job.test))
     assert (run.code, run.last.error) == (1, "Malformed")
     assert "not held out" in run.last.message
+
+
+def test_calibration_with_one_test_example_in_it_is_refused_with_its_row(job: BuildJob, tmp_path: Path) -> None:
+    """The accident: a few test rows in another file, written a little differently and without their labels."""
+    leaked = rows(2, 160)[5]["text"]
+    mixed = [{"text": row["text"]} for row in rows(1, 64)]
+    mixed[8:8] = [{"text": f"  {leaked.upper()} "}, {"text": leaked}]
+    path = write_rows(tmp_path / "calibration.jsonl", mixed)
+    with pytest.raises(Malformed, match=r"calibration\.jsonl: 2 of its 66 rows are test examples too, .* row 9: "):
+        Inputs.read(replace(job, calibration=Data(path=str(path))))
+
+
+def test_arrays_that_are_observed_and_asked_are_found_too(job: BuildJob, tmp_path: Path) -> None:
+    model = make_onnx(tmp_path / "model.onnx")
+    few, many = (make_examples(tmp_path / f"{n}.npz", rows=n) for n in (3, 8))
+    asked = replace(job, source=str(model), test=Data(path=str(few)), calibration=Data(path=str(many)))
+    with pytest.raises(Malformed, match="3 of its 8 rows are test examples too, the first is row 1"):
+        Inputs.read(asked)
+
+
+def test_labels_of_calibration_are_not_looked_at(job: BuildJob, tmp_path: Path) -> None:
+    strange = [{"text": row["text"], "label": "something else"} for row in rows(1, 64)]
+    path = write_rows(tmp_path / "calibration.jsonl", strange)
+    assert Inputs.read(replace(job, calibration=Data(path=str(path)))).calibration is not None
 
 
 def test_a_test_set_from_which_a_tuned_source_learned_is_refused_and_another_is_named_beside_it(
