@@ -6,6 +6,7 @@ inputs.source, inputs.test, inputs.key(profile)
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from compiler.errors import Malformed
 from compiler.examples import examples
 from compiler.examples.examples import Examples
-from compiler.judge.figures import this_machine
+from compiler.judge.figures import board, this_machine
 from compiler.plan.candidates import Candidate, Plan, plan
 from compiler.sources import read as sources
 from compiler.sources.source import Source
@@ -56,9 +57,14 @@ class Inputs:
 
     def plan(self, job: BuildJob, profile: Profile, lengths: tuple[int, ...]) -> Plan:
         """What is to be tried for a profile. Raises `Incompatible` when its rules refuse everything."""
-        calibrated = self.calibration is not None
         return plan(
-            profile, self.source, lengths, recipes=job.recipes, calibrated=calibrated, workers=job.workers.keys()
+            profile,
+            self.source,
+            lengths,
+            recipes=job.recipes,
+            calibrated=self.calibration is not None,
+            workers=job.workers.keys(),
+            here=profile.matches(machine=platform.machine(), board=board()),
         )
 
     def datasets(self, candidate: Candidate) -> tuple[Dataset, ...]:
@@ -96,8 +102,8 @@ def _calibration(data: Data, source: Source, test: Examples) -> Examples:
     both = examples.shared(found, test)
     if both:
         raise Malformed(
-            f"calibration {data.path}: {len(both)} of its {len(found.rows)} rows are test examples too, the first is row "
-            f"{both[0] + 1}: a variant that observed them is not held out; give others, of the training set say"
+            f"calibration {data.path}: {len(both)} of its {len(found.rows)} rows are test examples too, the first is "
+            f"row {both[0] + 1}: a variant that observed them is not held out; give others, of the training set say"
         )
     return found
 

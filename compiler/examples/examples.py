@@ -118,7 +118,7 @@ def normal(text: str) -> str:
 
 
 def shared(examples: Examples, others: Examples) -> list[int]:
-    """Places of the rows that are among the others, whatever their labels: the same text to a reader, the same arrays."""
+    """Places of the rows that are among the others: the same text to a reader, or arrays; labels are not compared."""
     known = {_content(row) for row in others.rows}
     return [i for i, row in enumerate(examples.rows) if _content(row) in known]
 

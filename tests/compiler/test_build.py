@@ -270,6 +270,8 @@ def test_when_nothing_is_within_the_limits_the_nearest_are_named_and_nothing_is_
     run = build(replace(job, **limit))  # type: ignore[arg-type]
     assert (run.code, run.last.event, run.last.error) == (3, "failed", "Infeasible")
     assert told in run.last.message
+    notes = [line.message for line in run.lines if line.event == "note"]
+    assert any("emulated on this machine, no promise for board" in note for note in notes) == ("max_ms" in limit)
     assert all(recipe in run.last.message for recipe in job.recipes)
     assert not Path(job.output).exists()
 
