@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -298,6 +299,15 @@ def test_a_profile_whose_rules_refuse_every_recipe_is_told_before_any_work(job: 
     run = build(replace(job, recipes=("tflite-fp32",)))
     assert (run.code, run.last.error) == (1, "Incompatible")
     assert "tflite-fp32" in run.last.message
+
+
+def test_a_build_that_fails_prunes_the_cache_as_well(job: BuildJob) -> None:
+    """The accident: builds that fill the cache and fail, one after the other."""
+    forgotten = blob_path(Path(job.cache), "sha256:" + "0" * 64)
+    forgotten.write_bytes(b"nobody names it")
+    os.utime(forgotten, (0, 0))
+    assert build(replace(job, recipes=("tflite-fp32",))).code == 1
+    assert not forgotten.exists()
 
 
 def test_an_unknown_recipe_is_told(job: BuildJob) -> None:

@@ -116,6 +116,7 @@ def test_a_log_is_read_in_pieces_to_its_end(fleet: FleetProcess) -> None:
         ("raises", "failed", "crashed (code 1) before it was done: ValueError: nobody knew this"),
         ("eats", "failed", "out of memory"),
         ("fills", "failed", "out of disk"),
+        ("hoards", "failed", "out of disk"),
         ("lies", "failed", "no progress"),
         ("silent", "failed", "crashed (code 0)"),
     ],
@@ -123,7 +124,7 @@ def test_a_log_is_read_in_pieces_to_its_end(fleet: FleetProcess) -> None:
 def test_a_build_that_goes_wrong_has_failed_with_its_reason_and_the_fleet_goes_on(
     fleet: FleetProcess, name: str, state: str, reason: str
 ) -> None:
-    """Accident: a compiler that refuses, crashes, eats the memory, fills the disk, says nonsense."""
+    """Accident: a compiler that refuses, crashes, eats the memory, fills the disk or the cache, says nonsense."""
     build = submit(fleet, name)
     value = ended(fleet, build)
     assert (value["state"], reason in value["reason"]) == (state, True), value["reason"]
