@@ -85,10 +85,20 @@ class Inputs:
             "profile": profile.to_value(),
             "wanted": job.wanted(profile).to_value(),
             "recipes": list(job.recipes),
-            "workers": dict(job.workers),
+            "workers": _workers(job.workers),
             "device": this_machine(),
         }
         return cache.cache_key("made", **decides)
+
+
+def _workers(pythons: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """Each runtime with its Python and its version there: it may be another one tomorrow. Raises `Unavailable`."""
+    if not pythons:
+        return []
+    from compiler import runtimes  # noqa: PLC0415  numpy: only a build with workers waits for it
+
+    named = [runtime for runtime in runtimes.WORKERS if runtime in pythons]
+    return [(runtime, pythons[runtime], runtimes.version(runtime, pythons[runtime])) for runtime in named]
 
 
 def describe_of(job: BuildJob | VerifyJob) -> Path | None:

@@ -210,6 +210,18 @@ def test_a_damaged_result_is_as_good_as_none(built: Built, tmp_path: Path) -> No
     assert Cache(cache.folder).get(key) is None
 
 
+def test_a_result_is_another_with_another_version_of_a_workers_runtime(job: BuildJob, tmp_path: Path) -> None:
+    """The accident: tflite-runtime is upgraded in the environment that the worker's Python is of."""
+    python = tmp_path / "python"
+    asked = replace(job, workers={"tflite-runtime": str(python)})
+    keys = set()
+    for version in ("2.14.0", "2.17.0", "2.14.0"):
+        python.write_text(f"#!/bin/sh\necho {version}\n")
+        python.chmod(0o755)
+        keys.add(Inputs.read(asked).key(asked, asked.profiles[0]))
+    assert len(keys) == 2
+
+
 def test_a_second_version_stands_beside_the_first_in_one_layout_and_shares_its_blobs(
     built: Built, tmp_path: Path
 ) -> None:
