@@ -189,7 +189,9 @@ class Runner:
             test = self._data(datasets.find(session, request.test), work)
             found = datasets.find(session, request.calibration) if request.calibration else None
             calibration = self._data(found, work) if found else None
-        describe = work / "describe.toml" if request.describe is not None else None
+        # Beside the tokenizer that it may name for a graph; not into a folder, all of whose files are the source.
+        beside = work / "source" if source.is_file() else work
+        describe = beside / "describe.toml" if request.describe is not None else None
         if describe:
             describe.write_text(request.describe or "", encoding="utf-8")
         job = request.job(

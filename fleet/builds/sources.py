@@ -32,7 +32,9 @@ _BESIDE: Final[Mapping[str, frozenset[str]]] = {
     "onnx": frozenset({".onnx", ".data", ".onnx_data"}),
     "tflite": frozenset({".tflite"}),
 }
-"""What may stand in a source of each kind."""
+"""What may stand in a source of each kind, by its ending."""
+TOKENIZER: Final = "tokenizer.json"
+"""What the description of a graph that reads texts may name; it stands in a source of any kind."""
 
 
 @dataclass(frozen=True)
@@ -137,11 +139,11 @@ def _kind(files: Mapping[str, str]) -> str:
     suffixes = [Path(path).suffix for path in files]
     graphs = [s for s in suffixes if s in (".onnx", ".tflite")]
     kind = graphs[0].removeprefix(".") if graphs else "huggingface"
-    strangers = sorted(path for path in files if Path(path).suffix not in _BESIDE[kind])
+    strangers = sorted(path for path in files if Path(path).suffix not in _BESIDE[kind] and path != TOKENIZER)
     if strangers:
         raise Malformed(
             f"source: file {strangers[0]!r} has no place in a source of kind {kind}: send "
-            f"{', '.join(sorted(_BESIDE[kind]))} only; pickled weights and code are never read"
+            f"{', '.join(sorted(_BESIDE[kind]))} and {TOKENIZER} only; pickled weights and code are never read"
         )
     if "adapter_config.json" in files:
         raise Malformed("source: an adapter names the model that it changes: merge it first, and save the whole model")

@@ -13,6 +13,7 @@ import pytest
 from compiler_stand_in import ROWS, SOURCE, program
 from fleet_process import FleetProcess
 
+from cli.build import _files
 from cli.profile import supported
 
 Shoal = Callable[..., subprocess.CompletedProcess[str]]
@@ -77,3 +78,10 @@ def test_a_source_that_is_not_there_is_told_before_anything_is_sent(shoal: Shoal
     words = ("--model", "intents/works", "--version", "1.0.0", "--test", "lights")
     done = shoal("build", "submit", "nowhere.onnx", *words)
     assert (done.returncode, "no such source" in done.stderr) == (1, True)
+
+
+def test_a_graph_is_sent_with_its_data_and_its_tokenizer(tmp_path: Path) -> None:
+    for name in ("net.onnx", "net.onnx.data", "other.onnx.data", "tokenizer.json", "notes.txt", "net.tflite"):
+        (tmp_path / name).write_bytes(b"x")
+    assert set(_files(tmp_path / "net.onnx")) == {"net.onnx", "net.onnx.data", "tokenizer.json"}
+    assert set(_files(tmp_path / "net.tflite")) == {"net.tflite", "tokenizer.json"}

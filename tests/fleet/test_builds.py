@@ -98,6 +98,15 @@ def test_a_build_runs_tells_its_progress_and_gives_what_it_wrote(fleet: FleetPro
     assert "POST /api/v1/builds" in json.dumps(entries)
 
 
+def test_the_description_of_a_graph_stands_beside_the_tokenizer_that_it_names(fleet: FleetProcess) -> None:
+    graph = {"model.onnx": b"\x08\x08\x3a\x05graph", "tokenizer.json": b"{}"}
+    build = submit(fleet, "works", source=add_source(fleet, graph), describe='tokenizer = "tokenizer.json"')
+    assert ended(fleet, build)["state"] == "succeeded"
+    files = {f["path"]: f for f in fleet.api("GET", f"/api/v1/builds/{build}/artifacts")}
+    job = fleet.api("GET", f"/api/v1/builds/{build}/artifacts/{files['oci-layout']['digest']}")["job"]
+    assert (Path(job["source"]).name, Path(job["describe"]).parent) == ("model.onnx", Path(job["source"]).parent)
+
+
 def test_a_log_is_read_in_pieces_to_its_end(fleet: FleetProcess) -> None:
     build = submit(fleet, "works")
     ended(fleet, build)

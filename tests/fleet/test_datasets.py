@@ -133,6 +133,7 @@ def add(fleet: FleetProcess, files: dict[str, bytes]) -> Any:
         ({**FOLDER, INDEX: b'{"weight_map": {"w": "model.safetensors"}}'}, "huggingface"),
         ({"model.onnx": ONNX, "model.onnx.data": b"\x01" * 100}, "onnx"),
         ({"model.tflite": b"\x1c\0\0\0TFL3"}, "tflite"),
+        ({"model.onnx": ONNX, "tokenizer.json": b"{}"}, "onnx"),
     ],
 )
 def test_a_source_is_its_files(fleet: FleetProcess, files: dict[str, bytes], kind: str) -> None:
@@ -170,6 +171,8 @@ def test_weights_whose_header_is_as_long_as_a_pickle_begins_are_weights(length: 
         ({"model.onnx": b"\x08\x08"}, "0 graphs"),
         ({"model.onnx": ONNX, "weights.data": PICKLE}, "a pickle"),
         ({"model.onnx": ONNX, "other.onnx": ONNX}, "2 models"),
+        ({"model.onnx": ONNX, "config.json": b"{}"}, "has no place"),
+        ({"model.onnx": ONNX, "tokenizer.json": b"{"}, "not valid JSON"),
         ({"model.tflite": ONNX}, "not a TFLite model"),
         ({"model.tflite": b"\x1c\0\0\0TFL3", "run.sh": b"#!/bin/sh"}, "has no place"),
         ({"config.json": b"{}"}, "expected a folder with"),
