@@ -100,7 +100,8 @@ def test_a_build_runs_tells_its_progress_and_gives_what_it_wrote(fleet: FleetPro
 
 def test_the_description_of_a_graph_stands_beside_the_tokenizer_that_it_names(fleet: FleetProcess) -> None:
     graph = {"model.onnx": b"\x08\x08\x3a\x05graph", "tokenizer.json": b"{}"}
-    build = submit(fleet, "works", source=add_source(fleet, graph), describe='tokenizer = "tokenizer.json"')
+    body = asked(add_source(fleet, graph), "works", describe='tokenizer = "tokenizer.json"')
+    build = str(fleet.api("POST", "/api/v1/builds", body)["build"])
     assert ended(fleet, build)["state"] == "succeeded"
     files = {f["path"]: f for f in fleet.api("GET", f"/api/v1/builds/{build}/artifacts")}
     job = fleet.api("GET", f"/api/v1/builds/{build}/artifacts/{files['oci-layout']['digest']}")["job"]
