@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from cli.dataset import upload
 from cli.errors import BadInput, Infeasible, Refused, Unavailable
 from cli.options import Data
 from cli.output import Json, console, errors, show, table
-from cli.profile import names
+from cli.profile import supported
 from wire.profile import Minimise
 from wire.units import show_seconds
 
@@ -26,6 +27,7 @@ _POLL_S = 0.5
 _FOLDER = (".json", ".txt", ".safetensors")
 """What of a folder in Hugging Face layout is sent: what says how the model is, and its weights."""
 _BESIDE_ONNX = (".data", ".onnx_data")
+_TOKENIZER = "tokenizer.json"
 
 Build = Annotated[str, typer.Argument(help="Build id, from 'shoal build list'.")]
 Wait = Annotated[float, typer.Option(help="Seconds to wait for the end; 0 returns at once.")]
@@ -51,7 +53,7 @@ def submit(
     ] = None,
     profile: Annotated[
         list[str] | None,
-        typer.Option(help="Hardware class; may be repeated. [default: all]", show_default=False),
+        typer.Option(help="Hardware class; may be repeated.", show_default="all supported"),
     ] = None,
     max_drop: Annotated[
         float, typer.Option(help="What accuracy, or agreement with the source, may lose: points of 100.")
@@ -83,7 +85,7 @@ def submit(
         "test": test,
         "calibration": calibration,
         "describe": _text(describe) if describe else None,
-        "profiles": profile or list(names()),
+        "profiles": profile or supported(),
         "max_drop": max_drop,
         "max_ms": max_ms,
         "max_mb": max_mb,
@@ -195,14 +197,19 @@ def _files(source: Path) -> dict[str, Path]:
         left_out = [str(p.relative_to(source)) for p in found if p.suffix not in _FOLDER]
         if left_out:
             errors.print(f"  not sent: {', '.join(left_out)[:500]}", markup=False, highlight=False)
-    elif source.suffix == ".onnx" and source.is_file():
-        beside = (p for p in sorted(source.parent.iterdir()) if p.suffix in _BESIDE_ONNX)
-        sent = {p.name: p for p in (source, *(p for p in beside if p.name.startswith(source.stem)))}
     else:
-        sent = {source.name: source} if source.is_file() else {}
+        sent = {p.name: p for p in (source, *_beside(source))} if source.is_file() else {}
     if not sent:
         raise BadInput(f"{source}: no such source: name a folder in Hugging Face layout, an .onnx or a .tflite file")
     return sent
+
+
+def _beside(graph: Path) -> Iterator[Path]:
+    """What belongs to a graph: its external data, and the tokenizer that its description may name."""
+    for path in sorted(graph.parent.iterdir()):
+        data = graph.suffix == ".onnx" and path.suffix in _BESIDE_ONNX and path.name.startswith(graph.stem)
+        if data or path.name == _TOKENIZER:
+            yield path
 
 
 def _text(path: Path) -> str:

@@ -31,25 +31,27 @@ def build(job: BuildJob, report: Reporter) -> None:
     made = {p.name: results.get(inputs.key(job, p)) for p in job.profiles}
     missing = [p for p in job.profiles if made[p.name] is None]
     report.total = len(job.profiles)
-    with Packer(Path(job.output)) as packer:
-        if missing:
-            from compiler.search.search import search  # noqa: PLC0415  what the cache answers must not wait for it
+    try:
+        with Packer(Path(job.output)) as packer:
+            if missing:
+                from compiler.search.search import search  # noqa: PLC0415  what the cache answers must not wait for it
 
-            made |= search(inputs, job, missing, results, report)
-        for profile in job.profiles:
-            found = made[profile.name]
-            assert found is not None
-            report.step(f"packing {found.recipe}", profile=profile.name)
-            bundle, evidence = _pack(packer, job, profile, found, results)
-            report.variant(
-                _summary(found, profile),
-                profile=profile.name,
-                digest=bundle.digest,
-                evidence=evidence.digest,
-                cached=profile not in missing,
-            )
-        packer.publish()
-    results.prune()
+                made |= search(inputs, job, missing, results, report)
+            for profile in job.profiles:
+                found = made[profile.name]
+                assert found is not None
+                report.step(f"packing {found.recipe}", profile=profile.name)
+                bundle, evidence = _pack(packer, job, profile, found, results)
+                report.variant(
+                    _summary(found, profile),
+                    profile=profile.name,
+                    digest=bundle.digest,
+                    evidence=evidence.digest,
+                    cached=profile not in missing,
+                )
+            packer.publish()
+    finally:
+        results.prune()  # a build that failed may have filled the cache, too
     report.finish(f"{len(job.profiles)} bundles of {job.name} {job.version} written to {job.output}")
 
 

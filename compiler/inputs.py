@@ -6,6 +6,7 @@ inputs.source, inputs.test, inputs.key(profile)
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from compiler.errors import Malformed
 from compiler.examples import examples
 from compiler.examples.examples import Examples
-from compiler.judge.figures import this_machine
+from compiler.judge.figures import board, this_machine
 from compiler.plan.candidates import Candidate, Plan, plan
 from compiler.sources import read as sources
 from compiler.sources.source import Source
@@ -38,13 +39,9 @@ class Inputs:
         """Raises `Malformed` or `Incompatible`."""
         safe = isinstance(job, BuildJob) and job.safe
         source = sources.read(job.source, describe_of(job), safe=safe)
-        test = _examples(job.test, source)
-        calibration = _examples(job.calibration, source) if job.calibration else None
-        if calibration and calibration.digest == test.digest:
-            raise Malformed(
-                f"calibration {job.calibration and job.calibration.path}: it holds the test examples: a variant that "
-                "observed them is not held out; give others, of the training set say"
-            )
+        test = examples.read(Path(job.test.path), source)
+        examples.check(test, source)
+        calibration = _calibration(job.calibration, source, test) if job.calibration else None
         for learned in source.trained:
             if learned.digest == test.digest:
                 raise Malformed(
@@ -60,9 +57,14 @@ class Inputs:
 
     def plan(self, job: BuildJob, profile: Profile, lengths: tuple[int, ...]) -> Plan:
         """What is to be tried for a profile. Raises `Incompatible` when its rules refuse everything."""
-        calibrated = self.calibration is not None
         return plan(
-            profile, self.source, lengths, recipes=job.recipes, calibrated=calibrated, workers=job.workers.keys()
+            profile,
+            self.source,
+            lengths,
+            recipes=job.recipes,
+            calibrated=self.calibration is not None,
+            workers=job.workers.keys(),
+            here=profile.matches(machine=platform.machine(), board=board()),
         )
 
     def datasets(self, candidate: Candidate) -> tuple[Dataset, ...]:
@@ -83,10 +85,20 @@ class Inputs:
             "profile": profile.to_value(),
             "wanted": job.wanted(profile).to_value(),
             "recipes": list(job.recipes),
-            "workers": dict(job.workers),
+            "workers": _workers(job.workers),
             "device": this_machine(),
         }
         return cache.cache_key("made", **decides)
+
+
+def _workers(pythons: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """Each runtime with its Python and its version there: it may be another one tomorrow. Raises `Unavailable`."""
+    if not pythons:
+        return []
+    from compiler import runtimes  # noqa: PLC0415  numpy: only a build with workers waits for it
+
+    named = [runtime for runtime in runtimes.WORKERS if runtime in pythons]
+    return [(runtime, pythons[runtime], runtimes.version(runtime, pythons[runtime])) for runtime in named]
 
 
 def describe_of(job: BuildJob | VerifyJob) -> Path | None:
@@ -94,9 +106,15 @@ def describe_of(job: BuildJob | VerifyJob) -> Path | None:
     return Path(job.describe) if job.describe else None
 
 
-def _examples(data: Data, source: Source) -> Examples:
+def _calibration(data: Data, source: Source, test: Examples) -> Examples:
+    """What is observed; its labels are not looked at. Raises `Malformed` where a test example is among it."""
     found = examples.read(Path(data.path), source)
-    examples.check(found, source)
+    both = examples.shared(found, test)
+    if both:
+        raise Malformed(
+            f"calibration {data.path}: {len(both)} of its {len(found.rows)} rows are test examples too, the first is "
+            f"row {both[0] + 1}: a variant that observed them is not held out; give others, of the training set say"
+        )
     return found
 
 

@@ -45,6 +45,11 @@ def fills():
         for _ in range(40):
             file.write(os.urandom(1 << 20))
     time.sleep(600)
+def hoards():
+    with open(job["cache"] + "/hoard", "wb") as file:
+        for _ in range(40):
+            file.write(os.urandom(1 << 20))
+    time.sleep(600)
 def lies():
     print("no progress at all", flush=True)
     time.sleep(600)

@@ -25,6 +25,7 @@ import hashlib
 import io
 import os
 import stat
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
@@ -109,6 +110,26 @@ def check(examples: Examples, source: Source) -> None:
             f"examples {examples.name}: every row has the label {asked.pop()!r}: a model that always gives it would be "
             "perfect here; add rows of the other labels"
         )
+
+
+def normal(text: str) -> str:
+    """What two texts have in common that are the same to a reader: Unicode NFKC, no case, single spaces."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def shared(examples: Examples, others: Examples) -> list[int]:
+    """Places of the rows that are among the others: the same text to a reader, or arrays; labels are not compared."""
+    known = {_content(row) for row in others.rows}
+    return [i for i, row in enumerate(examples.rows) if _content(row) in known]
+
+
+def _content(row: Row) -> str | bytes:
+    if isinstance(row.example, str):
+        return normal(row.example)
+    whole = hashlib.sha256()
+    for name, values in sorted(row.example.items()):
+        whole.update(f"{name} {values.dtype} {values.shape}\n".encode() + values.tobytes())
+    return whole.digest()
 
 
 def spread(labels: Sequence[Label], n: int) -> list[int]:

@@ -24,6 +24,8 @@ from wire.profile import Profile
 
 NEWEST_OPSET, NEWEST_IR = 26, 13
 """The newest that ONNX Runtime reads here: an ONNX source is its own reference, as it came."""
+STOOD_IN_FOR = ("tensorrt",)
+"""Runtimes that are on no build machine: ONNX Runtime answers for them."""
 TOKEN_COUNTS = (16, 32, 64, 128, 256, 512)
 """Lengths of graphs without dynamic shapes."""
 
@@ -77,11 +79,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be tried for a profile, and what its rules refuse."""
+    """What is to be tried for a profile, and what its rules refuse. `here`: this machine is of the profile."""
 
     profile: Profile
     candidates: tuple[Candidate, ...]
     refused: tuple[Attempt, ...]
+    here: bool = False
+
+    def emulated(self, candidate: Candidate) -> bool:
+        """Whether its times here are not the profile's: on another machine, or in a runtime that stands in for it."""
+        return not self.here or candidate.recipe.runtime in STOOD_IN_FOR
 
 
 def plan(
@@ -92,6 +99,7 @@ def plan(
     recipes: Sequence[str],
     calibrated: bool,
     workers: Collection[str],
+    here: bool = False,
 ) -> Plan:
     """Ask the rules for every recipe, or those named in `recipes`.
 
@@ -109,8 +117,11 @@ def plan(
             refused.append(_refused(recipe, refusal))
     if not candidates:
         why = "; ".join(f"{a.recipe}: {a.reason}" for a in refused)
-        raise Incompatible(f"profile {profile.name}: its rules refuse every recipe: {why}")
-    return Plan(profile, tuple(candidates), tuple(refused))
+        raise Incompatible(
+            f"profile {profile.name}: its rules refuse every recipe: {why}; leave this profile out, or give what they "
+            "ask for"
+        )
+    return Plan(profile, tuple(candidates), tuple(refused), here)
 
 
 def candidate(

@@ -87,7 +87,7 @@ def limit_fault(trial: Trial, plan: Plan, wanted: Wanted) -> str | None:
     if wanted.max_mb and trial.footprint > wanted.max_mb * _MEGA:
         return f"its bundle takes {trial.footprint / _MEGA:.2f} MB, at most {wanted.max_mb:g} are allowed"
     if wanted.max_ms and trial.times and trial.ms > wanted.max_ms:
-        return f"its median answer takes {trial.ms:.2f} ms, at most {wanted.max_ms:g} are allowed"
+        return f"its median answer takes {trial.ms:.2f} ms{_where(trial, plan)}, at most {wanted.max_ms:g} are allowed"
     return None
 
 
@@ -119,8 +119,13 @@ def _outcome(trial: Trial, chosen: Trial, plan: Plan, wanted: Wanted) -> tuple[O
     if over:
         return "fail", over
     if trial is chosen:
-        return "chosen", f"holds every limit with the smallest {wanted.minimise}"
+        known = f", that of {wanted.max_ms:g} ms{_where(trial, plan)}," if wanted.max_ms else ""
+        return "chosen", f"holds every limit{known} with the smallest {wanted.minimise}"
     return "pass", _behind(trial, chosen, wanted)
+
+
+def _where(trial: Trial, plan: Plan) -> str:
+    return " emulated on this machine" if plan.emulated(trial.candidate) else ""
 
 
 def _behind(trial: Trial, chosen: Trial, wanted: Wanted) -> str:

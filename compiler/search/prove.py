@@ -8,8 +8,7 @@ the fault and lets it pass proves nothing of the others: the build fails.
 # ruff: noqa: PLC0415  numpy comes with what is imported late: a cached build must not wait for it
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from compiler.errors import Untrusted
@@ -19,6 +18,7 @@ from compiler.sources.source import Source
 from compiler.variant import GOLDEN, LABELS, LINEAGE, Variant, lay_out, link
 from wire.evidence import Sabotage
 from wire.pipeline import Golden, Labels
+from wire.processing import Result
 
 WEIGHTS = (1, 2, 4)
 """How many of the largest weights are scrambled: more where a model answers as before without one of them."""
@@ -59,13 +59,20 @@ class Gate:
 
     def ask(self, named: Mapping[str, Variant]) -> tuple[Sabotage, ...]:
         """What both say of saboteurs by name. Raises `Untrusted` when one of them is silent."""
+        answers = self.bench.results(list(named.values()))
+        return tuple(self.verdicts(name, found) for name, found in zip(named, answers, strict=True))
+
+    def verdicts(self, name: str, answers: Sequence[Result]) -> Sabotage:
+        """What both say of a saboteur by its answers to all test examples. Raises `Untrusted` as `ask` does."""
         from compiler.judge import gates
 
-        answers = self.bench.results(list(named.values()))
-        return tuple(
-            gates.saboteur_verdicts(name, self.golden, [found[i] for i in self.places], self.bench.decide(found))
-            for name, found in zip(named, answers, strict=True)
-        )
+        return gates.saboteur_verdicts(name, self.golden, [answers[i] for i in self.places], self.bench.decide(answers))
+
+    def sees(self, answers: Sequence[Result]) -> bool:
+        """Whether the accuracy gate refuses these answers to all test examples."""
+        from compiler.judge import gates
+
+        return gates.accuracy_fault(self.bench.decide(answers)) is not None
 
 
 def _places(golden: Golden, bench: Bench) -> tuple[int, ...]:
@@ -76,18 +83,23 @@ def _places(golden: Golden, bench: Bench) -> tuple[int, ...]:
 
 
 def _scrambled(variant: Variant, gate: Gate) -> Sabotage:
-    for count in WEIGHTS[:-1]:
-        with suppress(Untrusted):
-            return _scramble(variant, count, gate)
-    return _scramble(variant, WEIGHTS[-1], gate)
+    """As few weights as the accuracy gate sees: a copy that is as good as the variant would prove nothing.
+
+    The golden set is given no second chance: what accuracy refuses, it has to refuse as well.
+    """
+    for count in WEIGHTS:
+        (answers,) = gate.bench.results([_scramble(variant, count)])
+        if gate.sees(answers):
+            break
+    return gate.verdicts(f"scrambled weights (largest {count})", answers)
 
 
-def _scramble(variant: Variant, count: int, gate: Gate) -> Sabotage:
+def _scramble(variant: Variant, count: int) -> Variant:
     from compiler.judge import sabotage
 
     broken = _copy(variant, f"scrambled-{count}")
     sabotage.scramble_file(variant.model, broken.model, count)
-    return gate.ask({"scrambled weights": broken})[0]
+    return broken
 
 
 def _others(trial: Trial, variant: Variant, gate: Gate) -> tuple[Sabotage, ...]:

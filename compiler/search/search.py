@@ -7,7 +7,6 @@ The story is `search`. What profiles ask for together is made, asked and timed o
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +60,7 @@ def search(
             with report.stage("making the device's tokenizer and comparing it with the source's", _TOKENIZER):
                 bench.check_tokenizer()
         plans = [inputs.plan(job, profile, bench.lengths) for profile in profiles]
+        _tell_emulated(plans, job, report)
         trials = _try(plans, bench)
         trials = _time(trials, bench)
         trials = _mix(plans, trials, bench)
@@ -97,6 +97,16 @@ def _tell_needed(inputs: Inputs, job: BuildJob, report: Reporter) -> None:
         f"when {paired.CHANGED * 100:g} % of the answers change; there are {there}"
     )
     report.note(told if there >= wanted else f"{told}: some candidates may stay inconclusive")
+
+
+def _tell_emulated(plans: Sequence[Plan], job: BuildJob, report: Reporter) -> None:
+    """Say whose latency is compared with the limit: not that of another machine."""
+    elsewhere = [p.profile.name for p in plans if any(map(p.emulated, p.candidates))]
+    if job.max_ms and elsewhere:
+        report.note(
+            f"the limit of {job.max_ms:g} ms is held against latencies emulated on this machine, no promise for "
+            f"{', '.join(elsewhere)}: 'shoal measure' takes them on a device"
+        )
 
 
 def _try(plans: Sequence[Plan], bench: Bench) -> Trials:
@@ -212,7 +222,7 @@ def _keep(
     """Put the chosen variant into the cache, with everything that evidence says of it."""
     inputs, job, profile = bench.inputs, bench.job, plan.profile
     wanted, candidate = job.wanted(profile), chosen.candidate
-    told = [replace(t, measurements=_measurements(t, profile, bench)) for t in _of(plan, trials)]
+    told = [replace(t, measurements=_measurements(t, plan, bench)) for t in _of(plan, trials)]
     best = next(t for t in told if t.candidate.key == candidate.key)
     files, blobs = bundle_files(folder_files(bench.variant(candidate).folder))
     assert best.decision is not None
@@ -236,12 +246,11 @@ def _keep(
     return results.put(inputs.key(job, profile), made, blobs)
 
 
-def _measurements(trial: Trial, profile: Profile, bench: Bench) -> tuple[Measurement, ...]:
-    """The figures of a candidate; `measured` only on a machine of the profile."""
+def _measurements(trial: Trial, plan: Plan, bench: Bench) -> tuple[Measurement, ...]:
+    """The figures of a candidate; `measured` only on a machine of the profile, in the runtime that serves there."""
     if trial.decision is None:
         return ()
-    here = profile.matches(machine=platform.machine(), board=figures.board())
-    kind: Kind = "measured" if here else "emulated"
+    kind: Kind = "emulated" if plan.emulated(trial.candidate) else "measured"
     where = Where(kind, figures.this_machine(), trial.runtime, bench.job.confidence)
     candidate: Candidate = trial.candidate
     found = (

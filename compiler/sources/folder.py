@@ -16,7 +16,7 @@ from typing import Any, Literal
 from compiler.errors import Incompatible, Malformed
 from compiler.sources.assemble import TOKENS, check_labels
 from compiler.sources.describe import Activation, Described
-from compiler.sources.files import check_safetensors, check_size, digest_of, parse_json, read_bytes, read_json
+from compiler.sources.files import check_safetensors, check_size, digest_of, inside, parse_json, read_bytes, read_json
 from compiler.sources.preprocessor import image_of
 from compiler.sources.source import HuggingFace, Source, Text
 from wire.errors import WireError
@@ -69,7 +69,7 @@ def read(folder: Path, described: Described) -> Source:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises `Malformed` unless the folder holds sound safetensors."""
+    """Raises `Malformed` unless the folder holds sound safetensors, and names no weights outside of it."""
     if not folder.is_dir():
         raise Malformed(
             f"source {folder}: no such folder; give the folder that holds config.json and model.safetensors"
@@ -82,6 +82,7 @@ def check_folder(folder: Path) -> None:
     check_size(folder, sum(path.stat().st_size for path in weights))
     for path in weights:
         check_safetensors(path)
+    _check_named(folder)
 
 
 def check_links(folder: Path) -> None:
@@ -100,6 +101,29 @@ def architectures(config: Mapping[str, Any]) -> list[str]:
 def read_tokenizer(folder: Path) -> bytes:
     """`tokenizer.json`. Raises `Malformed`."""
     return read_bytes(folder / "tokenizer.json", "save the model with a fast tokenizer")
+
+
+def _check_named(folder: Path) -> None:
+    """Every other way in which the library is told where weights are: it would follow a path out of the folder."""
+    if (folder / "adapter_config.json").exists():
+        raise Malformed(
+            f"source {folder}/adapter_config.json: an adapter names the model that it changes: merge the adapter "
+            "first, and save the whole model"
+        )
+    if "transformers_weights" in read_json(folder / "config.json"):
+        raise Malformed(f"source {folder}/config.json: transformers_weights: call the file model.safetensors instead")
+    for path in sorted(folder.rglob("*.safetensors.index.json")):
+        _check_index(path)
+
+
+def _check_index(path: Path) -> None:
+    places = read_json(path).get("weight_map")
+    if not isinstance(places, dict):
+        raise Malformed(f"source {path}: weight_map is no object: save the model again")
+    for name in sorted({str(place) for place in places.values()}):
+        if not name.endswith(".safetensors"):
+            raise Malformed(f"source {path}: weight_map names {name[:200]!r}, which is no .safetensors file")
+        inside(path.parent, name, f"source {path}: weight_map")
 
 
 def _trained(path: Path) -> tuple[Dataset, ...]:

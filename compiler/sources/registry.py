@@ -2,7 +2,8 @@
 
 The registry is the one that `MLFLOW_TRACKING_URI` names, with MLflow's own variables for its credentials. What comes
 down is read like any other source: a Hugging Face folder (flavors `transformers`, `sentence_transformers`), an ONNX
-file, TorchScript, or the one model file among the artifacts. The pickles of other flavors are never opened.
+file, TorchScript, or the one model file among the artifacts. The pickles of other flavors are never opened. The
+variables leave the environment with the download: the code of a model must not run with the registry's credentials.
 """
 
 # ruff: noqa: PLC0415  mlflow takes seconds, and is optional
@@ -24,14 +25,18 @@ _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 def download(reference: str, scratch: Path) -> Path:
-    """Fetch a registered model into `scratch`; the folder or file that is a source.
+    """Fetch a registered model into `scratch`; the folder or file that is a source. A process does it once.
 
     Raises `Malformed` for a reference that names no model, `Incompatible` for a flavor that cannot be read,
     `Unavailable` when MLflow is missing, not configured, or does not answer.
     """
     if not _REFERENCE.fullmatch(reference):
         raise Malformed(f"source {reference[:200]}: expected models:/name@alias or models:/name/version")
-    folder = _fetch(reference, scratch)
+    try:
+        folder = _fetch(reference, scratch)
+    finally:
+        for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+            del os.environ[name]
     return _source(folder, _flavors(folder, reference), reference)
 
 

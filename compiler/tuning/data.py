@@ -13,14 +13,13 @@ import csv
 import hashlib
 import io
 import json
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compiler.errors import Malformed
-from compiler.examples.examples import read_texts
+from compiler.examples.examples import normal, read_texts
 from compiler.tuning.job import TuneJob
 from wire.lineage import Dataset
 
@@ -83,11 +82,6 @@ def read_data(job: TuneJob) -> Data:
     )
     _check(data, {row.label for row in rows}, job)
     return data
-
-
-def normal(text: str) -> str:
-    """What two texts have in common that are the same to a reader: Unicode NFKC, no case, single spaces."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def split(rows: Sequence[Labelled], share: float, seed: int) -> tuple[list[Labelled], list[Labelled]]:

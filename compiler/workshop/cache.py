@@ -35,10 +35,12 @@ from wire.errors import WireError
 
 TOOLS = (
     *("torch", "transformers", "optimum", "optimum-onnx", "tokenizers", "kitoken", "numpy", "onnx", "onnxruntime"),
-    *("litert-torch", "ai-edge-litert", "ai-edge-quantizer"),
+    *("litert-torch", "litert-converter", "ai-edge-litert", "ai-edge-quantizer", "flatbuffers", "protobuf"),
 )
 X86_ONLY = ("litert-torch", "ai-edge-quantizer")
 """Not installed where their converter has no wheel: ONNX recipes need none of them."""
+_OTHERS = ("litert-converter", "flatbuffers", "protobuf")
+"""What others bring along: they write a file's bytes, and are here or not as those ask for."""
 _SEARCH = (
     *("judge", "report", "search", "build", "inputs", "progress", "verify"),
     *("bundle.made", "bundle.pack", "plan.candidates", "plan.rules"),
@@ -61,7 +63,7 @@ def _version(tool: str) -> str:
     try:
         return version(tool)
     except PackageNotFoundError:
-        if tool not in X86_ONLY:
+        if tool not in (*X86_ONLY, *_OTHERS):
             raise
         return "absent"
 

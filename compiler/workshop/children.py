@@ -141,7 +141,7 @@ class Children:
                 stdin=question,
                 stdout=answer,
                 stderr=errors,
-                env={**os.environ, PARENT: str(os.getpid()), "TMPDIR": str(folder)},
+                env={**_environment(), PARENT: str(os.getpid()), "TMPDIR": str(folder)},
                 # A session of its own: what it starts itself is ended with it, and Ctrl-C is the parent's to handle.
                 start_new_session=True,
             )
@@ -165,6 +165,11 @@ class Children:
         if time.monotonic() - self._noted >= EVERY:
             self._noted = time.monotonic()
             self._note(", ".join(map(_show, self._running)))
+
+
+def _environment() -> dict[str, str]:
+    """Ours without what opens a registry of models: a child may run the code of a model from there."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
 
 
 def _show(child: _Child) -> str:

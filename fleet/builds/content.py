@@ -12,7 +12,7 @@ import csv
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -76,11 +76,12 @@ def check_text(path: Path, name: str) -> None:
 
 def check_safetensors(path: Path, name: str) -> None:
     """Raises `Malformed` unless header and length agree: 8 bytes little-endian length, JSON header, data."""
-    refuse_code(path, name)
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(_HEADER, size - 8):
+            # Asked only now: the length of a sound header may begin with the bytes of a pickle (640 is 80 02).
+            refuse_code(path, name)
             raise Malformed(f"file {name}: not a safetensors file, or cut short: send it again")
         try:
             header = json.loads(file.read(length))
@@ -89,6 +90,20 @@ def check_safetensors(path: Path, name: str) -> None:
             raise Malformed(f"file {name}: its safetensors header is corrupt: send it again") from e
     if not ends or max(ends) != size - 8 - length:
         raise Malformed(f"file {name}: its length is not the one that its safetensors header tells: send it again")
+
+
+def check_index(path: Path, name: str, sent: Collection[str]) -> None:
+    """Raises `Malformed` for an index of weights that stand in no file of the source: libraries follow its paths."""
+    index = json.loads(_text(path, name))
+    places = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(places, dict):
+        raise Malformed(f"file {name}: weight_map is no object: save the model again")
+    folder = name.rpartition("/")[0]
+    for place in sorted({str(place) for place in places.values()}):
+        if not place.endswith(".safetensors") or f"{folder}/{place}".lstrip("/") not in sent:
+            raise Malformed(
+                f"file {name}: weight_map names {place[:200]!r}, no .safetensors file that was sent with it"
+            )
 
 
 def check_tflite(path: Path, name: str) -> None:

@@ -36,12 +36,17 @@ _ENVIRONMENT: Final = ("PATH", "LANG", "LD_LIBRARY_PATH")
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a build may take: bytes of memory, bytes in its folder, seconds. `user`: whom it runs as; "": us."""
+    """What a build may take: bytes of memory, bytes in its folder, seconds. `user`: whom it runs as; "": us.
+
+    `cache` is a folder of several builds which had `held` bytes at the start: what is more counts like its own folder.
+    """
 
     memory: int
     disk: int
     seconds: float
     user: str = ""
+    cache: Path | None = None
+    held: int = 0
 
 
 @dataclass(frozen=True)
@@ -188,12 +193,12 @@ def _over(pid: int, folder: Path, bounds: Bounds, seconds: float) -> str:
 
 
 def _full(folder: Path, bounds: Bounds) -> str:
-    disk = used(folder)
+    disk = used(folder) + (max(0, used(bounds.cache) - bounds.held) if bounds.cache else 0)
     if disk < bounds.disk:
         return ""
     return (
-        f"out of disk: its folder took {show_size(disk)} of {show_size(bounds.disk)}: compile for fewer profiles, or "
-        "raise build_disk"
+        f"out of disk: its folder and the cache grew by {show_size(disk)} of {show_size(bounds.disk)}: compile for "
+        "fewer profiles, or raise build_disk"
     )
 
 

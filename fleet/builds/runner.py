@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from fleet.builds import datasets, sources
 from fleet.builds.log import BuildLog
-from fleet.builds.process import EVERY, Bounds, Ended, kill_left_behind, run
+from fleet.builds.process import EVERY, Bounds, Ended, kill_left_behind, run, used
 from fleet.builds.queue import STOPPED, BuildRequest, Queue
 from fleet.errors import FleetError, Unavailable
 from fleet.serial import Serial
@@ -142,8 +142,9 @@ class Runner:
 
     async def _compile(self, row: BuildRow) -> Ended:
         job = await asyncio.to_thread(self._lay_out, row)
-        settings, folder = self._settings, self.folder / row.id
-        bounds = Bounds(settings.build_memory, settings.build_disk, settings.build_time, self._user)
+        settings, folder, cache = self._settings, self.folder / row.id, self.folder / "cache"
+        held = await asyncio.to_thread(used, cache)
+        bounds = Bounds(settings.build_memory, settings.build_disk, settings.build_time, self._user, cache, held)
         command = [str(settings.compiler_python or sys.executable), "-P", "-m", "compiler", "build"]
         notes = _Notes()
         saver = asyncio.create_task(self._save(row.id, notes))
@@ -188,7 +189,9 @@ class Runner:
             test = self._data(datasets.find(session, request.test), work)
             found = datasets.find(session, request.calibration) if request.calibration else None
             calibration = self._data(found, work) if found else None
-        describe = work / "describe.toml" if request.describe is not None else None
+        # Beside the tokenizer that it may name for a graph; not into a folder, all of whose files are the source.
+        beside = work / "source" if source.is_file() else work
+        describe = beside / "describe.toml" if request.describe is not None else None
         if describe:
             describe.write_text(request.describe or "", encoding="utf-8")
         job = request.job(

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from sqlmodel import Session, col, select
 
-from fleet.builds.content import CHECKS
+from fleet.builds.content import CHECKS, check_index
 from fleet.errors import Malformed, NotFound, TooLarge
 from fleet.store.blobs import BlobStore
 from fleet.store.tables import SourceRow
@@ -32,7 +32,9 @@ _BESIDE: Final[Mapping[str, frozenset[str]]] = {
     "onnx": frozenset({".onnx", ".data", ".onnx_data"}),
     "tflite": frozenset({".tflite"}),
 }
-"""What may stand in a source of each kind."""
+"""What may stand in a source of each kind, by its ending."""
+TOKENIZER: Final = "tokenizer.json"
+"""What the description of a graph that reads texts may name; it stands in a source of any kind."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ def describe(files: Mapping[str, str], blobs: BlobStore, limit: int) -> CheckedS
         raise TooLarge(f"source: {checked.size} bytes, over {limit}: raise the setting max_source")
     for path, digest, _ in found:
         CHECKS[Path(path).suffix](blobs.path(digest), path)
+        if path.endswith(".safetensors.index.json"):
+            check_index(blobs.path(digest), path, files)
     return checked
 
 
@@ -135,12 +139,14 @@ def _kind(files: Mapping[str, str]) -> str:
     suffixes = [Path(path).suffix for path in files]
     graphs = [s for s in suffixes if s in (".onnx", ".tflite")]
     kind = graphs[0].removeprefix(".") if graphs else "huggingface"
-    strangers = sorted(path for path in files if Path(path).suffix not in _BESIDE[kind])
+    strangers = sorted(path for path in files if Path(path).suffix not in _BESIDE[kind] and path != TOKENIZER)
     if strangers:
         raise Malformed(
             f"source: file {strangers[0]!r} has no place in a source of kind {kind}: send "
-            f"{', '.join(sorted(_BESIDE[kind]))} only; pickled weights and code are never read"
+            f"{', '.join(sorted(_BESIDE[kind]))} and {TOKENIZER} only; pickled weights and code are never read"
         )
+    if "adapter_config.json" in files:
+        raise Malformed("source: an adapter names the model that it changes: merge it first, and save the whole model")
     if len(graphs) > 1:
         raise Malformed(f"source: {len(graphs)} models, expected one")
     if not graphs and ("config.json" not in files or ".safetensors" not in suffixes):

@@ -13,6 +13,9 @@ import pytest
 from compiler_stand_in import ROWS, SOURCE, program
 from fleet_process import FleetProcess
 
+from cli.build import _files
+from cli.profile import supported
+
 Shoal = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -45,7 +48,7 @@ def test_from_a_folder_and_a_file_of_examples_to_a_fetched_layout(shoal: Shoal, 
     assert (added.returncode, "CC0-1.0" in added.stdout) == (0, True), added.stderr
     assert "lights" in shoal("dataset", "list").stdout
     assert json.loads(shoal("dataset", "show", "lights", "--json").stdout)["rows"] == 8
-    words = ("--version", "1.0.0", "--test", "lights", "--profile", "x86-64", "--wait", "60")
+    words = ("--version", "1.0.0", "--test", "lights", "--wait", "60")
     done = shoal("build", "submit", "model", "--model", "intents/works", *words, "--json")
     assert done.returncode == 0, done.stderr
     assert "not sent: pytorch_model.bin" in done.stderr
@@ -58,12 +61,14 @@ def test_from_a_folder_and_a_file_of_examples_to_a_fetched_layout(shoal: Shoal, 
     assert fetched.returncode == 0, fetched.stderr
     assert {p.name for p in (tmp_path / "layout").rglob("*") if p.is_file()} == {"oci-layout", "model"}
     assert "exists already" in shoal("build", "fetch", build["build"], "-o", "layout").stderr
+    asked = json.loads((tmp_path / "layout" / "blobs" / "model").read_text())["job"]
+    assert [profile["name"] for profile in asked["profiles"]] == supported(), "those that nobody named"
 
     again = shoal("build", "submit", build["source"], "--model", "intents/infeasible", *words)
     assert (again.returncode, "no variant holds" in again.stderr) == (3, True)
 
     hanging = json.loads(
-        shoal("build", "submit", build["source"], "--model", "intents/hangs", *words[:6], "--json").stdout
+        shoal("build", "submit", build["source"], "--model", "intents/hangs", *words[:4], "--json").stdout
     )
     cancelled = shoal("build", "cancel", hanging["build"], "--json")
     assert json.loads(cancelled.stdout)["state"] == "cancelled", cancelled.stderr
@@ -73,3 +78,10 @@ def test_a_source_that_is_not_there_is_told_before_anything_is_sent(shoal: Shoal
     words = ("--model", "intents/works", "--version", "1.0.0", "--test", "lights")
     done = shoal("build", "submit", "nowhere.onnx", *words)
     assert (done.returncode, "no such source" in done.stderr) == (1, True)
+
+
+def test_a_graph_is_sent_with_its_data_and_its_tokenizer(tmp_path: Path) -> None:
+    for name in ("net.onnx", "net.onnx.data", "other.onnx.data", "tokenizer.json", "notes.txt", "net.tflite"):
+        (tmp_path / name).write_bytes(b"x")
+    assert set(_files(tmp_path / "net.onnx")) == {"net.onnx", "net.onnx.data", "tokenizer.json"}
+    assert set(_files(tmp_path / "net.tflite")) == {"net.tflite", "tokenizer.json"}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from compiler_process import HAS_LITERT, Built, build, compiler, profile, rows, write_rows
+from workshop_tools import make_examples, make_onnx
 
 from compiler.bundle.layout import Layout, blob_path
 from compiler.bundle.pack import bundle_files
@@ -145,7 +147,7 @@ def test_evidence_says_what_was_measured_where_and_how_sure_it_is(built: Built) 
 
 def test_every_gate_refused_every_saboteur_and_the_evidence_says_why(built: Built) -> None:
     told = {s.name: s for s in only_evidence(built).sabotage}
-    assert set(told) == {"scrambled weights", "shifted labels", "wrong pooling"}
+    assert set(told) == {"scrambled weights (largest 1)", "shifted labels", "wrong pooling"}
     assert all("golden case" in s.golden and "drops by" in s.accuracy for s in told.values())
 
 
@@ -206,6 +208,18 @@ def test_a_damaged_result_is_as_good_as_none(built: Built, tmp_path: Path) -> No
     path = blob_path(cache.folder, model.digest)
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     assert Cache(cache.folder).get(key) is None
+
+
+def test_a_result_is_another_with_another_version_of_a_workers_runtime(job: BuildJob, tmp_path: Path) -> None:
+    """The accident: tflite-runtime is upgraded in the environment that the worker's Python is of."""
+    python = tmp_path / "python"
+    asked = replace(job, workers={"tflite-runtime": str(python)})
+    keys = set()
+    for version in ("2.14.0", "2.17.0", "2.14.0"):
+        python.write_text(f"#!/bin/sh\necho {version}\n")
+        python.chmod(0o755)
+        keys.add(Inputs.read(asked).key(asked, asked.profiles[0]))
+    assert len(keys) == 2
 
 
 def test_a_second_version_stands_beside_the_first_in_one_layout_and_shares_its_blobs(
@@ -269,6 +283,8 @@ def test_when_nothing_is_within_the_limits_the_nearest_are_named_and_nothing_is_
     run = build(replace(job, **limit))  # type: ignore[arg-type]
     assert (run.code, run.last.event, run.last.error) == (3, "failed", "Infeasible")
     assert told in run.last.message
+    notes = [line.message for line in run.lines if line.event == "note"]
+    assert any("emulated on this machine, no promise for board" in note for note in notes) == ("max_ms" in limit)
     assert all(recipe in run.last.message for recipe in job.recipes)
     assert not Path(job.output).exists()
 
@@ -297,6 +313,15 @@ def test_a_profile_whose_rules_refuse_every_recipe_is_told_before_any_work(job: 
     assert "tflite-fp32" in run.last.message
 
 
+def test_a_build_that_fails_prunes_the_cache_as_well(job: BuildJob) -> None:
+    """The accident: builds that fill the cache and fail, one after the other."""
+    forgotten = blob_path(Path(job.cache), "sha256:" + "0" * 64)
+    forgotten.write_bytes(b"nobody names it")
+    os.utime(forgotten, (0, 0))
+    assert build(replace(job, recipes=("tflite-fp32",))).code == 1
+    assert not forgotten.exists()
+
+
 def test_an_unknown_recipe_is_told(job: BuildJob) -> None:
     run = build(replace(job, recipes=("onnx-int3",)))
     assert (run.code, run.last.error) == (1, "Incompatible")
@@ -308,6 +333,30 @@ def test_calibration_with_the_test_examples_is_refused(job: BuildJob) -> None:
     run = build(replace(job, calibration=job.test))
     assert (run.code, run.last.error) == (1, "Malformed")
     assert "not held out" in run.last.message
+
+
+def test_calibration_with_one_test_example_in_it_is_refused_with_its_row(job: BuildJob, tmp_path: Path) -> None:
+    """The accident: a few test rows in another file, written a little differently and without their labels."""
+    leaked = rows(2, 160)[5]["text"]
+    mixed = [{"text": row["text"]} for row in rows(1, 64)]
+    mixed[8:8] = [{"text": f"  {leaked.upper()} "}, {"text": leaked}]
+    path = write_rows(tmp_path / "calibration.jsonl", mixed)
+    with pytest.raises(Malformed, match=r"calibration\.jsonl: 2 of its 66 rows are test examples too, .* row 9: "):
+        Inputs.read(replace(job, calibration=Data(path=str(path))))
+
+
+def test_arrays_that_are_observed_and_asked_are_found_too(job: BuildJob, tmp_path: Path) -> None:
+    model = make_onnx(tmp_path / "model.onnx")
+    few, many = (make_examples(tmp_path / f"{n}.npz", rows=n) for n in (3, 8))
+    asked = replace(job, source=str(model), test=Data(path=str(few)), calibration=Data(path=str(many)))
+    with pytest.raises(Malformed, match="3 of its 8 rows are test examples too, the first is row 1"):
+        Inputs.read(asked)
+
+
+def test_labels_of_calibration_are_not_looked_at(job: BuildJob, tmp_path: Path) -> None:
+    strange = [{"text": row["text"], "label": "something else"} for row in rows(1, 64)]
+    path = write_rows(tmp_path / "calibration.jsonl", strange)
+    assert Inputs.read(replace(job, calibration=Data(path=str(path)))).calibration is not None
 
 
 def test_a_test_set_from_which_a_tuned_source_learned_is_refused_and_another_is_named_beside_it(

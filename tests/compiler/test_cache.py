@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,27 @@ def test_a_cache_that_cannot_be_written_says_so(tmp_path: Path) -> None:
         Cache(tmp_path / "cache").keep(KEYS[0], {"made": b"x"})
     with pytest.raises(Unavailable, match="cannot be written"), Cache(tmp_path / "cache").scratch():
         pass
+
+
+def test_tools_that_others_bring_along_count_and_may_be_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = dict.fromkeys(module.TOOLS, "1")
+    monkeypatch.setattr(module, "_version", known.get)
+    for tool in ("litert-converter", "flatbuffers", "protobuf"):
+        module.tool_versions.cache_clear()
+        before = cache_key("x")
+        known[tool] = "2"
+        module.tool_versions.cache_clear()
+        assert cache_key("x") != before, tool
+    monkeypatch.undo()
+    module.tool_versions.cache_clear()
+
+    def absent(tool: str) -> str:
+        raise PackageNotFoundError(tool)
+
+    monkeypatch.setattr(module, "version", absent)
+    assert {module._version(tool) for tool in ("litert-converter", "flatbuffers", "protobuf")} == {"absent"}
+    with pytest.raises(PackageNotFoundError):
+        module._version("onnx")
 
 
 def test_keys_differ_by_what_was_asked_for_and_name_the_same_whatever_the_order() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from compiler.judge import gates, metrics
 from compiler.judge.gates import accuracy_fault, golden_set, golden_set_fault, judge, saboteur_verdicts
 from compiler.judge.paired import decide, needed
 from compiler.judge.sabotage import scramble, shift_labels
+from compiler.search import prove
+from compiler.variant import Variant
 from wire.evidence import Decision
 from wire.pipeline import EMBEDDING, SCORES, Golden, Pipeline, TensorSpec
 from wire.processing import Processor, Result
@@ -238,3 +241,42 @@ def test_a_text_without_words_has_no_scores_and_does_no_harm() -> None:
     empty = Result({SCORES: np.zeros((0, 2), np.float32)})
     found = golden_set([Row("", None), Row("a b")], [empty, Result({SCORES: np.eye(2)}, ("a", "b"))], 0.05)
     assert golden_set_fault(found, [empty, Result({SCORES: np.eye(2)}, ("a", "b"))]) is None
+
+
+class Told:
+    """In a bench's place: saboteurs answer one after the other as they are told to."""
+
+    def __init__(self, *answers: list[Result]) -> None:
+        self.left = list(answers)
+
+    def results(self, variants: Sequence[Variant]) -> list[list[Result]]:
+        return [self.left.pop(0) for _ in variants]
+
+    def decide(self, found: Sequence[Result]) -> Decision:
+        return decision(found)
+
+
+@pytest.fixture
+def variant(tmp_path: Path) -> Variant:
+    made = Variant(tmp_path / "variant", "onnxruntime")
+    made.folder.mkdir()
+    made.model.write_bytes(model("mean"))
+    return made
+
+
+def test_more_weights_are_scrambled_where_the_model_is_as_good_without_one(golden: Golden, variant: Variant) -> None:
+    bench: Any = Told(answers(model("mean")), broken("scrambled weights"))
+    found = prove._scrambled(variant, prove.Gate(bench, golden, tuple(gates.golden_places(ROWS))))
+    assert (found.name, bench.left) == ("scrambled weights (largest 2)", [])
+
+
+def test_a_golden_set_that_accepts_what_accuracy_refuses_fails_the_build_at_once(
+    golden: Golden, variant: Variant
+) -> None:
+    """The fault is in the gate: it holds the very examples that the broken copy still answers."""
+    sound, lost, places = answers(model("mean")), broken("scrambled weights"), gates.golden_places(ROWS)
+    blind = [sound[i] if i in places else lost[i] for i in range(len(ROWS))]
+    bench: Any = Told(blind, lost)
+    with pytest.raises(Untrusted, match=r"'scrambled weights \(largest 1\)': the golden set accepts it"):
+        prove._scrambled(variant, prove.Gate(bench, golden, tuple(places)))
+    assert bench.left == [lost], "nothing else was broken until the gate refused"

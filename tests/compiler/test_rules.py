@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from compiler_process import profile
 
+from compiler.errors import Incompatible
+from compiler.plan.candidates import plan
 from compiler.plan.recipes import RECIPES, Recipe
 from compiler.plan.rules import NO_RUNTIME, RULES, WORKERS, parameters_for, refusal
 from compiler.sources.source import HuggingFace, Source, Text
@@ -176,3 +178,9 @@ def test_a_graph_is_never_newer_than_the_recipes_need_nor_than_its_runtime_reads
     assert newer == ({"opset": 17, "ir": 8},)
     assert parameters_for(RECIPES["tensorrt-fp16"], NANO)[-1] == {"opset": 13, "ir": 8, "tensorrt": "8.2.1"}
     assert parameters_for(RECIPES["litert-fp16"], LITERT) == ({}, {})
+
+
+def test_a_profile_whose_rules_refuse_every_recipe_says_to_leave_it_out() -> None:
+    board = where(runtime="litert")
+    with pytest.raises(Incompatible, match=r"profile board: its rules refuse every recipe: .*; leave this profile out"):
+        plan(board, IMAGE, (), recipes=("onnx-fp32",), calibrated=False, workers=())

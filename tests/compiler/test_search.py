@@ -88,8 +88,18 @@ def test_a_limit_rules_out_what_would_be_best() -> None:
     plan = plan_of(fast, small)
     assert choose(plan, (fast, small), replace(WANTED, max_mb=1.0)) is small
     assert limit_fault(small, plan, replace(WANTED, max_ms=4.0)) == (
-        "its median answer takes 5.00 ms, at most 4 are allowed"
+        "its median answer takes 5.00 ms emulated on this machine, at most 4 are allowed"
     )
+
+
+def test_a_latency_is_called_emulated_unless_machine_and_runtime_are_the_profiles_own() -> None:
+    best, engine = trial("onnx-int8-dynamic"), trial("tensorrt-fp16", ms=9.0)
+    other, wanted = plan_of(best, engine), replace(WANTED, max_ms=4.0)
+    here = replace(other, here=True)
+    assert attempt(best, best, here, wanted).reason == "holds every limit, that of 4 ms, with the smallest latency"
+    assert "that of 4 ms emulated on this machine" in attempt(best, best, other, wanted).reason
+    assert attempt(best, best, other, WANTED).reason == "holds every limit with the smallest latency"
+    assert "takes 9.00 ms emulated on this machine" in attempt(engine, best, here, wanted).reason
 
 
 def test_when_none_holds_the_three_nearest_are_told_with_what_would_decide() -> None:

@@ -273,6 +273,16 @@ def strange_offsets(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"x")
 
 
+def index(place: object) -> Callable[[Path], None]:
+    """Weights in several files, one of which is `place`."""
+    return lambda f: write(f / "model.safetensors.index.json", {"weight_map": {"a": "model.safetensors", "b": place}})
+
+
+def linked_shard(folder: Path) -> None:
+    (folder / "part.safetensors").symlink_to(shutil.copy(folder / "model.safetensors", folder.parent))
+    index("part.safetensors")(folder)
+
+
 def regression(folder: Path) -> None:
     (folder / "modules.json").unlink()
     edit(folder / "config.json", architectures=["BertForSequenceClassification"], problem_type="regression")
@@ -295,6 +305,20 @@ BAD: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "no head": (lambda f: (f / "modules.json").unlink(), Incompatible, "unsupported architecture"),
     "a regression": (regression, Incompatible, "regression"),
     "no weights of the head": (lambda f: (f / "2_Dense" / "model.safetensors").unlink(), Malformed, "2_Dense"),
+    "an index with weights of another folder": (index("../other/model.safetensors"), Malformed, "leaves the folder"),
+    "an index with weights anywhere": (index("/srv/model.safetensors"), Malformed, "leaves the folder"),
+    "an index with a link that leaves": (linked_shard, Malformed, "leaves the folder"),
+    "an index with pickled weights": (index("pytorch_model.bin"), Malformed, "no .safetensors file"),
+    "an index of no files": (index(5), Malformed, "no .safetensors file"),
+    "an index that maps nothing": (
+        lambda f: write(f / "model.safetensors.index.json", {"weight_map": []}),
+        *(Malformed, "weight_map is no object"),
+    ),
+    "weights that the config names": (
+        lambda f: edit(f / "config.json", transformers_weights="../other.safetensors"),
+        *(Malformed, "transformers_weights"),
+    ),
+    "an adapter": (lambda f: write(f / "adapter_config.json", {}), Malformed, "merge the adapter first"),
     "another activation": (
         lambda f: edit(f / "2_Dense" / "config.json", activation_function="Tanh"),
         *(Incompatible, "Tanh"),

@@ -3,6 +3,7 @@
 # ruff: noqa: PLC0415  mlflow and onnx take seconds: only the tests that use them wait for them
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 from pathlib import Path
@@ -60,6 +61,18 @@ def test_a_registered_onnx_model_is_downloaded_and_read(reference: str, registry
     assert source.digest == read(str(folder / "model.onnx"), None).digest == read(source.reference, None).digest
 
 
+def test_the_credentials_of_the_registry_are_gone_once_the_model_is_here(
+    registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attack: a registered model whose code looks for the registry's password."""
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
+    folder = mlmodel(tmp_path / "model", "flavors:\n  onnx:\n    data: model.onnx\n")
+    save_onnx(folder / "model.onnx")
+    register(folder)
+    read("models:/tiny/1", None, scratch=tmp_path / "scratch")
+    assert [name for name in os.environ if name.startswith("MLFLOW_")] == []
+
+
 def test_a_transformers_flavor_is_put_together_with_its_tokenizer(
     registry: Path, encoder: Path, tmp_path: Path
 ) -> None:
@@ -108,11 +121,13 @@ def test_a_registered_model_that_cannot_be_read_is_told(case: str, registry: Pat
         read("models:/tiny/1", None, scratch=tmp_path / "scratch")
 
 
-def test_a_model_or_alias_that_the_registry_does_not_have_is_told(registry: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("reference", ["models:/other/1", "models:/tiny/7", "models:/tiny@nobody"])
+def test_a_model_or_alias_that_the_registry_does_not_have_is_told(
+    reference: str, registry: Path, tmp_path: Path
+) -> None:
     register(mlmodel(tmp_path / "model", "flavors: {}\n"))
-    for reference in ("models:/other/1", "models:/tiny/7", "models:/tiny@nobody"):
-        with pytest.raises(Malformed, match="the registry has no such model"):
-            read(reference, None, scratch=tmp_path / "scratch")
+    with pytest.raises(Malformed, match="the registry has no such model"):
+        read(reference, None, scratch=tmp_path / "scratch")
 
 
 @pytest.mark.parametrize("reference", ["models:/tiny", "models:/tiny/latest", "models:/a/b/1", "models:/tiny@a@b"])

@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from compiler_process import Built, Run, compiler, make_source, rows, write_rows
+from compiler_process import Built, Run, build, compiler, make_source, rows, write_rows
 
 from compiler.bundle.layout import Layout
 from wire.build import Data, VerifyJob
+from wire.lineage import Dataset
+from wire.tune import TRAINING, Training
 
 pytestmark = pytest.mark.timeout(600)
 """A build starts a dozen processes, and the first test waits for the one that all look at."""
@@ -42,6 +44,22 @@ def test_a_bundle_made_again_from_another_place_has_the_same_digest(
     run = verify(replace(job, source=str(source), test=Data(path=str(test))))
     assert run.code == 0, (run.last, run.errors[-2000:])
     assert run.last.digest == built.layout.find(TARGET).digest
+
+
+@pytest.mark.slow
+def test_a_bundle_of_a_tuned_source_is_made_again_without_the_rows_that_it_learned_from(
+    built: Built, tmp_path: Path
+) -> None:
+    source = shutil.copytree(built.job.source, tmp_path / "tuned")
+    learned = Dataset(name="rows.csv", digest="sha256:" + "1" * 64, use="train", rows=9, licence="CC0-1.0")
+    training = Training(method="head", parameters={}, encoder="sha256:" + "2" * 64, datasets=(learned,), tools={})
+    (source / TRAINING).write_bytes(training.to_bytes())
+    output = str(tmp_path / "out")
+    made = build(replace(built.job, source=str(source), output=output, recipes=("onnx-fp32",)))
+    assert made.code == 0, (made.last, made.errors[-2000:])
+    test, board = Data(path=built.job.test.path), built.job.profiles[0]
+    run = verify(VerifyJob(layout=output, target=TARGET, source=str(source), test=test, profile=board))
+    assert run.code == 0, (run.last, run.errors[-2000:])
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from workshop_tools import A_SOURCE, copying, make_examples, make_onnx, shop
 
 from compiler.sources.read import read
 from compiler.workshop.cache import Cache
-from compiler.workshop.children import COMMAND, Failed
+from compiler.workshop.children import COMMAND, Answer, Children, Failed, Task
 from compiler.workshop.workshop import Product
 from wire.lineage import PassRecord
 
@@ -135,6 +135,18 @@ def test_a_pass_that_goes_wrong_fails_with_a_reason_in_words_and_the_others_go_o
     assert words in failed(found[0]).reason
     assert product(found[2]).path.read_text() == "a.c."
     assert any(f"{name} failed: " in note for note in notes)
+
+
+def test_a_child_gets_nothing_that_opens_a_registry_of_models(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attack: the code of a model, which runs in a child, looks for the registry's password."""
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
+    told = "import json, os; print(json.dumps({'ok': 1, 'names': sorted(os.environ)}))"
+    with Children((sys.executable, "-c", told), scratch, processes=1, memory=1, note=print) as children:
+        children.start(Task("look", (), b"", memory=1, deadline=30.0))
+        _, answer = children.wait()
+    assert isinstance(answer, Answer)
+    assert "PASS_LOG" in answer.facts["names"]
+    assert [name for name in answer.facts["names"] if name.startswith("MLFLOW_")] == []
 
 
 def test_only_what_cannot_be_is_remembered_as_failed(cache: Cache, scratch: Path, log: Path) -> None:

@@ -98,6 +98,16 @@ def test_a_build_runs_tells_its_progress_and_gives_what_it_wrote(fleet: FleetPro
     assert "POST /api/v1/builds" in json.dumps(entries)
 
 
+def test_the_description_of_a_graph_stands_beside_the_tokenizer_that_it_names(fleet: FleetProcess) -> None:
+    graph = {"model.onnx": b"\x08\x08\x3a\x05graph", "tokenizer.json": b"{}"}
+    body = asked(add_source(fleet, graph), "works", describe='tokenizer = "tokenizer.json"')
+    build = str(fleet.api("POST", "/api/v1/builds", body)["build"])
+    assert ended(fleet, build)["state"] == "succeeded"
+    files = {f["path"]: f for f in fleet.api("GET", f"/api/v1/builds/{build}/artifacts")}
+    job = fleet.api("GET", f"/api/v1/builds/{build}/artifacts/{files['oci-layout']['digest']}")["job"]
+    assert (Path(job["source"]).name, Path(job["describe"]).parent) == ("model.onnx", Path(job["source"]).parent)
+
+
 def test_a_log_is_read_in_pieces_to_its_end(fleet: FleetProcess) -> None:
     build = submit(fleet, "works")
     ended(fleet, build)
@@ -116,6 +126,7 @@ def test_a_log_is_read_in_pieces_to_its_end(fleet: FleetProcess) -> None:
         ("raises", "failed", "crashed (code 1) before it was done: ValueError: nobody knew this"),
         ("eats", "failed", "out of memory"),
         ("fills", "failed", "out of disk"),
+        ("hoards", "failed", "out of disk"),
         ("lies", "failed", "no progress"),
         ("silent", "failed", "crashed (code 0)"),
     ],
@@ -123,7 +134,7 @@ def test_a_log_is_read_in_pieces_to_its_end(fleet: FleetProcess) -> None:
 def test_a_build_that_goes_wrong_has_failed_with_its_reason_and_the_fleet_goes_on(
     fleet: FleetProcess, name: str, state: str, reason: str
 ) -> None:
-    """Accident: a compiler that refuses, crashes, eats the memory, fills the disk, says nonsense."""
+    """Accident: a compiler that refuses, crashes, eats the memory, fills the disk or the cache, says nonsense."""
     build = submit(fleet, name)
     value = ended(fleet, build)
     assert (value["state"], reason in value["reason"]) == (state, True), value["reason"]

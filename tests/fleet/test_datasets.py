@@ -7,12 +7,14 @@ import json
 import pickle
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fleet_process import ApiError, FleetProcess
 
+from fleet.builds.content import check_safetensors
 from wire.chunks import digest
 
 ROWS = b'{"text": "turn on", "label": "on"}\n{"text": "turn off", "label": "off"}\n'
@@ -108,6 +110,7 @@ def field(number: int, value: bytes) -> bytes:
 
 ONNX = b"\x08\x08" + field(7, b"graph") + field(8, b"\x10\x11")
 FOLDER = {"config.json": b"{}", "model.safetensors": safetensors(), "1_Pooling/config.json": b"{}"}
+INDEX = "model.safetensors.index.json"
 PICKLE = pickle.dumps([1])
 
 
@@ -127,8 +130,10 @@ def add(fleet: FleetProcess, files: dict[str, bytes]) -> Any:
     ("files", "kind"),
     [
         (FOLDER, "huggingface"),
+        ({**FOLDER, INDEX: b'{"weight_map": {"w": "model.safetensors"}}'}, "huggingface"),
         ({"model.onnx": ONNX, "model.onnx.data": b"\x01" * 100}, "onnx"),
         ({"model.tflite": b"\x1c\0\0\0TFL3"}, "tflite"),
+        ({"model.onnx": ONNX, "tokenizer.json": b"{}"}, "onnx"),
     ],
 )
 def test_a_source_is_its_files(fleet: FleetProcess, files: dict[str, bytes], kind: str) -> None:
@@ -136,6 +141,14 @@ def test_a_source_is_its_files(fleet: FleetProcess, files: dict[str, bytes], kin
     assert (made["kind"], {f["path"] for f in made["files"]}) == (kind, set(files))
     assert add(fleet, files) == made
     assert made in fleet.api("GET", "/api/v1/sources")
+
+
+@pytest.mark.parametrize("length", [640, 896, 1152, 1408])
+def test_weights_whose_header_is_as_long_as_a_pickle_begins_are_weights(length: int, tmp_path: Path) -> None:
+    path, short = tmp_path / "model.safetensors", safetensors()
+    path.write_bytes(length.to_bytes(8, "little") + short[8:-8].ljust(length) + short[-8:])
+    assert path.read_bytes()[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    check_safetensors(path, path.name)
 
 
 @pytest.mark.parametrize(
@@ -148,11 +161,18 @@ def test_a_source_is_its_files(fleet: FleetProcess, files: dict[str, bytes], kin
         ({**FOLDER, "model.safetensors": safetensors()[:-1]}, "its length is not the one"),
         ({**FOLDER, "config.json": b"{"}, "not valid JSON"),
         ({**FOLDER, "vocab.txt": b"a\0b"}, "zero bytes"),
+        ({**FOLDER, "adapter_config.json": b'{"base_model_name_or_path": "/srv/model"}'}, "merge it first"),
+        ({**FOLDER, INDEX: b'{"weight_map": {"w": "../../other/model.safetensors"}}'}, "weight_map names '../../other"),
+        ({**FOLDER, INDEX: b'{"weight_map": {"w": "not-sent.safetensors"}}'}, "weight_map names 'not-sent"),
+        ({**FOLDER, INDEX: b'{"weight_map": {"w": "config.json"}}'}, "weight_map names 'config.json'"),
+        ({**FOLDER, INDEX: b"[]"}, "weight_map is no object"),
         ({"model.onnx": zipped()}, "a zip archive"),
         ({"model.onnx": ONNX[:-1]}, "cut short"),
         ({"model.onnx": b"\x08\x08"}, "0 graphs"),
         ({"model.onnx": ONNX, "weights.data": PICKLE}, "a pickle"),
         ({"model.onnx": ONNX, "other.onnx": ONNX}, "2 models"),
+        ({"model.onnx": ONNX, "config.json": b"{}"}, "has no place"),
+        ({"model.onnx": ONNX, "tokenizer.json": b"{"}, "not valid JSON"),
         ({"model.tflite": ONNX}, "not a TFLite model"),
         ({"model.tflite": b"\x1c\0\0\0TFL3", "run.sh": b"#!/bin/sh"}, "has no place"),
         ({"config.json": b"{}"}, "expected a folder with"),
