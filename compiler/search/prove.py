@@ -69,10 +69,8 @@ class Gate:
         return gates.saboteur_verdicts(name, self.golden, [answers[i] for i in self.places], self.bench.decide(answers))
 
     def sees(self, answers: Sequence[Result]) -> bool:
-        """Whether the accuracy gate refuses these answers to all test examples."""
-        from compiler.judge import gates
-
-        return gates.accuracy_fault(self.bench.decide(answers)) is not None
+        """Whether these answers to all test examples are worse for certain: an undecided copy may be a sound one."""
+        return self.bench.decide(answers).outcome == "fail"
 
 
 def _places(golden: Golden, bench: Bench) -> tuple[int, ...]:
@@ -83,7 +81,7 @@ def _places(golden: Golden, bench: Bench) -> tuple[int, ...]:
 
 
 def _scrambled(variant: Variant, gate: Gate) -> Sabotage:
-    """As few weights as the accuracy gate sees: a copy that is as good as the variant would prove nothing.
+    """As few weights as the accuracy gate is sure of: a copy that may be as good as the variant would prove nothing.
 
     The golden set is given no second chance: what accuracy refuses, it has to refuse as well.
     """
