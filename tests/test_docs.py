@@ -27,7 +27,7 @@ from fleet.errors import FleetError
 from fleet.mqtt import security
 from fleet.settings import FleetSettings
 from fleet.trust import admission, batches, certificates, revocation, shippable
-from wire import kit, messages, orders, trust
+from wire import kit, ledger, messages, orders, trust
 from wire.errors import WireError
 
 ROOT = Path(__file__).parent.parent
@@ -155,6 +155,7 @@ FIXED = (
     f"Reports {messages.Reported.LIMIT // KIB} KiB, telemetry batches {messages.TelemetryBatch.LIMIT // KIB} KiB",
     f"desired states {orders.Desired.LIMIT // KIB} KiB, acknowledgements and commands {orders.Ack.LIMIT // KIB} KiB",
     f"a kit {kit.EnrolmentKit.LIMIT // MIB} MiB",
+    f"Telemetry of one device has {ledger.MAX_STREAMS} streams",
     f"a packet over {link.PACKET_LIMIT // MIB} MiB",
     f"{oip.MOST_TEXTS} texts in a request, {oip.LONGEST_TEXT // KIB} KiB each",
     f"{cloud.AT_ONCE} requests to the cloud tier",
