@@ -30,10 +30,15 @@ from wire.profile import Profile
 UNIT = Path(__file__).parents[2] / "firmware-profiles/systemd/shoal-agent.service"
 PROFILE = Profile.from_toml((Path(__file__).parents[2] / "firmware-profiles/x86-64.toml").read_bytes())
 HANGS = (
-    "import signal, sys, time; signal.signal(signal.SIGUSR1, lambda *_: time.sleep(600));"
-    "from agent.main import main; sys.exit(main(sys.argv[1:]))"
+    "import asyncio, signal, sys, time; signal.signal(signal.SIGUSR1, lambda *_: time.sleep(600))\n"
+    "from agent.agent import Agent; from agent.main import main; run = Agent.run\n"
+    "def runs(agent, stop):\n"
+    "    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, agent._restart.set)\n"
+    "    return run(agent, stop)\n"
+    "Agent.run = runs; sys.exit(main(sys.argv[1:]))"
 )
-"""The agent, whose loop stands still from SIGUSR1 on: the handler runs on the loop's thread."""
+"""The agent, whose loop stands still from SIGUSR1 on: the handler runs on the loop's thread. SIGUSR2: the command to
+restart."""
 WATCHDOG = 2.0
 """Seconds."""
 
@@ -63,7 +68,8 @@ class Supervisor:
 
     def until(self, words: str, seconds: float = 60.0) -> None:
         """Serve until a process says these words; who says nothing in the watchdog's time is killed and replaced."""
-        deadline, ready = time.monotonic() + seconds, "WATCHDOG=1" in self.heard
+        deadline = time.monotonic() + seconds
+        ready = "WATCHDOG=1" in self.heard and "RELOADING=1" not in self.heard
         self.heard.clear()
         while words not in self.heard:
             assert time.monotonic() < deadline, (words, self.heard, Path(self._log.name).read_text()[-2000:])
@@ -76,7 +82,7 @@ class Supervisor:
                     ready = False
                 continue
             ready = ready or said == "READY=1"
-            self.heard.append(said)
+            self.heard += said.splitlines()
 
     def _restart(self) -> None:
         assert self.process is not None
@@ -170,6 +176,30 @@ def test_an_agent_that_is_killed_says_so_at_the_next_start_and_one_that_is_stopp
     assert counts == {"crash": 1, "clean": 1}
     assert list(events) == ["crash"]
     assert supervisor.killed_by_watchdog == 0
+
+
+def test_an_agent_that_restarts_on_command_is_reloading_and_not_killed_as_one_that_does_not_stop(
+    supervisor: Supervisor, state: Path
+) -> None:
+    supervisor.start()
+    supervisor.until("WATCHDOG=1")
+    process = supervisor.process
+    assert process is not None
+    before = time.clock_gettime(time.CLOCK_MONOTONIC)
+    process.send_signal(signal.SIGUSR2)
+    supervisor.until("RELOADING=1")
+    at, longer = supervisor.heard[supervisor.heard.index("RELOADING=1") + 1 :][:2]
+    assert int(at.removeprefix("MONOTONIC_USEC=")) >= before * 1e6 - 1
+    assert longer == "WATCHDOG_USEC=600000000"
+    supervisor.until("READY=1")
+    assert "STOPPING=1" not in supervisor.heard
+    supervisor.until(f"WATCHDOG_USEC={int(WATCHDOG * 1e6)}")
+    supervisor.until("WATCHDOG=1")
+    assert process.poll() is None
+    assert supervisor.end(signal.SIGTERM) == 0
+    supervisor.until("STOPPING=1")
+    counts, events = told(state)
+    assert (counts, list(events), supervisor.killed_by_watchdog) == ({"clean": 1}, [], 0)
 
 
 def test_no_sign_of_life_is_given_while_the_database_does_not_answer(short_folder: Path) -> None:
