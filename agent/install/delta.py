@@ -206,7 +206,10 @@ class Deltas:
         self._refused.add(offer.delta)
         for blob in (offer.delta, offer.chunks):
             if blob is not None:
-                self._store.path(blob).unlink(missing_ok=True)
+                try:
+                    self._store.path(blob).unlink(missing_ok=True)
+                except OSError as e:
+                    log.warning("%s: stays until it is swept: %s", blob, e)
 
 
 class _Gone(AgentError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import zlib
 from dataclasses import dataclass, replace
@@ -339,6 +340,26 @@ def test_a_base_that_the_disk_cut_means_the_whole_file_and_nobody_is_accused(new
         assert sim.sent_bytes[digest(small.delta)] >= len(small.delta)
         assert sim.sent_bytes[small.offer.blob] > 2 * WHOLE
         assert device.events == []
+        await device.stop()
+
+    asyncio.run(story())
+
+
+def test_a_delta_that_the_disk_does_not_let_go_of_fails_no_update(new_device, sim, small, monkeypatch) -> None:
+    """Accident: the disk has an error where the delta stands, then and when it is swept."""
+    unlink = Path.unlink
+
+    def sick(path: Path, missing_ok: bool = False) -> None:
+        if path.name == digest(small.delta).removeprefix("sha256:"):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        unlink(path, missing_ok=missing_ok)
+
+    async def story() -> None:
+        device = await running_one(new_device, sim, small)
+        offer(sim, small)
+        monkeypatch.setattr(Path, "unlink", sick)
+        await update(device, sim, small)
+        assert left_over(device, small) != []
         await device.stop()
 
     asyncio.run(story())
