@@ -121,8 +121,9 @@ class Commands:
         self._reply(command, "done")
 
     def _do_logs(self, command: Command) -> None:
+        lines = tuple(self._logs())
         self._state.accept_command(command.number, "done")
-        self._reply(command, "done", log=tuple(self._logs()))
+        self._reply(command, "done", log=lines)
 
     def _do_restart(self, command: Command) -> None:
         self._state.accept_command(command.number, "done")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
+import pytest
 from trust_repository import new_signer
 
 from wire import topics
@@ -257,6 +258,24 @@ def test_a_self_test_that_a_restart_cut_off_is_answered_as_failed(new_device, si
         assert outcomes(sim) == [(1, "failed")]
         assert "the agent ended while it did it" in sim.replies[0].reason
         await again.stop()
+
+    asyncio.run(story())
+
+
+def test_a_log_that_could_not_be_read_is_sent_when_the_command_comes_again(new_device, sim) -> None:
+    def breaks_off() -> tuple[str, ...]:
+        raise RuntimeError
+
+    async def story() -> None:
+        device = await ready(new_device)
+        command = sim.command("logs")
+        device.core.commands._logs = breaks_off
+        with pytest.raises(RuntimeError):
+            device.hear(COMMAND, command)
+        device.core.commands._logs = lambda: ("one",)
+        device.hear(COMMAND, command)
+        assert [reply.log for reply in sim.replies] == [("one",)]
+        await device.stop()
 
     asyncio.run(story())
 
