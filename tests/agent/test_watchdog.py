@@ -279,6 +279,22 @@ def test_a_power_cut_is_known_by_another_kernel_and_counted(tmp_path: Path) -> N
     assert causes[0].alarm == causes[-1].alarm == ""
 
 
+@pytest.mark.parametrize(
+    "damage", ["{", "7", "{}", '{"marked": "k1", "counts": 7}', '{"marked": "k1", "counts": {"crash": "x"}}', "null"]
+)
+def test_a_damaged_note_of_the_last_run_keeps_no_agent_from_starting_or_ending(tmp_path: Path, damage: str) -> None:
+    """Accident: the card changed a byte of it."""
+    kernel = tmp_path / "boot_id"
+    kernel.write_text("k1")
+    with closing(StateFile.open(tmp_path / "agent.db")) as state:
+        state.remember("run", damage)
+        assert restarts.begin(state, "", kernel).cause == "first"
+        state.remember("run", damage)
+        restarts.end(state)
+        run = restarts.begin(state, "", kernel)
+        assert (run.cause, run.counts) == ("clean", {"clean": 1})
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
 def test_systemd_takes_the_unit_that_is_shipped(tmp_path: Path) -> None:
     unit = tmp_path / UNIT.name
