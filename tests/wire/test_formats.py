@@ -117,7 +117,7 @@ SAMPLES: dict[str, Document] = {
         ),
     ),
     "delta header": delta.DeltaHeader(
-        base=DIGEST, base_size=9, target=DIGEST, target_size=9, width=4, block=4,
+        base=DIGEST, base_size=9, target=DIGEST, target_size=9, width=4,
         parts=(delta.Part(size=4, start=5), delta.Part(size=5)),
     ),
     "reported": messages.Reported(
