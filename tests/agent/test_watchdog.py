@@ -23,6 +23,7 @@ from agent.identity.keys import key_pem, new_key
 from agent.life import restarts
 from agent.life.pulse import Notifier, Pulse
 from agent.life.restarts import LastWords, cause_of, place
+from agent.main import NOT_ENROLLED
 from agent.store.state import StateFile
 from wire.messages import TelemetryRecord
 from wire.profile import Profile
@@ -293,6 +294,12 @@ def test_a_damaged_note_of_the_last_run_keeps_no_agent_from_starting_or_ending(t
         restarts.end(state)
         run = restarts.begin(state, "", kernel)
         assert (run.cause, run.counts) == ("clean", {"clean": 1})
+
+
+def test_a_device_that_is_not_enrolled_is_not_started_again_and_again() -> None:
+    """Accident: the fleet wiped it, and the unit would start it every two seconds for ever."""
+    lines = UNIT.read_text().splitlines()
+    assert {"Restart=always", f"RestartPreventExitStatus={NOT_ENROLLED}"} <= set(lines)
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
