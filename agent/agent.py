@@ -104,7 +104,7 @@ class Agent:
             await asyncio.wait([*ending, answering], return_when=asyncio.FIRST_COMPLETED)
             return self._why(stop)
         finally:
-            self._process.pulse.stopping()
+            (self._process.pulse.restarting if self._restarts(stop) else self._process.pulse.stopping)()
             for task in (*beside, *ending):
                 task.cancel()
             await asyncio.gather(*beside, *ending, return_exceptions=True)
@@ -113,11 +113,14 @@ class Agent:
             await self._core.stop(clean=asked)  # after the last answer, which its last window counts
             await self._link.stop()
 
+    def _restarts(self, stop: asyncio.Event) -> bool:
+        return self._restart.is_set() and not (self._wiped.is_set() or stop.is_set())
+
     def _why(self, stop: asyncio.Event) -> Ending:
         if self._wiped.is_set():
             return "wiped"
         if stop.is_set() or self._restart.is_set():
-            return "stopped" if stop.is_set() else "restart"
+            return "restart" if self._restarts(stop) else "stopped"
         raise Unavailable("the local API ended by itself: the log says why; start the agent again")
 
     async def _close_windows(self) -> None:

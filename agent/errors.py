@@ -8,7 +8,8 @@
     └── Unavailable    the network, the disk or a process did not do its part: try again, or make room
         ├── Expired    this device's own certificate ran out: it is renewed by a signed request
         ├── Damaged    this device's own memory is not what it wrote: what stands beside it is used
-        └── Keyless    the fleet has not sealed a key to this device: a newer desired state brings it
+        ├── Keyless    the fleet has not sealed a key to this device: a newer desired state brings it
+        └── NotEnrolled  nobody enrolled this device, or the fleet wiped it: it takes a kit
 
 What `wire` raises keeps its own tree (`wire.errors`); the update machine turns both into a reason in words.
 """
@@ -50,3 +51,7 @@ class Damaged(Unavailable):
 
 class Keyless(Unavailable):
     """The key of a blob is not here."""
+
+
+class NotEnrolled(Unavailable):
+    """This device has no identity: to try again helps nothing."""

@@ -1,6 +1,7 @@
 """`shoal-agent`: enrol this machine, run the agent, ask how it is.
 
-Exit codes: 0 done, 1 it did not work (one line on stderr says what to do), 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 it did not work (one line on stderr says what to do), 2 wrong usage, 3 this device is not
+enrolled, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 from agent.agent import Agent, locked
 from agent.enrolment.wipe import finish_wipe
-from agent.errors import AgentError, Unavailable
+from agent.errors import AgentError, NotEnrolled, Unavailable
 from agent.identity.credentials import Credentials
 from agent.identity.identity import Identity
 from agent.life.process import Process
@@ -31,6 +32,8 @@ from agent.store.state import STATE_FILE, StateFile
 from wire.errors import WireError
 from wire.units import seconds
 
+NOT_ENROLLED = 3
+"""Exit code after which a service manager should not start the agent again by itself: the unit names it."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 REFUSED = 3
@@ -44,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _COMMANDS[options.command](options, os.environ)
     except (AgentError, WireError) as e:
         sys.stderr.write(f"shoal-agent {options.command}: {e}\n")
-        return 1
+        return NOT_ENROLLED if isinstance(e, NotEnrolled) else 1
     except KeyboardInterrupt:
         sys.stderr.write(f"shoal-agent {options.command}: interrupted: the same command goes on where it was\n")
         return INTERRUPTED

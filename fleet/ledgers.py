@@ -15,10 +15,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session, col, func, select
 
+from fleet.errors import Malformed
 from fleet.store.tables import LedgerRow
-from wire.ledger import StreamLedger, fault
+from wire.ledger import MAX_STREAMS, StreamLedger, fault
 from wire.messages import TelemetryBatch, TelemetryRecord
 
 FIRST_STREAM: Final = "inference"
@@ -39,7 +40,7 @@ def stream_of(record: TelemetryRecord) -> str:
 
 
 def note_stored(session: Session, device: str, records: Iterable[TelemetryRecord]) -> None:
-    """Count what is stored now."""
+    """Count what is stored now. Raises `Malformed` for more streams than a device may have."""
     for record in records:
         row = _row(session, device, stream_of(record))
         row.stored += 1
@@ -47,7 +48,10 @@ def note_stored(session: Session, device: str, records: Iterable[TelemetryRecord
 
 
 def hold_against(session: Session, device: str, batch: TelemetryBatch, epoch: int) -> list[str]:
-    """Compare what the device says with what is stored, this batch included: what is wrong and was not before."""
+    """Compare what the device says with what is stored, this batch included: what is wrong and was not before.
+
+    Raises `Malformed` for more streams than a device may have.
+    """
     faults = []
     carried = Counter(stream_of(record) for record in batch.records)
     for ledger in batch.ledger:
@@ -103,6 +107,11 @@ def view(session: Session, device: str) -> list[dict[str, Any]]:
 def _row(session: Session, device: str, stream: str) -> LedgerRow:
     row = session.get(LedgerRow, (device, stream))
     if row is None:
+        count = select(func.count()).select_from(LedgerRow).where(LedgerRow.device == device)
+        if session.exec(count).one() >= MAX_STREAMS:
+            raise Malformed(
+                f"telemetry of {device}: the stream {stream} is one more than the {MAX_STREAMS} that it may have"
+            )
         row = LedgerRow(device=device, stream=stream)
         session.add(row)
         session.flush()  # the next look finds it

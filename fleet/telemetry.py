@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from sqlmodel import Session, select
+from sqlmodel import Session, col, func, select
 
 from fleet.devices import record_refusal
 from fleet.errors import Malformed, Untrusted
@@ -75,6 +75,12 @@ def _check(batch: TelemetryBatch) -> None:
         counts = [n for i in record.inference for n in _counts(i)]
         if max(record.seq, *counts, 0) > MOST:
             raise Malformed(f"telemetry {record.seq} of {batch.device}: a count is over {MOST}")
+    ends: dict[str, int] = {}
+    for record in batch.records:
+        stream = stream_of(record)
+        if record.begin <= ends.get(stream, 0):
+            raise Malformed(f"telemetry {record.seq} of {batch.device}: it overlaps {ends[stream]} of {stream}")
+        ends[stream] = record.seq
 
 
 def _counts(stats: InferenceStats) -> tuple[int, ...]:
@@ -87,19 +93,25 @@ def _known(session: Session, device: str, batch: TelemetryBatch) -> set[int]:
 
     An agent never merges what it may have sent, so none overlaps in part unless two memories count as one.
     """
-    query = select(TelemetryRow.stream, TelemetryRow.first, TelemetryRow.seq).where(
-        TelemetryRow.device == device,
-        TelemetryRow.boot == batch.boot,
-        TelemetryRow.seq >= min(r.begin for r in batch.records),
-        TelemetryRow.first <= batch.records[-1].seq,
+    of_boot = (TelemetryRow.device == device, TelemetryRow.boot == batch.boot)
+    newest = session.exec(select(func.max(col(TelemetryRow.seq))).where(*of_boot)).one()
+    if newest is None or newest < min(record.begin for record in batch.records):
+        return set()
+    return {record.seq for record in batch.records if _is_known(session, of_boot, record)}
+
+
+def _is_known(session: Session, of_boot: tuple[bool, bool], record: TelemetryRecord) -> bool:
+    """Reads two rows at most, whatever a device says that its record stands for: those of a stream do not overlap."""
+    if session.exec(select(TelemetryRow.id).where(*of_boot, TelemetryRow.seq == record.seq)).first() is not None:
+        return True
+    following = (
+        select(TelemetryRow.first)
+        .where(*of_boot, TelemetryRow.stream == stream_of(record), TelemetryRow.seq >= record.begin)
+        .order_by(col(TelemetryRow.seq))
+        .limit(1)
     )
-    stored = session.exec(query).all()
-    return {
-        record.seq
-        for record in batch.records
-        for stream, first, last in stored
-        if record.seq == last or (stream == stream_of(record) and first <= record.seq and record.begin <= last)
-    }
+    first = session.exec(following).first()
+    return first is not None and first <= record.seq
 
 
 def _add_up(stats: DeviceStats, records: Iterable[TelemetryRecord], *, duplicates: int) -> None:

@@ -24,10 +24,10 @@ from fleet import devices, passwords, throttle
 from fleet.access import PERMISSIONS, ROLES
 from fleet.api.limits import ANYBODYS, Limits
 from fleet.errors import FleetError
-from fleet.mqtt import security
+from fleet.mqtt import ranges, security
 from fleet.settings import FleetSettings
 from fleet.trust import admission, batches, certificates, revocation, shippable
-from wire import kit, messages, orders, trust
+from wire import kit, ledger, messages, orders, trust
 from wire.errors import WireError
 
 ROOT = Path(__file__).parent.parent
@@ -155,6 +155,8 @@ FIXED = (
     f"Reports {messages.Reported.LIMIT // KIB} KiB, telemetry batches {messages.TelemetryBatch.LIMIT // KIB} KiB",
     f"desired states {orders.Desired.LIMIT // KIB} KiB, acknowledgements and commands {orders.Ack.LIMIT // KIB} KiB",
     f"a kit {kit.EnrolmentKit.LIMIT // MIB} MiB",
+    f"{ranges.AT_ONCE} answers at one time, {ranges.OF_ONE} of them for one device",
+    f"Telemetry of one device has {ledger.MAX_STREAMS} streams",
     f"a packet over {link.PACKET_LIMIT // MIB} MiB",
     f"{oip.MOST_TEXTS} texts in a request, {oip.LONGEST_TEXT // KIB} KiB each",
     f"{cloud.AT_ONCE} requests to the cloud tier",

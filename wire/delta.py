@@ -4,7 +4,7 @@
     header     a `DeltaHeader` as JSON
     the rest   one zlib stream: the residual of every block, one after the other (`wire.residual`)
 
-The target is cut into blocks of `block` bytes. Each of its bytes was a byte of the base, named by `parts`, plus one of
+The target is cut into blocks of `BLOCK` bytes. Each of its bytes was a byte of the base, named by `parts`, plus one of
 the residual, modulo 256; new bytes stand in the residual as they are. A delta is trusted for nothing: whoever applies
 it checks each chunk of the result against the digest that a release signed.
 
@@ -21,7 +21,7 @@ from wire.document import CONTRACT, Document, check_counts, check_digest
 from wire.errors import Malformed
 
 BLOCK: Final = 1024 * 1024
-"""Bytes of the target that are made at a time; also the most that a header may ask for."""
+"""Bytes of the target that are made at a time. Smaller blocks would cost a device a look at every part for each."""
 MAX_PARTS: Final = 512
 LENGTH: Final = 4
 """Bytes in front of the header."""
@@ -63,8 +63,8 @@ class DeltaHeader(Document):
         check_digest(self.base, "delta base")
         check_digest(self.target, "delta target")
         check_counts(self, "base_size", "target_size")
-        if self.width not in (1, 2, 4) or not 0 < self.block <= BLOCK:
-            raise Malformed(f"delta: width {self.width}, block {self.block}: expected 1, 2 or 4, and 1 to {BLOCK}")
+        if self.width not in (1, 2, 4) or self.block != BLOCK:
+            raise Malformed(f"delta: width {self.width}, block {self.block}: expected 1, 2 or 4, and {BLOCK}")
         if not 0 < len(self.parts) <= MAX_PARTS or sum(p.size for p in self.parts) != self.target_size:
             raise Malformed(f"delta: {len(self.parts)} parts do not add up to {self.target_size} bytes")
         if any(p.start is not None and p.start + p.size > self.base_size for p in self.parts):

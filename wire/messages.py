@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import ClassVar, Literal
 
 from wire.chunks import MAX_CHUNKS
-from wire.document import CONTRACT, Document, check_counts, check_device, check_digest, check_token
+from wire.document import CONTRACT, Document, check_counts, check_device, check_digest, check_name, check_token
 from wire.errors import Malformed
 from wire.ledger import StreamLedger, check_streams
 from wire.life import DeviceEvent, LineState, ModelTest
@@ -263,6 +263,8 @@ class TelemetryRecord(Document):
         instant(self.start, where="telemetry.start")
         instant(self.end, where="telemetry.end")
         check_counts(self, "first", "merged")
+        if self.stream:
+            check_name(self.stream, "telemetry.stream")
         if self.first > self.seq or self.merged > self.seq - (self.first or self.seq):
             raise Malformed(f"telemetry {self.seq}: {self.merged} records from {self.first} on cannot be in it")
 

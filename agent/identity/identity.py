@@ -23,7 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from securesystemslib.signer import CryptoSigner
 
-from agent.errors import Malformed, Unavailable
+from agent.errors import Malformed, NotEnrolled, Unavailable
 from agent.identity.keys import key_of, load_key
 from agent.identity.tls import fleet_context, host_and_port
 from wire.document import Document
@@ -52,11 +52,11 @@ class Identity:
 
     @classmethod
     def load(cls, state: Path) -> Self:
-        """Read it from the state folder. Raises `Unavailable` when the device is not enrolled."""
+        """Read it from the state folder. Raises `NotEnrolled`, and `Unavailable` for damage."""
         try:
             return cls.read(state / FOLDER)
         except FileNotFoundError as e:
-            raise Unavailable(f"{state}: not enrolled: run shoal-agent enrol --kit FILE --state {state}") from e
+            raise NotEnrolled(f"{state}: not enrolled: run shoal-agent enrol --kit FILE --state {state}") from e
 
     @classmethod
     def read(cls, folder: Path) -> Self:

@@ -4,7 +4,8 @@
     await deltas.bring(chunks, progress)  # as much of the blob as a delta gives; what is missing then is fetched
 
 The chunks that a delta makes go the way of those that came over the line: each is verified against the signed list
-before it is stored. So a damaged base costs a few chunks, and a delta that is gone, wrong or a lie costs its bytes.
+before it is stored. So a damaged base costs a few chunks, and a delta that is gone, wrong or a lie costs its bytes; one
+that ends the process when it is used costs that one start.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, Final
 
@@ -31,6 +33,7 @@ log = logging.getLogger("agent.install.delta")
 PATIENCE: Final = 60.0
 """Seconds without a chunk, on a line that is up, after which a delta counts as gone."""
 _READ: Final = 64 * 1024
+_REFUSED: Final = "refused-deltas"
 
 
 def choose(
@@ -66,7 +69,7 @@ class Deltas:
         self._alarm = alarm
         self._patience = patience
         self._offers = _read(state.offers())
-        self._refused: set[str] = set()
+        self._refused = _read_refused(state.recall(_REFUSED))
 
     def take(self, offers: tuple[DeltaOffer, ...]) -> None:
         """Those of a newer desired state. A disk that does not keep them costs a restart the short way, no more."""
@@ -94,6 +97,7 @@ class Deltas:
         log.info("%s: a delta of %d bytes over %s is fetched", offer.blob, offer.size, offer.base)
         try:
             await self._fetch(offer, on_chunk)
+            self._refuse(offer)
             await to_the_end(lambda: self._apply(offer, chunks))
         except (_Gone, Keyless, Untrusted) as e:
             log.warning("%s: its delta is not used: %s", offer.blob, e)
@@ -146,12 +150,21 @@ class Deltas:
 
     # --- using it -------------------------------------------------------------------------------------------------
 
+    def _refuse(self, offer: DeltaOffer) -> None:
+        """On disk before it is used: should that end the process, the next start fetches the file. Raises `_Gone`."""
+        refused = {offer.delta, *(self._refused & {each.delta for each in self._offers})}
+        try:
+            self._state.remember(_REFUSED, json.dumps(sorted(refused)))
+        except Unavailable as e:
+            raise _Gone(str(e)) from e
+        self._refused.add(offer.delta)
+
     def _apply(self, offer: DeltaOffer, chunks: ChunkList) -> None:
         """Make the blob's chunks. Raises wire's `Malformed` for a delta that is none, `_Gone`, and `Unavailable`."""
         partial = self._store.begin(chunks)
         try:
             wrong = self._put(offer, chunks, partial)
-            lied = wrong > 0 and self._base_is_sound(offer)
+            lied = wrong > 0 and self._base_is_sound(offer.base)
         except OSError as e:
             raise _Gone(f"{offer.base} or the delta cannot be read: {e.strerror}: check the disk") from e
         finally:
@@ -166,25 +179,37 @@ class Deltas:
         from wire.residual import restore  # noqa: PLC0415  numpy comes with a model, not with the agent
 
         with self._store.path(offer.delta).open("rb") as file, self._store.path(offer.base).open("rb") as base:
-            header = _header(file, offer)
+            header = _header(file, offer, chunks)
+            self._check_base(header, os.fstat(base.fileno()).st_size)
 
             def read_base(at: int, size: int) -> bytes:
                 base.seek(at)
-                return base.read(size).ljust(size, b"\0")  # a base that was cut makes wrong chunks, as a damaged one
+                return base.read(size)
 
             blocks = restore(header, iter(lambda: file.read(_READ), b""), read_base)
             return sum(not _put(partial, i, data) for i, data in enumerate(_cut(blocks, chunks)))
 
-    def _base_is_sound(self, offer: DeltaOffer) -> bool:
-        with self._store.path(offer.base).open("rb") as file:
-            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == offer.base
+    def _check_base(self, header: DeltaHeader, size: int) -> None:
+        """Raises `Malformed` for a delta over a base of another size, `_Gone` where the disk cut the base."""
+        if header.base_size == size:
+            return
+        if self._base_is_sound(header.base):
+            raise Malformed(f"it lies over {header.base_size} bytes of {header.base}, which has {size}")
+        raise _Gone(f"{header.base}: {size} of {header.base_size} bytes are here: check the disk")
+
+    def _base_is_sound(self, base: str) -> bool:
+        with self._store.path(base).open("rb") as file:
+            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == base
 
     def _forget(self, offer: DeltaOffer) -> None:
         """It is used once, whatever came of it."""
         self._refused.add(offer.delta)
         for blob in (offer.delta, offer.chunks):
             if blob is not None:
-                self._store.path(blob).unlink(missing_ok=True)
+                try:
+                    self._store.path(blob).unlink(missing_ok=True)
+                except OSError as e:
+                    log.warning("%s: stays until it is swept: %s", blob, e)
 
 
 class _Gone(AgentError):
@@ -199,17 +224,30 @@ def _read(data: bytes) -> tuple[DeltaOffer, ...]:
         return ()
 
 
-def _header(file: BinaryIO, offer: DeltaOffer) -> DeltaHeader:
+def _read_refused(text: str) -> set[str]:
+    try:
+        found = json.loads(text or "[]")
+    except ValueError:
+        found = None
+    if not isinstance(found, list):
+        log.warning("the deltas that were refused are forgotten: they cannot be read")
+        return set()
+    return {str(one) for one in found}
+
+
+def _header(file: BinaryIO, offer: DeltaOffer, chunks: ChunkList) -> DeltaHeader:
     """The header of a delta, whose stream follows then. Raises `Malformed` when it is not the one that was offered."""
     header, start = split(file.read(LENGTH + DeltaHeader.LIMIT))
     if (header.base, header.target) != (offer.base, offer.blob):
         raise Malformed(f"it makes {header.target} of {header.base}, not of {offer.base}")
+    if header.target_size != chunks.size:
+        raise Malformed(f"it makes {header.target_size} bytes, and {offer.blob} has {chunks.size}")
     file.seek(start)
     return header
 
 
 def _cut(blocks: Iterable[bytes], chunks: ChunkList) -> Iterator[bytes]:
-    """The blob's chunks out of its blocks, in order. Raises `Malformed` when there is more or less than them."""
+    """The blob's chunks out of its blocks, in order. Raises `Malformed` for less, and as soon as there is more."""
     held = bytearray()
     refs = iter(chunks.chunks)
     ref = next(refs, None)
@@ -219,6 +257,8 @@ def _cut(blocks: Iterable[bytes], chunks: ChunkList) -> Iterator[bytes]:
             yield bytes(held[: ref.size])
             del held[: ref.size]
             ref = next(refs, None)
+        if held and ref is None:
+            break
     if held or ref is not None:
         raise Malformed(f"it makes another number of bytes than the {chunks.size} of {chunks.blob}")
 

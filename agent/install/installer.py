@@ -92,6 +92,7 @@ class Installer:
         self._downloads: dict[str, Download] = {}
         self._releases: dict[str, Release] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._unloaded: dict[str, frozenset[str]] = {}
         self._news = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
         self._sweeper = Sweeper(store, self._one_at_a_time, self._manifests, deltas.needed if deltas else set)
@@ -134,6 +135,8 @@ class Installer:
         if self._deltas is not None:
             self._deltas.take(desired.offers)
         self._models = models
+        for name in (*touched, *gone):
+            self._unloaded.pop(name, None)
         self._news.set()
         await self._cancel(*touched, *gone)
         for name in gone:
@@ -182,27 +185,37 @@ class Installer:
 
     async def _restore_active(self, name: str, model: ModelState) -> None:
         """The active model, or the previous one when the active one's files are damaged: those are fetched again."""
-        wanted = model
+        wanted, unloaded = model, set()
         for placed in (model.active, model.previous):
             if placed is None:
                 continue
-            try:
-                self._service.place(name, await self._load(placed.digest))
-            except (AgentError, WireError) as e:
-                log.error("%s: %s cannot answer: %s", name, placed.target, e)  # noqa: TRY400  a reason, not a bug
-                if placed is model.active and isinstance(e, Unavailable):
-                    wanted = update.wanted_again(model)
-                continue
-            except Exception:
-                # A bug met by one model must not keep the others, and the next update, from this device.
-                log.exception("%s: %s cannot answer", name, placed.target)
-                continue
-            if placed is not model.active:
-                self._models[name] = dataclasses.replace(wanted, active=placed, previous=None)
-                self._save_if_it_can(name)
-            return
-        # Said as it is: nothing of this name is loaded. The files stay until a newer desired state.
+            fault = await self._place(name, placed)
+            if fault is None:
+                if placed is not model.active:
+                    self._models[name] = dataclasses.replace(wanted, active=placed, previous=None)
+                    self._save_if_it_can(name)
+                return
+            if not isinstance(fault, Unavailable):
+                unloaded.add(placed.digest)
+            elif placed is model.active:
+                wanted = update.wanted_again(model)
+        # Said as it is: nothing of this name is loaded. Files that are sound stay until a newer desired state: what
+        # keeps them from loading may be gone at the next start.
         self._models[name] = dataclasses.replace(wanted, active=None, previous=None)
+        self._unloaded[name] = frozenset(unloaded)
+
+    async def _place(self, name: str, placed: update.Placed) -> Exception | None:
+        """Let it answer, or say why it cannot."""
+        try:
+            self._service.place(name, await self._load(placed.digest))
+        except (AgentError, WireError) as e:
+            log.error("%s: %s cannot answer: %s", name, placed.target, e)  # noqa: TRY400  a reason, not a bug
+            return e
+        except Exception as e:
+            # A bug met by one model must not keep the others, and the next update, from this device.
+            log.exception("%s: %s cannot answer", name, placed.target)
+            return e
+        return None
 
     def _save_if_it_can(self, name: str) -> None:
         try:
@@ -385,6 +398,7 @@ class Installer:
     async def _end(self, name: str, action: Action) -> None:
         if action is Action.COMMIT:
             self._service.commit(name)
+            self._unloaded.pop(name, None)
         if action is Action.ROLL_BACK:
             self._service.roll_back(name)
         await self._sweeper.now()
@@ -392,8 +406,9 @@ class Installer:
         self._on_change()
 
     def _manifests(self) -> set[str]:
-        """Those whose files must stay: in a slot, under way, or being measured."""
-        return {digest for model in self._models.values() for digest in model.digests} | self.measurer.digests()
+        """Those whose files must stay: in a slot, now or when the agent started, under way, or being measured."""
+        held = (*(model.digests for model in self._models.values()), *self._unloaded.values())
+        return self.measurer.digests().union(*held)
 
 
 def _because(reason: str) -> str:

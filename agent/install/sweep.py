@@ -32,10 +32,10 @@ class Sweeper:
             self._under_way = asyncio.create_task(self._when_alone())
 
     async def now(self) -> None:
-        """Collect; `alone` is held. Nothing is removed while a manifest cannot be read."""
+        """Collect; `alone` is held. Nothing is removed while a manifest cannot be read. A sick disk ends nothing."""
         try:
             await to_the_end(self._collect)
-        except (AgentError, WireError) as e:
+        except (AgentError, WireError, OSError) as e:
             log.warning("old files stay for now: %s", e)
 
     async def stop(self) -> None:

@@ -2,7 +2,7 @@
 
     pulse = Pulse(Notifier.of(os.environ), state, words)
     pulse.ready(); await pulse.run()      # on the loop
-    pulse.stopping()
+    pulse.stopping()                      # or restarting(), when the same process begins again
 
 The protocol is sd_notify(3): datagrams to the Unix socket that the environment names; a library is not needed for it.
 """
@@ -13,6 +13,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Self
@@ -27,6 +28,8 @@ SOON: Final = 0.8
 """Of the watchdog's time: then the last words are written, while the process is still there to do it."""
 BEATS: Final = 4
 """In the watchdog's time."""
+START: Final = 600
+"""Seconds that a restart may take without a beat: what the unit gives a start."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,19 @@ class Pulse:
     def ready(self) -> None:
         """The models answer."""
         self._notifier.tell("READY=1")
+        if self._notifier.within is not None:
+            self._notifier.tell(f"WATCHDOG_USEC={_microseconds(self._notifier.within)}")  # again, after a restart
 
     def stopping(self) -> None:
         """The agent was asked to end, or cannot go on."""
         self._notifier.tell("STOPPING=1")
+
+    def restarting(self) -> None:
+        """Another program takes the place of this one in its process: who says STOPPING=1 is killed after a while."""
+        lines = ["RELOADING=1", f"MONOTONIC_USEC={_microseconds(time.clock_gettime(time.CLOCK_MONOTONIC))}"]
+        if self._notifier.within is not None:
+            lines.append(f"WATCHDOG_USEC={_microseconds(START)}")
+        self._notifier.tell("\n".join(lines))
 
     async def run(self) -> None:
         """Beat for ever; ends at once where nobody watches."""
@@ -90,3 +102,7 @@ class Pulse:
             return
         self._words.unless_within(SOON * within)
         self._notifier.tell("WATCHDOG=1")
+
+
+def _microseconds(seconds: float) -> int:
+    return int(seconds * 1_000_000)

@@ -74,11 +74,10 @@ def place(words: str) -> str:
 
 def begin(state: StateFile, words: str, kernel: Path = _KERNEL) -> Run:
     """Mark a run as begun, and say how the last one ended. On a disk that takes nothing no mark is made."""
-    remembered = json.loads(state.recall(_KEY) or '{"marked": "", "counts": {}}')
+    marked, counts = _remembered(state)
     with suppress(OSError):
         booted = kernel.read_text().strip()
-        cause = cause_of(remembered["marked"], booted, words)
-        counts = dict(remembered["counts"])
+        cause = cause_of(marked, booted, words)
         if cause != "first":
             counts[cause] = counts.get(cause, 0) + 1
         try:
@@ -92,10 +91,20 @@ def begin(state: StateFile, words: str, kernel: Path = _KERNEL) -> Run:
 def end(state: StateFile) -> None:
     """This run ends because somebody asked for it."""
     try:
-        remembered = json.loads(state.recall(_KEY) or '{"counts": {}}')
-        state.remember(_KEY, json.dumps({**remembered, "marked": "clean"}))
+        _, counts = _remembered(state)
+        state.remember(_KEY, json.dumps({"marked": "clean", "counts": counts}))
     except Unavailable as e:
         log.error("the end is not noted, and will look like a crash: %s", e)  # noqa: TRY400  a full disk, not a bug
+
+
+def _remembered(state: StateFile) -> tuple[str, dict[str, int]]:
+    """The mark of the last run, and the counts. A row that is damaged keeps no model from answering: it is empty."""
+    try:
+        row = json.loads(state.recall(_KEY) or '{"marked": "", "counts": {}}')
+        return str(row["marked"]), {str(cause): int(count) for cause, count in dict(row["counts"]).items()}
+    except (ValueError, KeyError, TypeError, OverflowError) as e:
+        log.warning("how the last run ended is not known, nor how often it was what: %r", e)
+        return "", {}
 
 
 class LastWords:

@@ -53,8 +53,13 @@ class Ring(logging.Handler):
 
     def newest(self) -> tuple[str, ...]:
         """As many of the newest lines as one answer holds, the oldest of them first."""
+        self.acquire()  # other threads log, and a deque that grows cannot be read
+        try:
+            lines = tuple(self._lines)
+        finally:
+            self.release()
         room, found = SENT_BYTES, []
-        for line in reversed(self._lines):
+        for line in reversed(lines):
             room -= len(line.encode()) + 4
             if room < 0:
                 break

@@ -121,8 +121,9 @@ class Commands:
         self._reply(command, "done")
 
     def _do_logs(self, command: Command) -> None:
+        lines = tuple(self._logs())
         self._state.accept_command(command.number, "done")
-        self._reply(command, "done", log=tuple(self._logs()))
+        self._reply(command, "done", log=lines)
 
     def _do_restart(self, command: Command) -> None:
         self._state.accept_command(command.number, "done")
@@ -142,15 +143,25 @@ class Commands:
     async def _run_self_test(self, command: Command, before: asyncio.Task[None] | None) -> None:
         if before is not None:
             await asyncio.gather(before, return_exceptions=True)
-        tests = await self._self_test()
-        bad = [test.model for test in tests if test.fault]
-        words = f"{', '.join(bad)}: the golden set does not hold" if bad else "" if tests else "no model is active"
+        outcome, words, tests = await self._tested()
         try:
             if self._state.last_command()[0] == command.number:
                 self._state.accept_command(command.number, "done")
         except Unavailable as e:
             log.error("a self-test is answered, and may be asked for again: %s", e)  # noqa: TRY400  a full disk
-        self._reply(command, "failed" if bad else "done", words, tests=tests)
+        self._reply(command, outcome, words, tests=tests)
+
+    async def _tested(self) -> tuple[Outcome, str, tuple[ModelTest, ...]]:
+        try:
+            tests = await self._self_test()
+        except Exception as e:
+            # The edge of a task: whatever it is, the fleet waits for an answer.
+            log.exception("the self-test did not come to its end")
+            return "failed", f"{type(e).__name__}: the log of the agent says more", ()
+        bad = [test.model for test in tests if test.fault]
+        if bad:
+            return "failed", f"{', '.join(bad)}: the golden set does not hold", tests
+        return "done", "" if tests else "no model is active", tests
 
     def _reply(
         self,

@@ -132,13 +132,19 @@ async def in_child(
     arguments: Sequence[str],
     timeout: float,  # noqa: ASYNC109  as above
 ) -> dict[str, Any]:
-    """The JSON object of the last line that a module prints, run as a process. Raises `Incompatible` when it dies."""
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", module, *arguments),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is for the agent: a child that died of it would speak against the bundle
-    )
+    """The JSON object of the last line that a module prints, run as a process.
+
+    Raises `Incompatible` when it does not start, dies, or says nothing of the kind.
+    """
+    try:
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", module, *arguments),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the agent: a child that died of it would speak against the bundle
+        )
+    except OSError as e:
+        raise Incompatible(f"{what}: its process does not start: {e.strerror}") from e
     try:
         async with asyncio.timeout(timeout):
             said, complained = await child.communicate()
@@ -153,12 +159,24 @@ async def in_child(
 
 def _told(what: str, code: int, said: bytes, complained: bytes) -> dict[str, Any]:
     if code < 0:
-        raise Incompatible(f"{what}: the runtime died of {signal.Signals(-code).name} on this hardware")
+        raise Incompatible(f"{what}: the runtime died of {_signal(-code)} on this hardware")
     if code > 0:
         last = complained.decode(errors="replace").strip().splitlines() or ["no message"]
         raise Incompatible(f"{what}: its process ended with code {code}: {last[-1][:200]}")
-    told: dict[str, Any] = json.loads(said.splitlines()[-1])  # a runtime may print before it
+    try:
+        told = json.loads(said.splitlines()[-1])  # a runtime may print before it
+    except (ValueError, IndexError):
+        told = None
+    if not isinstance(told, dict):
+        raise Incompatible(f"{what}: its process ended without a result: {said[-200:].decode(errors='replace')!r}")
     return told
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
 
 
 def main() -> int:

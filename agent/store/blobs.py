@@ -175,14 +175,16 @@ class Blobs:
         return partial.stat().st_blocks * 512 if partial.exists() else 0
 
     def collect(self, keep: Collection[str]) -> int:
-        """Remove every blob and partial file that is not in `keep` (digests). How many bytes came free."""
+        """Remove every blob and partial file that is not in `keep` (digests). How many bytes came free.
+
+        Raises `Unavailable` for a disk that does not let go of one.
+        """
         names = {name.removeprefix("sha256:") for name in keep}
-        freed = 0
-        for path in self.folder.iterdir():
-            if path.name.removesuffix(_PARTIAL) not in names:
-                freed += path.stat().st_size
-                path.unlink()
-        return freed
+        try:
+            paths = [path for path in self.folder.iterdir() if path.name.removesuffix(_PARTIAL) not in names]
+            return sum(map(_remove, paths))
+        except OSError as e:
+            raise Unavailable(f"{e.filename or self.folder}: not removed: {e.strerror}: check the disk") from e
 
 
 class Partial:
@@ -257,6 +259,16 @@ class Partial:
         for offset in range(0, self._chunks.size, _READ):
             whole.update(os.pread(self._fd, min(_READ, self._chunks.size - offset), offset))
         return whole.hexdigest()
+
+
+def _remove(path: Path) -> int:
+    """How many bytes came free."""
+    try:
+        size = path.stat().st_size
+        path.unlink()
+    except FileNotFoundError:
+        return 0
+    return size
 
 
 def _verified(fd: int, chunks: ChunkList) -> set[int]:

@@ -31,8 +31,8 @@ async def chunks(request: Request, digest: str) -> StreamingResponse:
     services = services_of(request)
     device = caller_of(request).name.removeprefix("device:")
     wanted = await services.serial.run(_find, services, device, digest, request.headers.get("range", ""))
-    services.ranges.enter()  # given back at the end of the answer
-    return _Chunks(services.ranges, wanted)
+    services.ranges.enter(device)  # given back at the end of the answer
+    return _Chunks(services.ranges, device, wanted)
 
 
 def _find(services: Services, device: str, digest: str, header: str) -> ByteRange:
@@ -45,12 +45,12 @@ def _find(services: Services, device: str, digest: str, header: str) -> ByteRang
 class _Chunks(StreamingResponse):
     """An answer that gives its place back when it is sent, or when its reader has gone."""
 
-    def __init__(self, ranges: Ranges, wanted: ByteRange) -> None:
+    def __init__(self, ranges: Ranges, device: str, wanted: ByteRange) -> None:
         headers = {
             "Content-Length": str(wanted.size),
             "Content-Range": f"bytes {wanted.first}-{wanted.last}/{wanted.total}",
         }
-        self._ranges = ranges
+        self._ranges, self._device = ranges, device
         super().__init__(ranges.pieces(wanted), status_code=206, headers=headers, media_type="application/octet-stream")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,4 +61,4 @@ class _Chunks(StreamingResponse):
         except TimeoutError:
             return  # the connection ends, and the device has the chunks that came
         finally:
-            self._ranges.leave()
+            self._ranges.leave(self._device)

@@ -132,6 +132,10 @@ class DeltaMaker:
         header, _ = split(data[: LENGTH + DeltaHeader.LIMIT])
         if (header.base, header.target) != (pair.base, pair.blob):
             raise Malformed(f"the compiler made a delta from {header.base} to {header.target}")
+        sizes = tuple(self._blobs.path(blob).stat().st_size for blob in (pair.base, pair.blob))
+        if (header.base_size, header.target_size) != sizes:
+            found = f"{header.base_size} to {header.target_size}"
+            raise Malformed(f"the compiler made a delta from {found} bytes, of blobs of {sizes[0]} and {sizes[1]}")
         listed = _read(made / "chunks", WHOLE) if len(data) > WHOLE else b""
         if not is_worth(len(data) + len(listed), pair.lacking):
             raise Unavailable(f"it has {len(data)} bytes, and the chunks that it saves {pair.lacking}")

@@ -1,7 +1,7 @@
 """Chunks for one device alone: the encrypted chunks of a blob laid end to end, read in pieces.
 
     wanted = ranges.find(digest, "bytes=0-70000")
-    ranges.enter()                                    # raises `TooMany`; `leave` in the end
+    ranges.enter(device)                              # raises `TooMany`; `leave(device)` in the end
     for piece in ranges.pieces(wanted): ...
 
 The bytes are those that MQTT carries, so whoever mixes both ways has every chunk once.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -23,6 +24,8 @@ LARGEST: Final = 8 * 1024 * 1024
 """Bytes of one answer."""
 AT_ONCE: Final = 16
 """Answers under way at one time; each holds one chunk in memory."""
+OF_ONE: Final = 2
+"""Of them for one device: one that it reads, and one whose end was not noticed yet."""
 RETRY_AFTER: Final = 5.0
 
 
@@ -47,20 +50,24 @@ class Ranges:
     def __init__(self, chunks: EncryptedChunks) -> None:
         self._chunks = chunks
         self._lock = threading.Lock()
-        self._under_way = 0
+        self._under_way: Counter[str] = Counter()
         self.sent = 0
 
-    def enter(self) -> None:
+    def enter(self, device: str) -> None:
         """Take one of the places. Raises `TooMany`. Whoever got in calls `leave`."""
         with self._lock:
-            if self._under_way >= AT_ONCE:
-                raise TooMany(f"{AT_ONCE} devices fetch chunks over HTTPS now: ask by MQTT", retry_after=RETRY_AFTER)
-            self._under_way += 1
+            if self._under_way[device] >= OF_ONE:
+                raise TooMany(f"{device} fetches {OF_ONE} ranges of chunks already", retry_after=RETRY_AFTER)
+            if self._under_way.total() >= AT_ONCE:
+                raise TooMany(f"{AT_ONCE} ranges of chunks are fetched now: ask by MQTT", retry_after=RETRY_AFTER)
+            self._under_way[device] += 1
 
-    def leave(self) -> None:
+    def leave(self, device: str) -> None:
         """Give the place back."""
         with self._lock:
-            self._under_way -= 1
+            self._under_way[device] -= 1
+            if not self._under_way[device]:
+                del self._under_way[device]
 
     def find(self, digest: str, header: str) -> ByteRange:
         """What a Range header names: one range of at most `LARGEST` bytes, or it raises `Malformed`.

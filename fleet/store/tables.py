@@ -109,6 +109,7 @@ class TelemetryRow(SQLModel, table=True):
     __table_args__ = (
         UniqueConstraint("device", "boot", "seq", name="telemetry_once"),
         Index("ix_telemetry_stream", "device", "stream", "id"),
+        Index("ix_telemetry_range", "device", "boot", "stream", "seq"),
     )
 
     id: int | None = Field(default=None, primary_key=True)

@@ -83,6 +83,23 @@ def test_collecting_keeps_what_is_needed_whole_or_partial(tmp_path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [f"{LIST.blob.removeprefix('sha256:')}.partial"]
 
 
+def test_a_file_that_cannot_be_removed_is_named_and_one_that_is_gone_is_passed(tmp_path, monkeypatch) -> None:
+    """Accident: the disk has an error; and somebody else removed a file first."""
+    store, unlink = Blobs(tmp_path, 0), Path.unlink
+    (tmp_path / ("a" * 64)).write_bytes(b"old")
+
+    def twice(path: Path) -> None:
+        unlink(path)
+        unlink(path)
+
+    monkeypatch.setattr(Path, "unlink", twice)
+    assert store.collect(()) == 0
+    (tmp_path / ("b" * 64)).mkdir()
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with pytest.raises(Unavailable, match="bbb: not removed: "):
+        store.collect(())
+
+
 def test_a_blob_that_the_disk_changed_is_not_read(tmp_path) -> None:
     store = Blobs(tmp_path, 0)
     store.path(LIST.blob).write_bytes(BLOB[:-1] + b"x")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
+import pytest
 from trust_repository import new_signer
 
 from wire import topics
@@ -225,6 +226,24 @@ def test_a_self_test_that_does_not_hold_says_why_and_the_model_goes_on_answering
     asyncio.run(story())
 
 
+def test_a_self_test_that_breaks_off_is_answered_as_failed(new_device, sim) -> None:
+    """Accident: something that nobody thought of; the fleet would wait for its answer until the command expires."""
+
+    async def breaks_off() -> None:
+        raise LookupError("a secret")
+
+    async def story() -> None:
+        device = await ready(new_device)
+        device.core.commands._self_test = breaks_off
+        device.hear(COMMAND, sim.command("self-test"))
+        await device.until(lambda: bool(sim.replies))
+        (reply,) = sim.replies
+        assert (reply.outcome, reply.reason) == ("failed", "LookupError: the log of the agent says more")
+        await device.stop()
+
+    asyncio.run(story())
+
+
 def test_a_self_test_that_a_restart_cut_off_is_answered_as_failed(new_device, sim, bundles) -> None:
     """Accident: the agent is killed while the golden set runs, and the command comes again at its next birth."""
 
@@ -239,6 +258,24 @@ def test_a_self_test_that_a_restart_cut_off_is_answered_as_failed(new_device, si
         assert outcomes(sim) == [(1, "failed")]
         assert "the agent ended while it did it" in sim.replies[0].reason
         await again.stop()
+
+    asyncio.run(story())
+
+
+def test_a_log_that_could_not_be_read_is_sent_when_the_command_comes_again(new_device, sim) -> None:
+    def breaks_off() -> tuple[str, ...]:
+        raise RuntimeError
+
+    async def story() -> None:
+        device = await ready(new_device)
+        command = sim.command("logs")
+        device.core.commands._logs = breaks_off
+        with pytest.raises(RuntimeError):
+            device.hear(COMMAND, command)
+        device.core.commands._logs = lambda: ("one",)
+        device.hear(COMMAND, command)
+        assert [reply.log for reply in sim.replies] == [("one",)]
+        await device.stop()
 
     asyncio.run(story())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import zlib
 from dataclasses import dataclass, replace
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 from tiny_bundle import LABELS, TinyBundle, embedding, golden, model, pipeline, tokenizer_json, write_bundle
 
-from agent.install.delta import choose
+from agent.install.delta import _cut, _header, choose
 from compiler.bundle.chunker import chunk_list
 from compiler.delta import CHUNKS, DELTA, make_delta
 from compiler.progress import Reporter
-from wire.chunks import WHOLE, digest
-from wire.delta import DeltaHeader, join, split
+from wire.chunks import WHOLE, ChunkList, digest, single
+from wire.delta import DeltaHeader, Part, join, split
+from wire.errors import Malformed
 from wire.orders import DeltaOffer
 from wire.pipeline import Labels
 
@@ -231,7 +233,20 @@ def too_short(made: Versions) -> bytes:
     return join(short) + zlib.compress(b"\1" + bytes(2))
 
 
-@pytest.mark.parametrize("lie", [noise, of_another, making_another, too_short])
+def too_long(made: Versions) -> bytes:
+    """A few kilobytes that unpack to many megabytes."""
+    header, _ = split(made.delta)
+    long = replace(header, target_size=1 << 26, parts=(Part(size=1 << 26),))
+    return join(long) + zlib.compress(bytes(1 << 26))
+
+
+def over_another_size(made: Versions) -> bytes:
+    """A delta that reads beyond its base."""
+    header, start = split(made.delta)
+    return join(replace(header, base_size=header.base_size + 1)) + made.delta[start:]
+
+
+@pytest.mark.parametrize("lie", [noise, of_another, making_another, too_short, too_long, over_another_size])
 def test_a_delta_that_is_a_lie_is_an_alarm_and_means_the_whole_file(new_device, sim, small, lie) -> None:
     """Attack: the fleet, or who holds its key, offers as a delta what is none."""
     data = lie(small)
@@ -248,6 +263,103 @@ def test_a_delta_that_is_a_lie_is_an_alarm_and_means_the_whole_file(new_device, 
         assert left_over(device, small) == []
         file = small.two.manifest.file("model")
         assert digest(device.store.path(file.digest).read_bytes()) == file.digest
+        await device.stop()
+
+    asyncio.run(story())
+
+
+def test_a_header_of_another_size_than_the_blob_is_refused(small) -> None:
+    """Attack: a delta of kilobytes that unpacks for hours."""
+    offered, data = small.offer, too_long(small)
+    chunks = chunk_list(small.two.blob(offered.blob).read_bytes())
+    with pytest.raises(Malformed, match="it makes 67108864 bytes"):
+        _header(io.BytesIO(data), offered, chunks)
+    header = _header(io.BytesIO(small.delta), offered, chunks)
+    assert header.target_size == chunks.size
+
+
+def test_no_more_of_a_delta_is_unpacked_than_its_blob_has() -> None:
+    unpacked = []
+
+    def blocks():
+        for i in range(1000):
+            unpacked.append(i)
+            yield b"0123456789"
+
+    found = []
+    with pytest.raises(Malformed, match="another number of bytes"):
+        found.extend(_cut(blocks(), single(digest(b"x"), 20)))
+    assert (found, len(unpacked)) == ([b"01234567890123456789"], 3)
+
+
+class Killed(BaseException):
+    """The end of the process."""
+
+
+def test_a_delta_that_ends_the_process_when_it_is_used_costs_one_start(new_device, sim, small, monkeypatch) -> None:
+    """Accident or attack: unpacking it takes all memory, and the kernel kills the agent, at every start."""
+
+    tried = []
+
+    def dies(_self: object, used: DeltaOffer, _chunks: ChunkList) -> None:
+        tried.append(used.delta)
+        raise Killed
+
+    async def story() -> None:
+        device = await running_one(new_device, sim, small)
+        offer(sim, small)
+        with monkeypatch.context() as patch:
+            patch.setattr("agent.install.delta.Deltas._apply", dies)
+            sim.desire(small.two, rollout="r2")
+            device.hear_retained()
+            await device.until(lambda: tried)
+        await device.stop()
+        sim.sent_bytes.clear()
+        again = new_device()
+        await again.installer.restore()
+        again.connect()
+        await again.until(lambda: again.active() == [small.two.digest])
+        assert sim.sent_bytes[digest(small.delta)] == 0
+        assert sim.sent_bytes[small.offer.blob] >= small.two.manifest.file("model").size
+        await again.until(lambda: left_over(again, small) == [])
+        await again.stop()
+
+    asyncio.run(story())
+
+
+def test_a_base_that_the_disk_cut_means_the_whole_file_and_nobody_is_accused(new_device, sim, small) -> None:
+    """Accident: the end of the old version is gone, while it answers."""
+
+    async def story() -> None:
+        device = await running_one(new_device, sim, small)
+        path = device.store.path(small.offer.base)
+        path.write_bytes(path.read_bytes()[:-1000])
+        offer(sim, small)
+        sim.sent_bytes.clear()
+        await update(device, sim, small)
+        assert sim.sent_bytes[digest(small.delta)] >= len(small.delta)
+        assert sim.sent_bytes[small.offer.blob] > 2 * WHOLE
+        assert device.events == []
+        await device.stop()
+
+    asyncio.run(story())
+
+
+def test_a_delta_that_the_disk_does_not_let_go_of_fails_no_update(new_device, sim, small, monkeypatch) -> None:
+    """Accident: the disk has an error where the delta stands, then and when it is swept."""
+    unlink = Path.unlink
+
+    def sick(path: Path, missing_ok: bool = False) -> None:
+        if path.name == digest(small.delta).removeprefix("sha256:"):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        unlink(path, missing_ok=missing_ok)
+
+    async def story() -> None:
+        device = await running_one(new_device, sim, small)
+        offer(sim, small)
+        monkeypatch.setattr(Path, "unlink", sick)
+        await update(device, sim, small)
+        assert left_over(device, small) != []
         await device.stop()
 
     asyncio.run(story())

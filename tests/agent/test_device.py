@@ -70,6 +70,28 @@ def test_a_runtime_that_dies_of_an_illegal_instruction_kills_only_the_self_test(
         asyncio.run(selftest.self_test(tmp_path, "sha256:" + "0" * 64, 10, {}))
 
 
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("#!/bin/sh\n", "ended without a result"),
+        ("#!/bin/sh\necho bye\n", "ended without a result: 'bye"),
+        ("#!/bin/sh\necho 7\n", "ended without a result"),
+        ("#!/bin/sh\nkill -40 $$\n", "died of signal 40"),
+        ("#!/nobody/there\n", "does not start: No such file"),
+    ],
+)
+def test_a_self_test_that_says_nothing_or_does_not_start_is_a_fault_in_words(
+    tmp_path, monkeypatch, program: str, words: str
+) -> None:
+    """Accident: a runtime that closes standard output, a signal without a name, a system without room for a process."""
+    fake = tmp_path / "python"
+    fake.write_text(program)
+    fake.chmod(0o755)
+    monkeypatch.setattr(selftest.sys, "executable", str(fake))
+    with pytest.raises(Incompatible, match=words):
+        asyncio.run(selftest.self_test(tmp_path, "sha256:" + "0" * 64, 10, {}))
+
+
 def test_a_self_test_that_hangs_is_ended(tmp_path, monkeypatch) -> None:
     fake = tmp_path / "python"
     fake.write_text("#!/bin/sh\nexec sleep 1000\n")

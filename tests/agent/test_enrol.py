@@ -24,7 +24,7 @@ from agent.errors import AgentError, Malformed, Unavailable, Untrusted
 from agent.identity.credentials import Credentials
 from agent.identity.identity import Identity
 from agent.identity.keys import key_pem, new_key
-from agent.main import main
+from agent.main import NOT_ENROLLED, main
 from agent.store.state import StateFile
 from wire.kit import EnrolmentKit
 from wire.profile import Detect, Hardware, Limits, Profile, ProfileRuntime
@@ -272,7 +272,7 @@ def test_a_tampered_document_in_the_kit_is_refused(kit_file, tmp_path) -> None:
 
 
 def test_running_before_enrolling_says_what_to_do(tmp_path, capsys) -> None:
-    assert main(["run", "--state", str(tmp_path)]) == 1
+    assert main(["run", "--state", str(tmp_path)]) == NOT_ENROLLED
     assert "not enrolled: run shoal-agent enrol" in capsys.readouterr().err
 
 

@@ -19,7 +19,7 @@ from agent.identity.credentials import REFUSALS, Credentials
 from agent.identity.identity import FOLDER, Identity, Joined
 from agent.identity.keys import key_pem, new_key
 from agent.identity.slots import NEXT, OLD
-from agent.main import main
+from agent.main import NOT_ENROLLED, main
 from agent.store.state import StateFile
 from wire.profile import Profile
 
@@ -294,6 +294,6 @@ def test_the_keys_go_first(state) -> None:
 def test_a_wiped_device_says_that_it_is_not_enrolled(state, capsys) -> None:
     fill(state)
     begin_wipe(state)
-    assert main(["run", "--state", str(state)]) == 1
+    assert main(["run", "--state", str(state)]) == NOT_ENROLLED
     assert "not enrolled: run shoal-agent enrol" in capsys.readouterr().err
     assert not (state / FOLDER).exists()

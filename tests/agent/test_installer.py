@@ -3,12 +3,17 @@ from __future__ import annotations
 import asyncio
 import threading
 
+from agent.errors import Incompatible
 from agent.install.fetch import to_the_end
 from agent.update import ModelState
 from wire import topics
 from wire.chunks import digest
 
 ON = "turn the light on"
+
+
+def refuses(*_: object) -> None:
+    raise Incompatible("no runtime")
 
 
 def test_a_release_is_fetched_tested_switched_to_and_committed(new_device, sim, bundles) -> None:
@@ -129,6 +134,62 @@ def test_a_restart_without_network_answers_with_the_last_model(new_device, sim, 
         await again.stop()
 
     asyncio.run(story())
+
+
+def test_models_that_do_not_load_at_a_start_are_not_swept_and_answer_at_the_next(
+    new_device, sim, bundles, monkeypatch
+) -> None:
+    """Accident: the runtime is broken or gone for one start, and takes neither the active model nor the previous."""
+
+    async def story() -> None:
+        device = new_device()
+        sim.release(bundles["one"])
+        sim.release(bundles["two"])
+        for name in ("one", "two"):
+            sim.desire(bundles[name], rollout=name)
+            device.hear_retained() if device.link.up else device.connect()
+            await device.until(lambda name=name: device.active() == [bundles[name].digest])
+        await device.stop()
+        with monkeypatch.context() as patch:
+            patch.setattr("agent.install.installer.Served.load", refuses)
+            broken = new_device()
+            await broken.installer.restore()
+            await broken.stop()  # waits for the sweep
+        assert all(broken.store.has(blob) for name in ("one", "two") for blob in blobs(bundles[name]))
+        again = new_device()
+        await again.installer.restore()
+        assert (await again.service.infer("kitchen", (ON,))).digest == bundles["two"].digest
+        await again.stop()
+
+    asyncio.run(story())
+
+
+def test_models_that_did_not_load_go_when_a_newer_desired_state_brings_another(
+    new_device, sim, bundles, monkeypatch
+) -> None:
+    async def story() -> None:
+        device = new_device()
+        sim.release(bundles["one"])
+        sim.desire(bundles["one"])
+        device.connect()
+        await device.until_phase("committed")
+        await device.stop()
+        again = new_device()
+        with monkeypatch.context() as patch:
+            patch.setattr("agent.install.installer.Served.load", refuses)
+            await again.installer.restore()
+        sim.release(bundles["two"])
+        sim.desire(bundles["two"], rollout="r2")
+        again.connect()
+        await again.until(lambda: again.active() == [bundles["two"].digest])
+        await again.until(lambda: not again.store.has(bundles["one"].digest))
+        await again.stop()
+
+    asyncio.run(story())
+
+
+def blobs(bundle) -> set[str]:
+    return {bundle.digest, *(file.digest for file in bundle.manifest.files)}
 
 
 def test_an_interrupted_fetch_goes_on_with_what_was_verified(new_device, sim, bundles) -> None:

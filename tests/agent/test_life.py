@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -163,6 +164,19 @@ def test_the_log_that_is_sent_is_bounded_and_the_newest(ring: Ring) -> None:
     assert f"line {3 * LINES - 1} of many" in lines[-1]
     assert sum(len(line) for line in lines) <= SENT_BYTES
     Reply.from_bytes(Reply(device="a", epoch=1, seq=1, outcome="done", log=lines).to_bytes())
+
+
+def test_the_log_is_not_read_while_a_thread_writes_to_it(ring: Ring) -> None:
+    """Accident: a deque that grows while it is read raises, and no log was sent."""
+    reading = threading.Thread(target=ring.newest)
+    ring.acquire()
+    try:
+        reading.start()
+        reading.join(0.2)
+        assert reading.is_alive()
+    finally:
+        ring.release()
+    reading.join()
 
 
 def test_a_line_is_one_line() -> None:

@@ -23,6 +23,7 @@ from agent.identity.keys import key_pem, new_key
 from agent.life import restarts
 from agent.life.pulse import Notifier, Pulse
 from agent.life.restarts import LastWords, cause_of, place
+from agent.main import NOT_ENROLLED
 from agent.store.state import StateFile
 from wire.messages import TelemetryRecord
 from wire.profile import Profile
@@ -30,10 +31,15 @@ from wire.profile import Profile
 UNIT = Path(__file__).parents[2] / "firmware-profiles/systemd/shoal-agent.service"
 PROFILE = Profile.from_toml((Path(__file__).parents[2] / "firmware-profiles/x86-64.toml").read_bytes())
 HANGS = (
-    "import signal, sys, time; signal.signal(signal.SIGUSR1, lambda *_: time.sleep(600));"
-    "from agent.main import main; sys.exit(main(sys.argv[1:]))"
+    "import asyncio, signal, sys, time; signal.signal(signal.SIGUSR1, lambda *_: time.sleep(600))\n"
+    "from agent.agent import Agent; from agent.main import main; run = Agent.run\n"
+    "def runs(agent, stop):\n"
+    "    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, agent._restart.set)\n"
+    "    return run(agent, stop)\n"
+    "Agent.run = runs; sys.exit(main(sys.argv[1:]))"
 )
-"""The agent, whose loop stands still from SIGUSR1 on: the handler runs on the loop's thread."""
+"""The agent, whose loop stands still from SIGUSR1 on: the handler runs on the loop's thread. SIGUSR2: the command to
+restart."""
 WATCHDOG = 2.0
 """Seconds."""
 
@@ -63,7 +69,8 @@ class Supervisor:
 
     def until(self, words: str, seconds: float = 60.0) -> None:
         """Serve until a process says these words; who says nothing in the watchdog's time is killed and replaced."""
-        deadline, ready = time.monotonic() + seconds, "WATCHDOG=1" in self.heard
+        deadline = time.monotonic() + seconds
+        ready = "WATCHDOG=1" in self.heard and "RELOADING=1" not in self.heard
         self.heard.clear()
         while words not in self.heard:
             assert time.monotonic() < deadline, (words, self.heard, Path(self._log.name).read_text()[-2000:])
@@ -76,7 +83,7 @@ class Supervisor:
                     ready = False
                 continue
             ready = ready or said == "READY=1"
-            self.heard.append(said)
+            self.heard += said.splitlines()
 
     def _restart(self) -> None:
         assert self.process is not None
@@ -172,6 +179,30 @@ def test_an_agent_that_is_killed_says_so_at_the_next_start_and_one_that_is_stopp
     assert supervisor.killed_by_watchdog == 0
 
 
+def test_an_agent_that_restarts_on_command_is_reloading_and_not_killed_as_one_that_does_not_stop(
+    supervisor: Supervisor, state: Path
+) -> None:
+    supervisor.start()
+    supervisor.until("WATCHDOG=1")
+    process = supervisor.process
+    assert process is not None
+    before = time.clock_gettime(time.CLOCK_MONOTONIC)
+    process.send_signal(signal.SIGUSR2)
+    supervisor.until("RELOADING=1")
+    at, longer = supervisor.heard[supervisor.heard.index("RELOADING=1") + 1 :][:2]
+    assert int(at.removeprefix("MONOTONIC_USEC=")) >= before * 1e6 - 1
+    assert longer == "WATCHDOG_USEC=600000000"
+    supervisor.until("READY=1")
+    assert "STOPPING=1" not in supervisor.heard
+    supervisor.until(f"WATCHDOG_USEC={int(WATCHDOG * 1e6)}")
+    supervisor.until("WATCHDOG=1")
+    assert process.poll() is None
+    assert supervisor.end(signal.SIGTERM) == 0
+    supervisor.until("STOPPING=1")
+    counts, events = told(state)
+    assert (counts, list(events), supervisor.killed_by_watchdog) == ({"clean": 1}, [], 0)
+
+
 def test_no_sign_of_life_is_given_while_the_database_does_not_answer(short_folder: Path) -> None:
     """Accident: the memory card is gone, and every read ends with an error."""
     path = short_folder / "notify"
@@ -247,6 +278,28 @@ def test_a_power_cut_is_known_by_another_kernel_and_counted(tmp_path: Path) -> N
     assert causes[-1].counts == {"power": 2, "clean": 1}
     assert "power cut" in causes[1].alarm
     assert causes[0].alarm == causes[-1].alarm == ""
+
+
+@pytest.mark.parametrize(
+    "damage", ["{", "7", "{}", '{"marked": "k1", "counts": 7}', '{"marked": "k1", "counts": {"crash": "x"}}', "null"]
+)
+def test_a_damaged_note_of_the_last_run_keeps_no_agent_from_starting_or_ending(tmp_path: Path, damage: str) -> None:
+    """Accident: the card changed a byte of it."""
+    kernel = tmp_path / "boot_id"
+    kernel.write_text("k1")
+    with closing(StateFile.open(tmp_path / "agent.db")) as state:
+        state.remember("run", damage)
+        assert restarts.begin(state, "", kernel).cause == "first"
+        state.remember("run", damage)
+        restarts.end(state)
+        run = restarts.begin(state, "", kernel)
+        assert (run.cause, run.counts) == ("clean", {"clean": 1})
+
+
+def test_a_device_that_is_not_enrolled_is_not_started_again_and_again() -> None:
+    """Accident: the fleet wiped it, and the unit would start it every two seconds for ever."""
+    lines = UNIT.read_text().splitlines()
+    assert {"Restart=always", f"RestartPreventExitStatus={NOT_ENROLLED}"} <= set(lines)
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")

@@ -12,6 +12,7 @@ import pytest
 from fleet_process import FleetProcess, Publisher, tiny_bundle, until
 from sqlmodel import Session
 
+from fleet.builds.delta import DeltaMaker
 from fleet.deltas import LEAST, WAIT, Deltas, Made, Pair, is_worth, lacking, pairs
 from fleet.store.blobs import BlobStore
 from fleet.store.database import Database
@@ -19,7 +20,8 @@ from fleet.store.tables import DeltaRow, Device, RolloutDevice, RolloutRow
 from wire import topics
 from wire.bundle import BundleManifest
 from wire.chunks import ChunkList, digest
-from wire.delta import split
+from wire.delta import DeltaHeader, Part, join, split
+from wire.errors import Malformed
 from wire.messages import Reported, SlotReport, UpdateReport
 from wire.orders import DesiredModel
 from wire.residual import restore
@@ -308,3 +310,20 @@ def test_chunks_that_both_have_are_not_lacking() -> None:
 
 def test_a_delta_is_worth_it_when_it_saves_a_fifth() -> None:
     assert (is_worth(80, 100), is_worth(81, 100)) == (True, False)
+
+
+@pytest.mark.parametrize("wrong", [{"base_size": 999}, {"target_size": 999, "parts": (Part(size=999),)}])
+def test_a_delta_of_other_sizes_than_its_pair_has_is_not_offered(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    """Attack: who got into the compiler makes a delta that unpacks on every device for hours."""
+    blobs: Any = BlobStore(tmp_path / "blobs")
+    base, blob = blobs.add(b"base"), blobs.add(b"blob")
+    nothing: Any = None
+    settings: Any = SimpleNamespace(data=tmp_path, build_user="")
+    maker = DeltaMaker(settings, nothing, nothing, blobs, nothing)
+    sizes = {"base_size": 4, "target_size": 4, "parts": (Part(size=4),)}
+    pair = Pair(base, blob, 300_000)
+    (tmp_path / "delta").write_bytes(join(DeltaHeader(base=base, target=blob, **sizes)))
+    assert maker._keep(pair, tmp_path).size > 0
+    (tmp_path / "delta").write_bytes(join(DeltaHeader(base=base, target=blob, **{**sizes, **wrong})))
+    with pytest.raises(Malformed, match="999"):
+        maker._keep(pair, tmp_path)

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 from sqlmodel import Session
 
 from fleet import devices, ledgers, telemetry
+from fleet.errors import Malformed
 from fleet.store.database import Database
 from fleet.store.tables import Device, DeviceStats
-from wire.ledger import StreamLedger
+from wire.ledger import MAX_STREAMS, StreamLedger
 from wire.life import DeviceEvent
 from wire.messages import InferenceStats, TelemetryBatch, TelemetryRecord
 
@@ -58,6 +60,14 @@ def window(seq: int, first: int = 0, merged: int = 0) -> TelemetryRecord:
     return TelemetryRecord(
         seq=seq, first=first, merged=merged, start=TIME, end=TIME, stream="inference", inference=(STATS,)
     )
+
+
+def health(seq: int, stream: str = "health") -> TelemetryRecord:
+    return TelemetryRecord(seq=seq, start=TIME, end=TIME, stream=stream)
+
+
+def batch(*records: TelemetryRecord) -> TelemetryBatch:
+    return TelemetryBatch(device="a", boot="b", starts=1, sent=1, nonce="n", records=records)
 
 
 @pytest.fixture
@@ -125,6 +135,53 @@ def test_ranges_of_other_streams_between_do_not_overlap(teller: Teller) -> None:
     teller.send(TelemetryRecord(seq=5, start=TIME, end=TIME, stream="health"), produced=0)
     teller.send(window(9, first=1, merged=4), produced=5, merged=4, waiting=1)
     assert teller.stats.records == 2
+
+
+def test_ranges_of_one_batch_that_overlap_are_refused(teller: Teller) -> None:
+    """Attack: one window counted twice."""
+    with pytest.raises(Malformed, match="it overlaps 5"):
+        teller.send(window(5), window(6, first=5, merged=1), produced=2, waiting=2)
+    assert teller.send(window(5), health(6), window(7), produced=2, waiting=2) == ""
+
+
+def test_a_device_has_few_streams(teller: Teller) -> None:
+    """Attack: every record in a stream of its own, each a row for ever."""
+    for seq in range(1, MAX_STREAMS):
+        teller.send(health(seq, f"stream-{seq}"))
+    with pytest.raises(Malformed, match="one more than the 16"):
+        teller.send(health(99, "one-more"))
+
+
+def test_a_record_that_stands_for_all_is_held_against_two_rows_and_not_against_all(teller: Teller) -> None:
+    """Attack: records from 1 on, again and again, each of which would have every stored one read."""
+    for seq in range(1, 100, 3):
+        teller.send(window(seq, first=max(1, seq - 1), merged=min(1, seq - 1)), produced=0)
+    queries: list[tuple[str, Any]] = []
+    engine = teller.session.get_bind()
+    event.listen(engine, "before_cursor_execute", lambda *said: queries.append((said[2], said[3])))
+    known = telemetry._known(teller.session, "a", batch(window(200, first=1, merged=1), health(201)))
+    assert known == {200}
+    for query, values in tuple(queries):
+        plan = teller.session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", values).all()
+        assert [step[-1].split()[:2] for step in plan] == [["SEARCH", "telemetry"]], plan
+        assert "LIMIT" in query or "max(" in query or "seq = " in query
+
+
+def test_what_overlaps_is_found_between_what_is_stored(teller: Teller) -> None:
+    for record in (window(4, first=2, merged=2), health(5), window(9, first=7, merged=2)):
+        teller.send(record, produced=0)
+
+    def known(record: TelemetryRecord) -> bool:
+        return bool(telemetry._known(teller.session, "a", batch(record)))
+
+    assert [known(window(seq)) for seq in range(1, 11)] == [seq not in (1, 6, 10) for seq in range(1, 11)]
+    assert not known(window(6, first=6))
+    assert known(window(6, first=4, merged=2))
+    assert known(window(8, first=5, merged=1))
+    assert not known(window(12, first=10, merged=2))
+    assert known(window(12, first=1, merged=2))
+    assert known(health(9))
+    assert not known(health(8))
 
 
 def test_another_memory_begins_a_ledger_of_its_own_and_what_waited_is_told_as_lost(teller: Teller) -> None:

@@ -8,6 +8,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from fleet_process import FleetProcess, Publisher, tiny_bundle, until
 
+from fleet.errors import TooMany
+from fleet.mqtt.ranges import AT_ONCE, OF_ONE, Ranges
 from wire import topics
 from wire.bundle import BundleManifest
 from wire.chunks import digest
@@ -170,3 +172,21 @@ def test_a_sealing_key_that_is_none_is_refused(new_device: Any) -> None:
     device.report(sealing_key="AAAA")
     event = until(lambda: device.view()["security"], what="a security event")[-1]
     assert "not a point of P-256" in event["reason"]
+
+
+def test_one_device_has_few_of_the_places_for_ranges_and_gives_them_back() -> None:
+    """Attack: a device opens range after range and reads none to its end, so that nobody else gets a place."""
+    chunks: Any = None
+    ranges = Ranges(chunks)
+    for _ in range(OF_ONE):
+        ranges.enter("greedy")
+    with pytest.raises(TooMany, match="greedy fetches 2 ranges"):
+        ranges.enter("greedy")
+    for i in range(AT_ONCE - OF_ONE):
+        ranges.enter(f"other-{i}")
+    with pytest.raises(TooMany, match="16 ranges"):
+        ranges.enter("one-more")
+    ranges.leave("greedy")
+    ranges.enter("one-more")
+    ranges.leave("one-more")
+    ranges.enter("greedy")

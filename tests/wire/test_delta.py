@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import tracemalloc
 import zlib
+from contextlib import AbstractContextManager
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,16 +21,22 @@ from wire.residual import pack, restore
 ZEROS = "sha256:" + 64 * "0"
 
 
-def header(base: bytes, target: bytes, parts: tuple[Part, ...], *, width: int = 1, block: int = 7) -> DeltaHeader:
-    return DeltaHeader(
-        base=digest(base),
-        base_size=len(base),
-        target=digest(target),
-        target_size=len(target),
-        parts=parts,
-        width=width,
-        block=block,
-    )
+def header(base: bytes, target: bytes, parts: tuple[Part, ...], *, width: int = 1, block: int = BLOCK) -> DeltaHeader:
+    with blocks_of(block):
+        return DeltaHeader(
+            base=digest(base),
+            base_size=len(base),
+            target=digest(target),
+            target_size=len(target),
+            parts=parts,
+            width=width,
+            block=block,
+        )
+
+
+def blocks_of(size: int) -> AbstractContextManager[object]:
+    """Small blocks have the same edges as those of a megabyte."""
+    return mock.patch("wire.delta.BLOCK", size)
 
 
 def under(base: bytes, parts: tuple[Part, ...]) -> bytes:
@@ -66,7 +74,8 @@ def test_any_target_comes_back_from_any_base_over_any_parts(case, piece: int) ->
     base, target, parts, width, block = case
     head = header(base, target, parts, width=width, block=block)
     data = join(head) + stream(target, under(base, parts), width=width, block=block)
-    read, start = split(data)
+    with blocks_of(block):
+        read, start = split(data)
     assert read == head
     assert made(read, data[start:], base, piece) == target
 
@@ -147,6 +156,8 @@ GOOD = header(b"abcdef", b"abcdef", (Part(size=6, start=0),))
         {"parts": tuple(Part(size=1) for _ in range(MAX_PARTS + 1)), "target_size": MAX_PARTS + 1},
         {"width": 3},
         {"block": 0},
+        {"block": 1},
+        {"block": BLOCK - 1},
         {"block": BLOCK + 1},
         {"base": "md5:1"},
         {"base_size": -1},

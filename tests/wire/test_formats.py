@@ -117,7 +117,7 @@ SAMPLES: dict[str, Document] = {
         ),
     ),
     "delta header": delta.DeltaHeader(
-        base=DIGEST, base_size=9, target=DIGEST, target_size=9, width=4, block=4,
+        base=DIGEST, base_size=9, target=DIGEST, target_size=9, width=4,
         parts=(delta.Part(size=4, start=5), delta.Part(size=5)),
     ),
     "reported": messages.Reported(
@@ -329,6 +329,7 @@ def test_every_bucket_that_is_read_has_a_value_and_every_value_has_a_bucket() ->
         ("telemetry", {"records": [{"seq": 5, "start": TIME, "end": TIME, "first": 6}]}),
         ("telemetry", {"records": [{"seq": 5, "start": TIME, "end": TIME, "first": 4, "merged": 2}]}),
         ("telemetry", {"records": [{"seq": 5, "start": TIME, "end": TIME, "merged": 1}]}),
+        ("telemetry", {"records": [{"seq": 5, "start": TIME, "end": TIME, "stream": "a stream"}]}),
         ("kit", {"issued": "now"}),
         ("kit", {"claim": {"batch": "b", "certificate": "c", "key": "k"}}),
         ("batch kit", {"claim": {"batch": "../b", "certificate": "c", "key": "k"}}),
