@@ -1,4 +1,4 @@
-"""Everything that a request may need, put together once in `fleet.up`."""
+"""Everything that a request may need, put together once in `fleet.assembly`."""
 
 from __future__ import annotations
 
