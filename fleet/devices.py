@@ -103,18 +103,23 @@ def retired(session: Session, device: Device, now: datetime) -> None:
 
 def status(device: Device) -> str:
     """One of `STATUSES`."""
-    if device.state == "new":
+    return _status(device.state, online=device.online)
+
+
+def _status(state: str, *, online: bool) -> str:
+    if state == "new":
         return "enrolling"
-    if device.state != "enrolled":
-        return device.state
-    return "online" if device.online else "offline"
+    if state != "enrolled":
+        return state
+    return "online" if online else "offline"
 
 
 def counts(session: Session) -> dict[str, int]:
     """How many devices are in each status."""
     found = dict.fromkeys(STATUSES, 0)
-    for device in session.exec(select(Device)):
-        found[status(device)] += 1
+    grouped = select(Device.state, Device.online, func.count()).group_by(col(Device.state), col(Device.online))
+    for state, online, count in session.exec(grouped):
+        found[_status(state, online=online)] += count
     return found
 
 
