@@ -64,7 +64,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def serial(agent: AgentProcess) -> int:
-    return Identity.load(agent.store.state).certificate().serial_number
+    return Identity.load(agent.state).certificate().serial_number
 
 
 def renewed(agent: AgentProcess, before: int) -> bool:
@@ -131,7 +131,7 @@ def test_a_device_that_was_off_beyond_the_end_of_its_certificate_comes_back_by_i
     """Accident: off for longer than its certificate lives. The broker's handshake refuses it."""
     world.start_fleet(certificate_lifetime="5 s")
     agent = world.enrolled("kitchen-1")
-    first, ends = serial(agent), Identity.load(agent.store.state).certificate().not_valid_after_utc
+    first, ends = serial(agent), Identity.load(agent.state).certificate().not_valid_after_utc
     until(lambda: datetime.now(UTC) > ends, what="the end of the certificate")
     agent.start()
     until(lambda: renewed(agent, first), what="a renewed certificate in use", within=60)
@@ -154,7 +154,7 @@ def change_authority(world: World) -> None:
 
 
 def issuer(agent: AgentProcess) -> str:
-    return Identity.load(agent.store.state).certificate().issuer.rfc4514_string()
+    return Identity.load(agent.state).certificate().issuer.rfc4514_string()
 
 
 def test_a_change_of_authority_reaches_a_device_that_runs_and_one_that_slept_through_it_all(world: World) -> None:
