@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
-_STATE, _SESSION, _UTIME, _STIME, _RSS = 0, 3, 11, 12, 21
-"""Places in what follows the name in `/proc/<pid>/stat` (proc_pid_stat(5))."""
+_SESSION, _TIMES, _RSS = 3, slice(11, 15), 21
+"""Places in what follows the name in `/proc/<pid>/stat` (proc_pid_stat(5)).
+
+The times are utime, stime, cutime and cstime: what a process used that ended is its parent's from then on.
+"""
 _BUSY = (0, 1, 2, 5, 6, 7)
 """Places of user, nice, system, irq, softirq and steal in the first line of `/proc/stat`."""
 
@@ -31,7 +34,7 @@ class Moment:
     def now(cls) -> Moment:
         """Zeros where the system does not tell."""
         tick = os.sysconf("SC_CLK_TCK")
-        own = sum(int(stat[_UTIME]) + int(stat[_STIME]) for stat in _session()) / tick
+        own = sum(sum(map(int, stat[_TIMES])) for stat in _session()) / tick
         return cls(own, _all() / tick, os.getloadavg()[0])
 
     def others(self, later: Moment, seconds: float) -> float:

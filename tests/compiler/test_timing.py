@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from compiler.sources.read import read
 from compiler.variant import Variant
 from compiler.workshop.cache import Cache
 from compiler.workshop.children import COMMAND, Failed
-from compiler.workshop.machine import Moment, resident
+from compiler.workshop.machine import resident
 from compiler.workshop.timing import Timed, _doubts, _groups, time_variants
 from compiler.workshop.workshop import Workshop, memory_of
 
@@ -112,14 +114,24 @@ def test_other_work_and_a_slower_clock_put_times_in_doubt() -> None:
     assert "slowed down by 30 %" in hot
 
 
-def test_processor_time_of_this_session_is_not_taken_for_that_of_others() -> None:
-    before, begun = Moment.now(), time.monotonic()
-    spent = os.times().user
-    while os.times().user - spent < 0.3:
-        pass
-    after, seconds = Moment.now(), time.monotonic() - begun
-    assert after.own - before.own > 0.25
-    assert before.others(after, seconds) * seconds < os.cpu_count() * seconds - 0.2
+@pytest.mark.parametrize("who", ["itself", "a child that ended"])
+def test_processor_time_of_this_session_is_not_taken_for_that_of_others(who: str) -> None:
+    """In a session of its own: in that of the tests others begin and end."""
+    code = """
+import os, subprocess, sys, time
+from compiler.workshop.machine import Moment
+
+busy = "import os\\nwhile sum(os.times()[:2]) < {}: pass"
+before, begun = Moment.now(), time.monotonic()
+if sys.argv[1] == "itself":
+    exec(busy.format(sum(os.times()[:2]) + 0.3))
+else:
+    subprocess.run([sys.executable, "-c", busy.format(0.3)], check=True)
+after, seconds = Moment.now(), time.monotonic() - begun
+assert after.own - before.own > 0.25, (before, after)
+assert before.others(after, seconds) * seconds < os.cpu_count() * seconds - 0.2, (before, after)
+"""
+    subprocess.run([sys.executable, "-c", code, who], check=True, start_new_session=True, timeout=60)
 
 
 def test_memory_that_is_taken_is_seen() -> None:

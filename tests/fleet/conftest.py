@@ -203,9 +203,9 @@ class Device:
             if desired.seq >= seq:
                 return desired
 
-    def next_ack(self) -> Ack:
+    def next_ack(self, *, within: float = 10) -> Ack:
         """The next acknowledgement of telemetry; those of reports store nothing."""
-        while (ack := self._ack()).stored == 0:
+        while (ack := self._ack(within=within)).stored == 0:
             pass
         return ack
 
@@ -224,8 +224,8 @@ class Device:
             if kinds[-1] is topics.Ack and self.verify(payload, Ack).nonce == reported.nonce:
                 return kinds
 
-    def _ack(self) -> Ack:
-        ack: Ack = self.verify(self.next(topics.Ack)[1], Ack)
+    def _ack(self, *, within: float = 10) -> Ack:
+        ack: Ack = self.verify(self.next(topics.Ack, within=within)[1], Ack)
         return ack
 
     def say(
