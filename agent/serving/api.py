@@ -23,8 +23,8 @@ from agent.errors import AgentError, Malformed, NotFound, Unavailable, Untrusted
 from agent.life.telemetry import WindowMeter
 from agent.serving import oip
 from agent.serving.cloud import Cloud
+from agent.serving.exchange import Reply, Request
 from agent.serving.service import Service
-from wire.document import dump_json
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -36,6 +36,10 @@ _log = logging.getLogger(__name__)
 
 class TooLarge(AgentError):
     """A request body over the limit."""
+
+
+class Offline(Unavailable):
+    """Only the cloud could answer, and it cannot be reached."""
 
 
 class LocalApi:
@@ -67,32 +71,40 @@ class LocalApi:
         }
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """One request."""
+        """One request, as ASGI has it."""
         if scope["type"] != "http":
             return
-        if scope["path"] == "/v1/chat/completions" and scope["method"] == "POST":
-            await self._chat(receive, send)
-            return
         try:
-            value = await self._answer(scope["method"], scope["path"], receive)
+            body = await self._body(receive)
         except AgentError as e:
-            await _send(send, _status_of(e), {"error": str(e)})
-        else:
-            await _send(send, 200, value)
+            await _send(_refusal(scope["path"], e), receive, send)
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        await _send(await self.answer(Request(scope["method"], scope["path"], headers, body)), receive, send)
 
-    async def _answer(self, method: str, path: str, receive: Receive) -> Any:
+    async def answer(self, request: Request) -> Reply:
+        """The reply to a request, refusals too."""
+        try:
+            return await self._route(request)
+        except AgentError as e:
+            return _refusal(request.path, e)
+
+    async def _route(self, request: Request) -> Reply:
+        method, path = request.method, request.path
         if method == "GET" and path in self._get:
-            return self._get[path]()
+            return Reply.json(200, self._get[path]())
         if method == "POST" and path == "/shoal/feedback":
-            return self._feedback(await self._body(receive))
+            return Reply.json(200, self._feedback(request.body))
+        if method == "POST" and path == "/v1/chat/completions":
+            return await self._chat(request)
         match = re.fullmatch(r"/v2/models/([^/]+)(/ready|/infer)?", path)
         if match and method == ("POST" if match[2] == "/infer" else "GET"):
-            return await self._model(match[1], match[2], receive)
+            return Reply.json(200, await self._model(match[1], match[2], request.body))
         raise NotFound(f"{method} {path[:120]}: no such route: see /v2 and /shoal/status")
 
-    async def _model(self, name: str, what: str | None, receive: Receive) -> Any:
+    async def _model(self, name: str, what: str | None, body: bytes) -> Any:
         if what == "/infer":
-            return await self._infer(name, await self._body(receive))
+            return await self._infer(name, body)
         served = self._service.answering(name)
         return {"name": name, "ready": True} if what else oip.model_value(name, served)
 
@@ -119,24 +131,12 @@ class LocalApi:
 
     # --- cloud tier -------------------------------------------------------------------------------------------
 
-    async def _chat(self, receive: Receive, send: Send) -> None:
-        """OpenAI's form, errors too, so that its clients understand them."""
-        try:
-            body = await self._body(receive)
-            oip.parse_object(body)
-            if not self._online():
-                raise Unavailable("this device is offline and the model runs in the cloud: try again when it is back")
-            reply = await self._cloud.forward("/v1/chat/completions", body)
-        except AgentError as e:
-            kind = "offline" if not self._online() else type(e).__name__.lower()
-            await _send(send, _status_of(e), {"error": {"message": str(e), "type": kind, "code": kind, "param": None}})
-            return
-        await _start(send, reply.status, reply.content_type)
-        try:
-            await _pass_on(reply.body, receive, send)
-        except Unavailable as e:
-            # The status is out: returning without an end lets the server break the connection, as the cloud did.
-            _log.warning("a cloud answer was cut off: %s", e)
+    async def _chat(self, request: Request) -> Reply:
+        oip.parse_object(request.body)
+        if not self._online():
+            raise Offline("this device is offline and the model runs in the cloud: try again when it is back")
+        reply = await self._cloud.forward(request.path, request.body)
+        return Reply(reply.status, reply.content_type, reply.body)
 
     async def _body(self, receive: Receive) -> bytes:
         body = bytearray()
@@ -149,6 +149,20 @@ class LocalApi:
                 raise TooLarge(f"request body: over the limit of {self._body_limit} bytes: send fewer texts at once")
             if not message.get("more_body", False):
                 return bytes(body)
+
+
+async def _send(reply: Reply, receive: Receive, send: Send) -> None:
+    fields = {"content-type": reply.content_type, **reply.headers}
+    headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    if isinstance(reply.body, bytes):
+        await send({"type": "http.response.body", "body": reply.body})
+        return
+    try:
+        await _pass_on(reply.body, receive, send)
+    except Unavailable as e:
+        # The status is out: returning without an end lets the server break the connection, as the cloud did.
+        _log.warning("an answer was cut off: %s", e)
 
 
 async def _pass_on(body: AsyncGenerator[bytes, None], receive: Receive, send: Send) -> None:
@@ -165,6 +179,14 @@ async def _pass_on(body: AsyncGenerator[bytes, None], receive: Receive, send: Se
         gone.cancel()
 
 
+def _refusal(path: str, error: AgentError) -> Reply:
+    """Under /v1 in OpenAI's form, so that its clients understand it."""
+    if not path.startswith("/v1/"):
+        return Reply.json(_status_of(error), {"error": str(error)})
+    kind = type(error).__name__.lower()
+    return Reply.json(_status_of(error), {"error": {"message": str(error), "type": kind, "code": kind, "param": None}})
+
+
 def _status_of(error: AgentError) -> int:
     by_kind: tuple[tuple[type[AgentError], int], ...] = (
         (TooLarge, 413),
@@ -174,13 +196,3 @@ def _status_of(error: AgentError) -> int:
         (Untrusted, 502),
     )
     return next((status for kind, status in by_kind if isinstance(error, kind)), 500)
-
-
-async def _send(send: Send, status: int, value: Any) -> None:
-    await _start(send, status, "application/json")
-    await send({"type": "http.response.body", "body": dump_json(value)})
-
-
-async def _start(send: Send, status: int, content_type: str) -> None:
-    headers = [(b"content-type", content_type.encode("latin-1"))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -1,0 +1,42 @@
+"""A request of a product app and the reply to it, whichever server carries them.
+
+    async def route(request: Request) -> Reply: ...
+    return Reply.json(200, {"ready": True})
+    return Reply(200, "text/event-stream", parts)        # parts: an async generator, closed when the client leaves
+
+A generator that raises `Unavailable` in the middle ends the connection without an end of the body, so that the client
+cannot take what came for the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from wire.document import dump_json
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked. `headers` by lower-case name; `body` is whole, and within the limit."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What is answered: bytes, or parts as they come."""
+
+    status: int
+    content_type: str
+    body: bytes | AsyncGenerator[bytes, None]
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def json(cls, status: int, value: Any, headers: Mapping[str, str] | None = None) -> Reply:
+        """A JSON document."""
+        return cls(status, "application/json", dump_json(value), headers or {})
