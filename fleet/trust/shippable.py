@@ -39,6 +39,8 @@ def incomplete(release: Release, blobs: BlobStore) -> Iterator[str]:
             f"{release.target}: the manifest is of {manifest.target} for {manifest.profile}, {manifest.runtime}; "
             f"signed was {release.profile}, {release.runtime}"
         )
+    if release.size and release.size != manifest.size:  # a device decides by it whether the bundle has room
+        yield f"{release.target}: the files of the bundle have {manifest.size} bytes, the release says {release.size}"
     yield from _blob_faults(release, manifest, blobs)
 
 

@@ -140,6 +140,19 @@ def test_a_manifest_with_a_wrong_length_is_refused(side: Side) -> None:
         side.admit()
 
 
+def test_a_release_that_says_another_size_than_its_files_have_is_refused(side: Side) -> None:
+    """Else a device would begin an update for which it has no room, or refuse one for which it has."""
+    manifest = side.upload()
+    release = side.release(manifest)
+    side.repo.releases[release.target] = replace(release, size=manifest.size - 1)
+    side.repo.sign_release()
+    with pytest.raises(Untrusted, match=f"have {manifest.size} bytes, the release says {manifest.size - 1}"):
+        side.admit()
+    side.repo.releases[release.target] = replace(release, size=manifest.size)
+    side.repo.sign_release()
+    side.admit()
+
+
 def test_a_chunk_list_of_another_blob_is_refused(side: Side) -> None:
     """Attack: the list of a good blob under the name of a bad one."""
     _, blobs = tiny_bundle("2.0.0")
