@@ -27,6 +27,8 @@ from wire.messages import Reported, UpdateReport
 from wire.orders import DesiredModel
 from wire.units import instant, show_instant
 
+Owed = tuple[RolloutRow, RolloutDevice]
+"""A running rollout and the place in it of a device that was sent a release and has not answered."""
 MANY = 500
 """Devices of a rollout from which on it is not read as a whole at every tick."""
 
@@ -98,12 +100,19 @@ class Rollouts:
             raise Conflict(f"rollout {id_}: is {row.state} already: nothing to abort")
         return row, self._apply(session, row, AbortAsked(reason))
 
-    def take_report(self, session: Session, device: str, reported: Reported) -> list[str]:
-        """What a device's verified report means for the rollouts it is in."""
+    def owed(self, session: Session, devices: Sequence[str]) -> dict[str, list[Owed]]:
+        """What devices were sent a release of and have not answered, in running rollouts."""
+        owed: dict[str, list[Owed]] = {}
+        for row, member in _asked(session, devices) if devices else ():
+            owed.setdefault(member.device, []).append((row, member))
+        return owed
+
+    def take_report(self, session: Session, reported: Reported, owed: Sequence[Owed]) -> list[str]:
+        """What a device's verified report means for the rollouts that it owed an answer (`Rollouts.owed`)."""
         changed: list[str] = []
-        for row, member in _asked(session, device):
+        for row, member in owed:
             event = _answer(member, reported)
-            if event is None:
+            if event is None or row.state != "running" or member.state != "sent":
                 continue
             if _others_owe(session, member):  # then the verdict is HOLD, or the next tick's: not all have to be read
                 member.state, member.reason = _state_of(event)
@@ -310,11 +319,10 @@ def _running(session: Session) -> Iterator[RolloutRow]:
     yield from session.exec(select(RolloutRow).where(RolloutRow.state == "running")).all()
 
 
-def _asked(session: Session, device: str) -> Sequence[tuple[RolloutRow, RolloutDevice]]:
-    """The running rollouts that a device was sent a release of and has not answered."""
+def _asked(session: Session, devices: Sequence[str]) -> Sequence[Owed]:
     both = select(RolloutRow, RolloutDevice).join(RolloutDevice, col(RolloutDevice.rollout) == col(RolloutRow.id))
-    owed = both.where(RolloutRow.state == "running", RolloutDevice.state == "sent", RolloutDevice.device == device)
-    return session.exec(owed).all()
+    owed = both.where(RolloutRow.state == "running", RolloutDevice.state == "sent")
+    return session.exec(owed.where(col(RolloutDevice.device).in_(devices))).all()
 
 
 def _enrolled(session: Session, group: str | None) -> Sequence[Device]:

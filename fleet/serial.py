@@ -17,8 +17,8 @@ from typing import Final, Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
-WAITING: Final = 32 * 1024 * 1024
-"""Bytes of messages that may wait; beyond it who hands one over is blocked."""
+WAITING: Final = 64 * 1024 * 1024
+"""Bytes of things that may wait; what comes beyond them is dropped."""
 TOGETHER: Final = 64
 """How many are done at once at most: a request that comes meanwhile waits for them."""
 _log = logging.getLogger(__name__)
@@ -50,23 +50,24 @@ class Gathered(Generic[T]):
     """Things that come one by one, and are done together with those that came while the thread had other work.
 
     gathered = Gathered(serial, inbox.take, size=lambda message: len(message.payload))
-    gathered.add(message)                       # from another thread
+    gathered.add(message)                       # from another thread, which is never held up
+
+    Beyond `WAITING` bytes what comes is dropped, and the log says so: who waited here could send nothing meanwhile.
     """
 
     def __init__(self, serial: Serial, work: Callable[[Sequence[T]], None], *, size: Callable[[T], int]) -> None:
         self._serial, self._work, self._size = serial, work, size
         self._waiting: deque[T] = deque()
-        self._bytes = 0
+        self._bytes = self._dropped = 0
         self._busy = False
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
 
     def add(self, thing: T) -> None:
-        """Hand one over, and block while too many bytes wait. What comes once the thread is closed is dropped."""
-        with self._changed:
-            while self._bytes >= WAITING:
-                if self._serial.closing.is_set():
-                    return
-                self._changed.wait(0.2)
+        """Hand one over. What comes once the thread is closed is dropped."""
+        with self._lock:
+            if self._bytes >= WAITING:
+                self._drop()
+                return
             self._waiting.append(thing)
             self._bytes += self._size(thing)
             if not self._busy:
@@ -74,17 +75,24 @@ class Gathered(Generic[T]):
                 self._serial.post(self._do)
 
     def _do(self) -> None:
-        with self._changed:
+        with self._lock:
             things = [self._waiting.popleft() for _ in range(min(TOGETHER, len(self._waiting)))]
         try:
             self._work(things)
         finally:
-            with self._changed:
+            with self._lock:
                 self._bytes -= sum(map(self._size, things))
+                if self._dropped and self._bytes < WAITING // 2:
+                    _log.warning("there is room again: %d messages were dropped, devices say them again", self._dropped)
+                    self._dropped = 0
                 self._busy = bool(self._waiting)
-                self._changed.notify_all()
                 if self._busy:
                     self._serial.post(self._do)  # behind what came meanwhile
+
+    def _drop(self) -> None:
+        if not self._dropped:
+            _log.warning("%d messages wait, as many as may: those that come are dropped meanwhile", len(self._waiting))
+        self._dropped += 1
 
 
 def _told(work: Callable[[], None]) -> None:

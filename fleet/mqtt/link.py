@@ -1,8 +1,7 @@
 """The fleet's connection to its broker: MQTT 5 over mutual TLS, in paho's own thread.
 
-What arrives is handed to `receive` in that thread; when it blocks, the network read stops, so a flood waits in the
-broker and not in our memory. What is published while the link is down is dropped: on every connect `connected` is
-called, and the fleet publishes again all that it owns.
+What arrives is handed to `receive` in that thread, which also sends: it must not block. What is published while the
+link is down is dropped: on every connect `connected` is called, and the fleet publishes again all that it owns.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class DesiredStates:
     def may_fetch(self, session: Session, device: Device, blob: str) -> bool:
         """Whether a device may ask for chunks of a blob: of a model, a job, or a delta that is offered to it."""
         models = models_of(device)
-        if self.blob_keys.covers([*models, *jobs_of(session, device)], blob):
+        if self.blob_keys.covers(models, blob) or self.blob_keys.covers(jobs_of(session, device), blob):
             return True
         return any(blob in (offer.delta, offer.chunks) for offer in self.offers(session, device, models))
 

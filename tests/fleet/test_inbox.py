@@ -9,27 +9,30 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 from sqlmodel import select
 
+from fleet import devices
 from fleet.mqtt.inbox import Inbox
 from fleet.mqtt.link import Message
 from fleet.mqtt.security import SecurityLog
+from fleet.rollout_service import Rollouts
 from fleet.store.database import Database
 from fleet.store.tables import Device, SecurityRow
 from wire.messages import Presence
 from wire.topics import Reported, State
 
+taken = devices.take_presence
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 
 
 class World:
-    """Three devices, an inbox, and what it sent. `fault` is what the clock raises at its second look."""
+    """Three devices, an inbox, and what it sent. `fault` is what handling a message of `d1` raises."""
 
     def __init__(self, folder: Path) -> None:
         self.database = Database.in_folder(folder)
         self.fault: Exception | None = None
-        self.looks = 0
         self.commands: list[str] = []
         nothing = cast(Any, None)
         outbox = SimpleNamespace(desired=lambda _devices: None, commands=self.commands.extend, ack=nothing)
@@ -39,7 +42,7 @@ class World:
             desired=nothing,
             acks=nothing,
             commands=nothing,
-            rollouts=nothing,
+            rollouts=Rollouts(nothing, nothing, timedelta(minutes=10), lambda: NOW),
             measuring=nothing,
             transfer=nothing,
             gate=nothing,
@@ -47,7 +50,7 @@ class World:
             revoke=lambda: None,
             hold=lambda _device: None,
             offline_after=timedelta(minutes=1),
-            clock=self.clock,
+            clock=lambda: NOW,
         )
         with self.database.transaction() as session:
             for name in ("d0", "d1", "d2"):
@@ -63,11 +66,10 @@ class World:
                     )
                 )
 
-    def clock(self) -> datetime:
-        self.looks += 1
-        if self.fault is not None and self.looks == 2:
+    def take_presence(self, row: Device, presence: Presence) -> None:
+        taken(row, presence)
+        if self.fault is not None and row.id == "d1":
             raise self.fault
-        return NOW
 
     def online(self) -> list[str]:
         with self.database.transaction() as session:
@@ -83,8 +85,9 @@ def birth(device: str) -> Message:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     made = World(tmp_path)
+    monkeypatch.setattr("fleet.devices.take_presence", made.take_presence)
     yield made
     made.database.close()
 
@@ -113,3 +116,12 @@ def test_a_full_disk_takes_none_of_them_and_answers_none(world: World, caplog: p
     assert world.online() == []
     assert world.commands == []
     assert "3 messages were not taken" in caplog.text
+
+
+def test_messages_that_are_all_taken_need_no_savepoints_and_no_query_each(world: World) -> None:
+    said: list[str] = []
+    event.listen(world.database._engine, "before_cursor_execute", lambda *parts: said.append(str(parts[2])))
+    world.inbox.take([birth("d0"), birth("d1"), birth("d2")] * 10)
+    assert not [words for words in said if "SAVEPOINT" in words]
+    assert len([words for words in said if words.startswith("SELECT")]) == 1
+    assert world.online() == ["d0", "d1", "d2"]

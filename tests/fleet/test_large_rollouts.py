@@ -46,7 +46,8 @@ class World:
 
     def report(self, device: str, phase: str) -> str:
         with self.database.transaction() as session:
-            self.rollouts.take_report(session, device, reported(device, phase))
+            owed = self.rollouts.owed(session, [device]).get(device, ())
+            self.rollouts.take_report(session, reported(device, phase), owed)
             return self.state(session)
 
     def commit_all(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -60,21 +61,30 @@ def test_an_error_costs_nothing_that_comes_after_it(serial: Serial) -> None:
     assert work.through.wait(WITHIN)
 
 
-def test_who_hands_over_too_much_waits_until_there_is_room(serial: Serial, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_hands_over_too_much_is_not_held_up_and_the_log_tells_of_it(
+    serial: Serial, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The thread that hands over also sends: held up, it sent no answer, and everybody asked once more."""
     monkeypatch.setattr(module, "WAITING", 10)
     work = Work()
     gathered = Gathered(serial, work, size=lambda _: 5)
     gathered.add(0)
     assert work.entered.wait(WITHIN)
-    gathered.add(1)
-    third = threading.Thread(target=gathered.add, args=(-1,))
-    third.start()
-    third.join(0.5)
-    assert third.is_alive()
+    for thing in (1, 2, 3):
+        gathered.add(thing)
     work.go.set()
-    third.join(WITHIN)
-    assert not third.is_alive()
+    deadline = time.monotonic() + WITHIN
+    while work.done != [[0], [1]] or gathered._bytes:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    gathered.add(-1)
     assert work.through.wait(WITHIN)
+    assert work.done == [[0], [1], [-1]]
+    assert [r.getMessage().split(":")[0] for r in caplog.records] == [
+        "1 messages wait, as many as may",
+        "there is room again",
+    ]
+    assert "2 messages were dropped" in caplog.text
 
 
 def test_a_request_does_not_wait_for_all_that_came_before_it(serial: Serial) -> None:
