@@ -85,7 +85,7 @@ class Rollouts:
             release = eligible[member.device].release
             session.add(_new_member(row.id, member, release.target, release.digest))
         session.flush()
-        return row, self._store(session, row, step)
+        return row, self._store(session, row, step, _members(session, row.id))
 
     def abort(self, session: Session, id_: str, reason: str, caller: Caller) -> tuple[RolloutRow, list[str]]:
         """End a rollout and bring back what it touched; the same again changes nothing.
@@ -128,19 +128,21 @@ class Rollouts:
             now = self.clock()
             if now < self.next_look.get(row.id, now):
                 continue
-            self.next_look[row.id] = now + _pause(session, row.id)
             events: list[Event] = [*map(Left, _left(session, row.id)), Tick()]
             for event in events:
                 changed += self._apply(session, row, event)
             changed += self._send_all(session, row, _held(session, row.id))
+            looked = self.clock() - now  # on a busy machine it takes several times as long
+            self.next_look[row.id] = now + max(_pause(session, row.id), 10 * looked)
         return changed
 
     def _apply(self, session: Session, row: RolloutRow, event: Event) -> list[str]:
-        step = rollouts.advance(_rollout(session, row), event, self.clock(), self.settle_after)
-        return self._store(session, row, step)
+        members = _members(session, row.id)
+        step = rollouts.advance(_rollout(row, members), event, self.clock(), self.settle_after)
+        return self._store(session, row, step, members)
 
-    def _store(self, session: Session, row: RolloutRow, step: Step) -> list[str]:
-        _save(session, row, step.rollout)
+    def _store(self, session: Session, row: RolloutRow, step: Step, members: Sequence[RolloutDevice]) -> list[str]:
+        _save(session, row, step.rollout, members)
         for device in step.back:
             self._bring_back(session, session.get_one(RolloutDevice, (row.id, device)))
         return [*step.back, *self._send_all(session, row, step.send)]
@@ -250,7 +252,7 @@ def _others_owe(session: Session, member: RolloutDevice) -> bool:
 
 
 def _pause(session: Session, rollout: str) -> timedelta:
-    """None for a small rollout; a second for each thousand devices of a large one, a tenth of which a look takes."""
+    """None for a small rollout; a second for each thousand devices of a large one, a tenth of which one look takes."""
     count = session.exec(select(func.count()).select_from(RolloutDevice).where(RolloutDevice.rollout == rollout)).one()
     return timedelta(milliseconds=count) if count >= MANY else timedelta(0)
 
@@ -259,13 +261,11 @@ def _is_of(update: UpdateReport, member: RolloutDevice) -> bool:
     return update.rollout == member.rollout and update.digest == member.digest
 
 
-def _rollout(session: Session, row: RolloutRow) -> Rollout:
+def _rollout(row: RolloutRow, members: Sequence[RolloutDevice]) -> Rollout:
     return Rollout(
         id=row.id,
         waves=tuple(json.loads(row.waves)),
-        members=tuple(
-            Member(m.device, m.wave, cast(MemberState, m.state), m.reason) for m in _members(session, row.id)
-        ),
+        members=tuple(Member(m.device, m.wave, cast(MemberState, m.state), m.reason) for m in members),
         wave=row.wave,
         wave_started=instant(row.wave_started),
         state=cast(Any, row.state),
@@ -274,11 +274,11 @@ def _rollout(session: Session, row: RolloutRow) -> Rollout:
     )
 
 
-def _save(session: Session, row: RolloutRow, rollout: Rollout) -> None:
+def _save(session: Session, row: RolloutRow, rollout: Rollout, members: Sequence[RolloutDevice]) -> None:
     row.wave, row.wave_started = rollout.wave, show_instant(rollout.wave_started)
     row.state, row.verdict, row.reasons = rollout.state, rollout.verdict, json.dumps(rollout.reasons)
     session.add(row)
-    stored = {m.device: m for m in _members(session, row.id)}
+    stored = {m.device: m for m in members}
     for member in rollout.members:
         known = stored[member.device]
         if (known.state, known.reason) != (member.state, member.reason):

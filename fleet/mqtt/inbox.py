@@ -33,7 +33,7 @@ from fleet.mqtt.transfer import Transfer
 from fleet.reports import judge_report
 from fleet.rollout_service import Owed, Rollouts
 from fleet.store.database import Database
-from fleet.store.tables import Device
+from fleet.store.tables import Device, DeviceStats, LedgerRow
 from fleet.trust.acks import Acks
 from fleet.trust.desired import DesiredStates
 from fleet.trust.identity import LISTENED, open_statement
@@ -69,7 +69,7 @@ class Answer:
 class _Known:
     """Of the devices that speak: their rows, which the session forgets if nobody holds them, and what they owe."""
 
-    rows: Sequence[Device]
+    rows: Sequence[object]
     owed: Mapping[str, Sequence[Owed]]
 
 
@@ -147,9 +147,13 @@ class Inbox:
             with suppress(WireError):  # it is refused where it is taken
                 topic = parse(message.topic)
                 spoken.setdefault(type(topic), set()).add(getattr(topic, "device", ""))
-        everybody = sorted(set().union(*spoken.values()))
-        rows = session.exec(select(Device).where(col(Device.id).in_(everybody))).all()
-        return _Known(rows, self.rollouts.owed(session, sorted(spoken.get(ReportedTopic, ()))))
+        everybody, counting = sorted(set().union(*spoken.values())), sorted(spoken.get(TelemetryTopic, ()))
+        devices_there = session.exec(select(Device).where(col(Device.id).in_(everybody))).all()
+        sums = session.exec(select(DeviceStats).where(col(DeviceStats.device).in_(counting))).all() if counting else ()
+        ledgers = session.exec(select(LedgerRow).where(col(LedgerRow.device).in_(counting))).all() if counting else ()
+        return _Known(
+            (*devices_there, *sums, *ledgers), self.rollouts.owed(session, sorted(spoken.get(ReportedTopic, ())))
+        )
 
     def tick(self) -> None:
         """Devices that the broker remembered as online and that said nothing since are offline; floods are noted."""
