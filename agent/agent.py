@@ -29,6 +29,7 @@ from agent.line.link import MqttLink
 from agent.serving import runtimes
 from agent.serving.api import LocalApi
 from agent.serving.cloud import Cloud
+from agent.serving.doors import TOKEN_FILE, TcpDoor, token_of
 from agent.serving.server import LocalServer
 from agent.settings import AgentSettings
 from agent.store.state import StateFile
@@ -90,7 +91,7 @@ class Agent:
 
         Why it ended. Raises `Unavailable` when the local API did by itself.
         """
-        server = LocalServer(self._api(), self._settings.socket, self._settings.tcp)
+        server = self._server()
         answering = await server.start()
         log.info("answering on %s%s", self._settings.socket, f" and {server.tcp_address}" if server.tcp_address else "")
         beside = [asyncio.create_task(self._close_windows(), name="telemetry windows")]
@@ -160,6 +161,11 @@ class Agent:
         self._core.take(topic, payload)
 
     # --- the local API ------------------------------------------------------------------------------------------
+
+    def _server(self) -> LocalServer:
+        settings = self._settings
+        door = TcpDoor(token_of(settings.state), settings.state / TOKEN_FILE) if settings.tcp else None
+        return LocalServer(self._api(), settings.socket, settings.tcp, door=door, connections=settings.connections)
 
     def _api(self) -> LocalApi:
         cloud = Cloud(
