@@ -23,7 +23,7 @@ import orjson
 from agent.errors import Malformed
 from agent.serving.exchange import Reply
 from agent.serving.service import Answer, Served
-from agent.serving.tensors import read_array, read_texts, write_array, write_texts
+from agent.serving.tensors import array_at, read_array, read_texts, write_array, write_texts
 from wire.pipeline import EMBEDDING, SCORES
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 MOST_TEXTS: Final = 256
 LONGEST_TEXT: Final = 8 * 1024
 """Bytes of one text. The tokenizer's time grows with the square of a text without spaces: 1 MiB of it took 490 s."""
+LAYOUTS: Final = 32
+"""Forms of requests that are remembered of a model."""
 JSON_LENGTH: Final = "inference-header-content-length"
 """Header field of the binary tensor extension: bytes of the JSON that stands before the raw data."""
 EXTENSIONS: Final = ("binary_tensor_data", "statistics", "model_repository")
@@ -52,12 +54,45 @@ class Request:
     examples: tuple[Example, ...]
     outputs: tuple[str, ...]
     binary: frozenset[str] = frozenset()
+    layout: Layout | None = None
+    """Where the arrays stood, when all were raw: the next request of the same JSON is read by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The JSON of a request of raw arrays, read and found to fit the model once. An app in a loop sends the same."""
+
+    arrays: tuple[tuple[str, int, str, tuple[int, ...]], ...]
+    """Name, place behind the JSON, type of numpy and shape of each."""
+    size: int
+    outputs: tuple[str, ...]
+    binary: frozenset[str]
+
+    def request(self, body: bytes, length: int) -> Request:
+        """The request in a body whose JSON, `length` bytes long, is the same."""
+        arrays = {name: array_at(body, length + at, dtype, shape) for name, at, dtype, shape in self.arrays}
+        return Request(None, (arrays,), self.outputs, self.binary)
 
 
 def parse_request(body: bytes, served: Served, json_length: str | None = None) -> Request:
     """`json_length` is what the header field `JSON_LENGTH` says. Raises `Malformed` with what to send instead."""
+    if json_length is None:
+        return _parse(body, len(body), served)
+    length = _length(json_length, len(body))
+    head = body[:length]
+    layout = served.layouts.get(head)
+    if layout is not None and length + layout.size == len(body):
+        return layout.request(body, length)
+    request = _parse(body, length, served)
+    if request.layout is not None:
+        if len(served.layouts) >= LAYOUTS:
+            served.layouts.clear()
+        served.layouts[head] = request.layout
+    return request
+
+
+def _parse(body: bytes, length: int, served: Served) -> Request:
     whole = memoryview(body)
-    length = len(body) if json_length is None else _length(json_length, len(body))
     value = parse_object(whole[:length])
     name = value.get("id")
     if name is not None and not (isinstance(name, str) and 0 < len(name) <= 128):
@@ -68,7 +103,30 @@ def parse_request(body: bytes, served: Served, json_length: str | None = None) -
     raw = _raw(inputs, whole[length:])
     every = _parameters(value, "request").get("binary_data_output") is True
     outputs, binary = _outputs(value.get("outputs"), served.interface.names, every=every)
-    return Request(name, _examples(inputs, raw, served), outputs, binary)
+    examples = _examples(inputs, raw, served)
+    return Request(
+        name, examples, outputs, binary, _layout(examples, inputs, raw, outputs, binary) if not name else None
+    )
+
+
+def _layout(
+    examples: tuple[Example, ...],
+    inputs: Sequence[dict[str, Any]],
+    raw: Sequence[memoryview | None],
+    outputs: tuple[str, ...],
+    binary: frozenset[str],
+) -> Layout | None:
+    arrays = examples[0]
+    if isinstance(arrays, str):
+        return None
+    found, at = [], 0
+    for tensor, data in zip(inputs, raw, strict=True):
+        if data is None:
+            return None
+        values = arrays[tensor["name"]]
+        found.append((tensor["name"], at, values.dtype.name, values.shape))
+        at += len(data)
+    return Layout(tuple(found), at, outputs, binary)
 
 
 def parse_object(body: bytes | memoryview) -> dict[str, Any]:
@@ -84,7 +142,8 @@ def parse_object(body: bytes | memoryview) -> dict[str, Any]:
 
 def answer_reply(answer: Answer, request: Request, request_id: str) -> Reply:
     """The reply to an inference request, with the outputs that it asks for."""
-    tensors = [part for part in _tensors(answer, request) if part[0]["name"] in request.outputs]
+    wanted = request.outputs
+    tensors = [part for part in _tensors(answer, request) if part[0]["name"] in wanted]
     value = {
         "model_name": answer.model,
         "model_version": answer.digest,

@@ -6,13 +6,15 @@ Raw data is little-endian and row-major; an element of BYTES is its length as 4 
 
 from __future__ import annotations
 
+import math
 import struct
+import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, cast
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
 
 from agent.errors import Malformed
 from agent.serving.interface import DATATYPES, TensorInfo
-from wire.pipeline import DataType
 
 if TYPE_CHECKING:
     from wire.processing import Array
@@ -21,6 +23,7 @@ TensorValue = Mapping[str, Any]
 """A tensor of a request as JSON has it."""
 _DTYPES: Final = {datatype: dtype for dtype, datatype in DATATYPES.items()}
 _LENGTH: Final = struct.Struct("<I")
+_LITTLE: Final = sys.byteorder == "little"
 
 
 def read_array(tensor: TensorValue, info: TensorInfo, raw: memoryview | None, where: str) -> Array:
@@ -41,13 +44,20 @@ def _of_bytes(raw: memoryview, shape: list[int], datatype: str, where: str) -> A
     import numpy as np  # noqa: PLC0415  it came with the model, not with the agent
 
     kind = np.dtype(_DTYPES[datatype])
-    try:
-        if kind == np.bool_:
-            return np.asarray(np.frombuffer(raw, np.uint8).reshape(shape) != 0)
-        values: Array = np.frombuffer(raw, kind.newbyteorder("<")).reshape(shape).astype(kind, copy=False)
-    except ValueError as e:
-        raise Malformed(f"{where}: {len(raw)} bytes of binary data do not fill {datatype} {shape}") from e
-    return values
+    if len(raw) != math.prod(shape) * kind.itemsize:
+        raise Malformed(f"{where}: {len(raw)} bytes of binary data do not fill {datatype} {shape}")
+    return array_at(raw, 0, kind.name, tuple(shape))
+
+
+def array_at(data: bytes | memoryview, at: int, dtype: str, shape: tuple[int, ...]) -> Array:
+    """An array of this machine's byte order in the raw bytes from `at` on, which must suffice."""
+    import numpy as np  # noqa: PLC0415  as above
+
+    if dtype == "bool":
+        return np.asarray(np.ndarray(shape, np.uint8, data, at) != 0)
+    values = np.ndarray(shape, dtype if _LITTLE else np.dtype(dtype).newbyteorder("<"), data, at)
+    # A runtime may read whole registers, which not every processor does at any address.
+    return values if _LITTLE and values.flags.aligned else values.astype(dtype)
 
 
 def _of_data(data: object, shape: list[int], datatype: str, where: str) -> Array:
@@ -70,8 +80,16 @@ def _in_range(values: Array, dtype: str) -> bool:
 
     if dtype == "bool" or not values.size:
         return True
+    low, high = _bounds(dtype)
+    return bool(low <= np.minimum.reduce(values, None) and np.maximum.reduce(values, None) <= high)
+
+
+@cache
+def _bounds(dtype: str) -> tuple[Any, Any]:
+    import numpy as np  # noqa: PLC0415  as above
+
     bounds = np.iinfo(dtype) if "int" in dtype else np.finfo(dtype)
-    return bool(bounds.min <= values.min() and values.max() <= bounds.max)
+    return bounds.min, bounds.max
 
 
 def _fits(shape: list[Any], wanted: Sequence[int]) -> bool:
@@ -107,20 +125,27 @@ def _texts_of_bytes(raw: memoryview, where: str) -> list[str]:
     return found
 
 
+@cache
+def _datatypes() -> Mapping[Any, str]:
+    """By numpy's types; their names are slow to make."""
+    import numpy as np  # noqa: PLC0415  as above
+
+    return {np.dtype(dtype): datatype for dtype, datatype in DATATYPES.items()}
+
+
 def write_array(name: str, values: Array, *, binary: bool) -> tuple[dict[str, Any], bytes]:
     """A tensor of an answer, and its raw bytes; none when its data is JSON."""
     import numpy as np  # noqa: PLC0415  as above
 
-    dtype = values.dtype
     tensor: dict[str, Any] = {
         "name": name,
-        "datatype": DATATYPES[cast(DataType, dtype.name)],
-        "shape": list(values.shape),
+        "datatype": _datatypes()[values.dtype],
+        "shape": values.shape,
     }
     if not binary:
         tensor["data"] = np.ascontiguousarray(values).reshape(-1)  # orjson writes it as it is
         return tensor, b""
-    raw = values.astype(dtype.newbyteorder("<"), copy=False).tobytes()
+    raw = (values if _LITTLE else values.astype(values.dtype.newbyteorder("<"))).tobytes()
     tensor["parameters"] = {"binary_data_size": len(raw)}
     return tensor, raw
 
