@@ -10,6 +10,7 @@ import fcntl
 import importlib.metadata
 import logging
 import os
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
@@ -28,6 +29,7 @@ from agent.life.process import Process
 from agent.line.link import MqttLink
 from agent.serving import runtimes
 from agent.serving.api import LocalApi
+from agent.serving.capture import Capture
 from agent.serving.cloud import Cloud
 from agent.serving.doors import TOKEN_FILE, TcpDoor, token_of
 from agent.serving.server import LocalServer
@@ -179,7 +181,15 @@ class Agent:
             online=lambda: self._link.up,
             body_limit=self._settings.body_limit,
             version=version(),
+            capture=self._capture(),
         )
+
+    def _capture(self) -> Capture | None:
+        percent, size = self._settings.capture, self._settings.capture_size
+        if not percent:
+            return None
+        log.warning("data capture is on: %s %% of the requests are kept in memory, see /shoal/capture", percent)
+        return Capture(percent=percent, size=size, chance=random.random)
 
     def status(self) -> dict[str, Any]:
         """What `GET /shoal/status` answers."""

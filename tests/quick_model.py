@@ -15,6 +15,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 from tiny_bundle import TinyBundle, write_bundle
 
+from wire.bundle import Role
 from wire.pipeline import Golden, GoldenCase, Pipeline, TensorSpec
 from wire.processing import Array, to_tensor
 
@@ -50,6 +51,43 @@ def write(layout: Path, version: str, *, name: str = "kitchen") -> TinyBundle:
         version=version,
         name=name,
     )
+
+
+def write_slow(layout: Path, version: str, *, layers: int = 12) -> TinyBundle:
+    """A bundle of tensors whose one call takes some milliseconds: `row` [1, 256] in, `mean` [1, 256] out."""
+    held = {
+        "w": np.random.default_rng(7).normal(0, 1 / 16, (256, 256)).astype(np.float32),
+        "shape": np.array([256, 256], np.int64),
+    }
+    nodes = [_node("Expand", ["row", "shape"], "x0")]
+    for i in range(layers):
+        nodes.append(_node("MatMul", [f"x{i}", "w"], f"y{i}"))
+        nodes.append(_node("Tanh", [f"y{i}"], f"x{i + 1}"))
+    nodes.append(_node("ReduceMean", [f"x{layers}"], "mean", axes=[0], keepdims=1))
+    doors = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 256])] for name in ("row", "mean")]
+    initial = [numpy_helper.from_array(values, name) for name, values in held.items()]
+    made = helper.make_model(
+        helper.make_graph(nodes, "slow", *doors, initial),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    model, rows = bytes(made.SerializeToString(deterministic=True)), np.ones((1, 256), np.float32)
+    row = rows
+    for _ in range(layers):
+        row = np.tanh(row @ held["w"])
+    case = GoldenCase(inputs={"row": to_tensor(rows)}, outputs={"mean": to_tensor(row[0])}, labels=())
+    pipeline = Pipeline(
+        task="tensors",
+        inputs=(TensorSpec(name="row", dtype="float32", shape=(1, 256)),),
+        outputs=(TensorSpec(name="mean", dtype="float32", shape=(1, 256)),),
+        activation="none",
+    )
+    files: list[tuple[Role, str, bytes]] = [
+        ("model", "model.onnx", model),
+        ("pipeline", "pipeline.json", pipeline.to_bytes()),
+        ("golden", "golden.json", Golden(max_abs=1e-3, cases=(case,)).to_bytes()),
+    ]
+    return write_bundle(layout, files, version=version)
 
 
 def frame(seed: int) -> dict[str, Array]:

@@ -4,7 +4,7 @@
     GET  /v2/models/{name}[/versions/{digest}][/ready | /stats]
     POST /v2/models/{name}[/versions/{digest}]/infer      Open Inference Protocol v2 (`agent.serving.oip`)
     POST /shoal/feedback              {"request": id of an answer, "label": its true label, or "score": 0 to 1}
-    GET  /shoal/status  /metrics
+    GET  /shoal/status  /shoal/capture  /metrics
     POST /v1/chat/completions         forwarded to the cloud tier; offline: 503 at once
 
 Texts are never logged.
@@ -21,6 +21,7 @@ from typing import Any, Final
 from agent.errors import AgentError, Malformed, NotFound, Unavailable
 from agent.life.telemetry import WindowMeter
 from agent.serving import metrics, oip
+from agent.serving.capture import Capture
 from agent.serving.cloud import Cloud
 from agent.serving.exchange import Reply, Request
 from agent.serving.refusals import refusal
@@ -47,12 +48,14 @@ class LocalApi:
         online: Callable[[], bool],
         body_limit: int,
         version: str,
+        capture: Capture | None = None,
     ) -> None:
         self._service = service
         self._meter = meter
         self._cloud = cloud
         self._online = online
         self._version = version
+        self._capture = capture
         self._since = time.monotonic()
         self.body_limit = body_limit
         self.statuses: Mapping[int, int] = Counter()
@@ -63,6 +66,7 @@ class LocalApi:
             "/v2/health/live": lambda: {"live": True},
             "/v2/health/ready": self._ready,
             "/v2/models/stats": self._statistics,
+            "/shoal/capture": self._captured,
             "/shoal/status": status,
         }
 
@@ -141,6 +145,8 @@ class LocalApi:
         if len(answer.results) == 1:  # feedback is on one example
             labels = answer.results[0].labels
             self._meter.remember(request_id, answer.model, answer.digest, labels[0] if len(labels) == 1 else None)
+        if self._capture is not None:
+            self._capture.take(answer.model, answer.digest, asked.examples, answer.results)
         return oip.answer_reply(answer, asked, request_id)
 
     def _feedback(self, body: bytes) -> Any:
@@ -165,6 +171,11 @@ class LocalApi:
         if not self._service.names():
             raise Unavailable("no model is installed yet: roll one out to this device")
         return {"ready": True}
+
+    def _captured(self) -> Any:
+        if self._capture is None:
+            raise NotFound("data capture is off on this device: its owner may set 'capture'")
+        return self._capture.shown()
 
     def _models(self) -> list[tuple[str, Served]]:
         return [(name, self._service.answering(name)) for name in self._service.names()]

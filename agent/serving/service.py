@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, Protocol
 
-from agent.errors import Busy, Malformed, NotFound, Unavailable
+from agent.errors import AgentError, Busy, Malformed, NotFound, Unavailable
 from agent.probation import Figures
 from agent.serving.bundles import Bundle, Model
 from agent.serving.interface import Interface
@@ -244,7 +244,8 @@ class Service:
         self.requests["failed"] += 1
         served.tally.failed(time.perf_counter() - started)
         self._meter.failed(name, served.digest)
-        served.note(0.0, str(error) or type(error).__name__)
+        # The fleet hears of it: what an exception that is not ours says might quote the input.
+        served.note(0.0, str(error) if isinstance(error, AgentError) else type(error).__name__)
 
     # --- for the installer ------------------------------------------------------------------------------------
 
