@@ -10,6 +10,7 @@ import fcntl
 import importlib.metadata
 import logging
 import os
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
@@ -28,7 +29,9 @@ from agent.life.process import Process
 from agent.line.link import MqttLink
 from agent.serving import runtimes
 from agent.serving.api import LocalApi
+from agent.serving.capture import Capture
 from agent.serving.cloud import Cloud
+from agent.serving.doors import TOKEN_FILE, TcpDoor, token_of
 from agent.serving.server import LocalServer
 from agent.settings import AgentSettings
 from agent.store.state import StateFile
@@ -90,7 +93,7 @@ class Agent:
 
         Why it ended. Raises `Unavailable` when the local API did by itself.
         """
-        server = LocalServer(self._api(), self._settings.socket, self._settings.tcp)
+        server = self._server()
         answering = await server.start()
         log.info("answering on %s%s", self._settings.socket, f" and {server.tcp_address}" if server.tcp_address else "")
         beside = [asyncio.create_task(self._close_windows(), name="telemetry windows")]
@@ -161,6 +164,11 @@ class Agent:
 
     # --- the local API ------------------------------------------------------------------------------------------
 
+    def _server(self) -> LocalServer:
+        settings = self._settings
+        door = TcpDoor(token_of(settings.state), settings.state / TOKEN_FILE) if settings.tcp else None
+        return LocalServer(self._api(), settings.socket, settings.tcp, door=door, connections=settings.connections)
+
     def _api(self) -> LocalApi:
         cloud = Cloud(
             self._credentials.joined.fleet, self._credentials.tls, self._settings.cloud_timeout, self._clock.now
@@ -173,7 +181,15 @@ class Agent:
             online=lambda: self._link.up,
             body_limit=self._settings.body_limit,
             version=version(),
+            capture=self._capture(),
         )
+
+    def _capture(self) -> Capture | None:
+        percent, size = self._settings.capture, self._settings.capture_size
+        if not percent:
+            return None
+        log.warning("data capture is on: %s %% of the requests are kept in memory, see /shoal/capture", percent)
+        return Capture(percent=percent, size=size, chance=random.random)
 
     def status(self) -> dict[str, Any]:
         """What `GET /shoal/status` answers."""

@@ -31,6 +31,7 @@ from agent.line.reporter import Reporter
 from agent.line.voice import Voice
 from agent.parts import Parts
 from agent.serving.selftest import tests_of
+from agent.serving.service import Bounds
 from agent.settings import AgentSettings
 from agent.status import view
 from agent.store.blobs import FOLDER as BLOBS
@@ -133,7 +134,7 @@ class Core:
             timeout=settings.ack_timeout,
             on_silence=self.life.line.unanswered,
         )
-        self.service = parts.service(self.meter)
+        self.service = parts.service(self.meter, Bounds(settings.model_queue, settings.request_timeout))
         self.outbox = Outbox(
             state, self.voice, self.acks, timeout=settings.ack_timeout, on_silence=self.life.line.unanswered
         )

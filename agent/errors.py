@@ -7,6 +7,7 @@
     ├── Incompatible   sound, and this device cannot run it
     └── Unavailable    the network, the disk or a process did not do its part: try again, or make room
         ├── Expired    this device's own certificate ran out: it is renewed by a signed request
+        ├── Busy       everything that may wait is waiting already
         ├── Damaged    this device's own memory is not what it wrote: what stands beside it is used
         ├── Keyless    the fleet has not sealed a key to this device: a newer desired state brings it
         └── NotEnrolled  nobody enrolled this device, or the fleet wiped it: it takes a kit
@@ -43,6 +44,12 @@ class Unavailable(AgentError):
 
 class Expired(Unavailable):
     """The fleet or its broker says that the certificate of this device ran out."""
+
+
+class Busy(Unavailable):
+    """No room to wait in: come back after `retry_after` seconds."""
+
+    retry_after = 1
 
 
 class Damaged(Unavailable):

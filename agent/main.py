@@ -27,6 +27,7 @@ from agent.identity.credentials import Credentials
 from agent.identity.identity import Identity
 from agent.life.process import Process
 from agent.life.ring import Ring
+from agent.serving.doors import read_token
 from agent.settings import AgentSettings, load
 from agent.store.state import STATE_FILE, StateFile
 from wire.errors import WireError
@@ -70,10 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     running = commands.add_parser("run", help="serve models until stopped")
     running.add_argument("--tcp", metavar="HOST:PORT", help="also answer on a loopback address, e.g. 127.0.0.1:8470")
     asking = commands.add_parser("status", help="how the agent of a state folder is")
+    showing = commands.add_parser("token", help="print the token that a product app shows over TCP")
     commands.add_parser("unit", help="print the systemd unit of an agent")
     for command in (running, asking):
         command.add_argument("--socket", help="Unix socket of the local API; default STATE/agent.sock")
-    for command in (enrolling, running, asking):
+    for command in (enrolling, running, asking, showing):
         command.add_argument("--state", type=Path, required=True, help="folder with all that the agent keeps")
     for command in (enrolling, asking):
         command.add_argument("--json", action="store_true", help="print JSON")
@@ -205,13 +207,18 @@ def _print(as_json: bool, value: Mapping[str, Any], words: str) -> None:
     sys.stdout.write((json.dumps(value) if as_json else words) + "\n")
 
 
+def _token(options: argparse.Namespace, _environment: Mapping[str, str]) -> int:
+    sys.stdout.write(f"{read_token(options.state.absolute())}\n")
+    return 0
+
+
 def _unit(_options: argparse.Namespace, _environment: Mapping[str, str]) -> int:
     unit = importlib.resources.files("firmware_profiles") / "systemd" / "shoal-agent.service"
     sys.stdout.write(unit.read_text())
     return 0
 
 
-_COMMANDS = {"enrol": _enrol, "run": _run, "status": _status, "unit": _unit}
+_COMMANDS = {"enrol": _enrol, "run": _run, "status": _status, "token": _token, "unit": _unit}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from agent.install.installer import Installer
 from agent.life.telemetry import WindowMeter
-from agent.serving.service import Service
+from agent.serving.service import Bounds, Service
 from wire.messages import Health
 
 
@@ -16,5 +16,5 @@ class Parts:
     """Who loads and tests models, who counts what they answer, how the machine is (None: as this one is)."""
 
     installer: Callable[..., Installer] = Installer
-    service: Callable[[WindowMeter], Service] = Service
+    service: Callable[[WindowMeter, Bounds], Service] = Service
     health: Callable[[], Health] | None = None

@@ -134,6 +134,16 @@ class AgentSettings:
     """The Python of each runtime that needs a process and an environment of its own; none by default."""
     body_limit: int = _size("1 MiB", "1 KiB", "64 MiB")
     """Largest request body of the local API."""
+    connections: int = _count("256", "1", "4096")
+    """Connections to the local API at one time."""
+    capture: int = _count("0", "0", "100")
+    """Percent of the requests that are kept, redacted, in the memory of this device; 0: none."""
+    capture_size: int = _size("256 KiB", "1 KiB", "64 MiB")
+    """Room for them; the oldest give way."""
+    model_queue: int = _count("64", "1", "10000")
+    """Requests to one model that run or wait at one time; one more is refused at once."""
+    request_timeout: float = _duration("30 s", "10 ms", "1 h")
+    """Time that a request to a model may wait and run."""
 
 
 def load(state: Path, environment: Mapping[str, str], flags: Mapping[str, str | None]) -> AgentSettings:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -118,6 +119,20 @@ class AgentProcess:
 
     def update(self) -> Any:
         return next(iter(self.status().get("updates", [])), {"phase": "", "reason": ""})
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def tcp_address(self) -> str:
+        """Where it answers over TCP: the port was chosen at its start, and its log names it."""
+        return re.findall(r"answering on \S+ and (\S+)", self.log)[-1]
+
+    def token(self) -> str:
+        told = self.command("token")
+        assert told.returncode == 0, told.stderr
+        return told.stdout.strip()
 
     @property
     def log(self) -> str:

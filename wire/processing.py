@@ -295,6 +295,8 @@ def _array(example: Example, name: str) -> Array:
 def _fit(values: Array, spec: TensorSpec) -> Array:
     """An array in the type and shape of the graph's input. Raises `Malformed` when its shape is another."""
     shaped = values.shape
+    if shaped == spec.shape:
+        return values.astype(spec.dtype, copy=False)
     if len(shaped) != len(spec.shape) or any(
         want not in (-1, got) for want, got in zip(spec.shape, shaped, strict=True)
     ):

@@ -17,6 +17,7 @@ from agent.files import sync_folder, write_private, writing
 from agent.identity.identity import FOLDER
 from agent.identity.slots import BEGUN, NEW, NEXT, OLD, RENEWAL_KEY
 from agent.life.restarts import FILE as LAST_WORDS
+from agent.serving.doors import TOKEN_FILE
 from agent.store.blobs import FOLDER as BLOBS
 from agent.store.database import ASIDE
 from agent.store.database import NEW as NEW_DATABASE
@@ -31,7 +32,7 @@ OURS: Final = (
     *(SPARE, f"{SPARE}.new"),
     *(f"{STATE_FILE}{suffix}{ASIDE}" for suffix in ("-wal", "-shm", "")),
     *(f"{STATE_FILE}{NEW_DATABASE}{suffix}" for suffix in ("", "-wal", "-shm")),
-    *(BLOBS, LAST_WORDS),
+    *(BLOBS, LAST_WORDS, TOKEN_FILE, f"{TOKEN_FILE}.new"),
 )
 """What goes, in this order. Named one by one: a state folder may be anybody's, and hold what is not ours."""
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from agent.errors import NotFound, Unavailable
+from agent.errors import Malformed, NotFound, Unavailable
 from agent.line.voice import Voice
 from agent.store.queue import Queued
 from agent.store.state import StateFile
@@ -90,18 +90,24 @@ class WindowMeter:
 
     def __init__(self) -> None:
         self._window: dict[tuple[str, str], _Tally] = {}
-        self._recent: OrderedDict[str, tuple[str, str, str]] = OrderedDict()
+        self._recent: OrderedDict[str, tuple[str, str, str | None]] = OrderedDict()
 
     def _of(self, model: str, digest: str) -> _Tally:
-        return self._window.setdefault((model, digest), _Tally())
+        tally = self._window.get((model, digest))
+        if tally is None:
+            tally = self._window[model, digest] = _Tally()
+        return tally
 
     def answered(self, model: str, digest: str, latency_ms: float, results: tuple[Result, ...]) -> None:
         """A request got its answer."""
         tally = self._of(model, digest)
         tally.requests += 1
         tally.latencies.append(latency_ms)
-        tally.confidences += [best for r in results if SCORES in r.outputs for best in _best(r.outputs[SCORES])]
-        tally.labels.update(label for r in results for label in r.labels)
+        for result in results:
+            if SCORES in result.outputs:
+                tally.confidences.extend(_best(result.outputs[SCORES]))
+            for label in result.labels:
+                tally.labels[label] += 1
         if len(tally.latencies) + len(tally.confidences) >= FOLD:
             tally.fold()
 
@@ -111,21 +117,29 @@ class WindowMeter:
         tally.requests += 1
         tally.errors += 1
 
-    def remember(self, request: str, model: str, digest: str, label: str) -> None:
-        """An answer on which feedback may come."""
+    def remember(self, request: str, model: str, digest: str, label: str | None) -> None:
+        """An answer on which feedback may come; `label`: None where it has not one."""
         self._recent[request] = (model, digest, label)
         while len(self._recent) > RECENT_ANSWERS:
             self._recent.popitem(last=False)
 
-    def feedback(self, request: str, label: str) -> bool:
-        """The true label of an earlier answer; whether it was right. Raises `NotFound`; once per answer."""
+    def feedback(self, request: str, label: str | None, score: float | None = None) -> bool:
+        """The true label of an earlier answer, or how right it was from 0 to 1; whether it counts as right.
+
+        A score does from 0.5 on. Raises `NotFound`, and `Malformed` for a label of an answer that has not one; once
+        per answer.
+        """
         if request not in self._recent:
             raise NotFound(f"request {request[:80]!r}: not among the last {RECENT_ANSWERS} answers without feedback")
-        model, digest, answered = self._recent.pop(request)
+        model, digest, answered = self._recent[request]
+        if score is None and answered is None:
+            raise Malformed(f"request {request[:80]!r}: its answer has not one label: give a score from 0 to 1")
+        del self._recent[request]
+        correct = score >= 0.5 if score is not None else answered == label
         tally = self._of(model, digest)
         tally.feedback_total += 1
-        tally.feedback_correct += answered == label
-        return answered == label
+        tally.feedback_correct += correct
+        return correct
 
     def close(self) -> tuple[InferenceStats, ...]:
         """What the window held; the next one is empty."""

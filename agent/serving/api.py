@@ -1,41 +1,34 @@
-"""The local API: what a product app on this machine may ask. A plain ASGI application.
+"""The local API: what a product app on this machine may ask.
 
-    GET  /v2  /v2/health/live  /v2/health/ready  /v2/models/{name}  /v2/models/{name}/ready
-    POST /v2/models/{name}/infer      Open Inference Protocol v2 (`agent.serving.oip`)
-    POST /shoal/feedback              {"request": id of an answer, "label": the true label of its first text}
-    GET  /shoal/status
+    GET  /v2  /v2/health/live  /v2/health/ready  /v2/models/stats       POST /v2/repository/index
+    GET  /v2/models/{name}[/versions/{digest}][/ready | /stats]
+    POST /v2/models/{name}[/versions/{digest}]/infer      Open Inference Protocol v2 (`agent.serving.oip`)
+    POST /shoal/feedback              {"request": id of an answer, "label": its true label, or "score": 0 to 1}
+    GET  /shoal/status  /shoal/capture  /metrics
     POST /v1/chat/completions         forwarded to the cloud tier; offline: 503 at once
 
-Only this module knows status codes. Texts are never logged.
+Texts are never logged.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import re
-import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
-from agent.errors import AgentError, Malformed, NotFound, Unavailable, Untrusted
+from agent.errors import AgentError, Malformed, NotFound, Unavailable
 from agent.life.telemetry import WindowMeter
-from agent.serving import oip
+from agent.serving import metrics, oip
+from agent.serving.capture import Capture
 from agent.serving.cloud import Cloud
 from agent.serving.exchange import Reply, Request
-from agent.serving.service import Service
-
-Message = dict[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+from agent.serving.refusals import refusal
+from agent.serving.service import Answer, Served, Service
 
 AGENT_NAME: Final = "shoal-agent"
-_log = logging.getLogger(__name__)
-
-
-class TooLarge(AgentError):
-    """A request body over the limit."""
+Later = Coroutine[Any, Any, Reply]
 
 
 class Offline(Unavailable):
@@ -55,81 +48,156 @@ class LocalApi:
         online: Callable[[], bool],
         body_limit: int,
         version: str,
+        capture: Capture | None = None,
     ) -> None:
         self._service = service
         self._meter = meter
         self._cloud = cloud
-        self._status = status
         self._online = online
-        self._body_limit = body_limit
         self._version = version
+        self._capture = capture
+        self._since = time.monotonic()
+        self.body_limit = body_limit
+        self.statuses: Mapping[int, int] = Counter()
+        """Replies by status code, counted by the server."""
         self._get: dict[str, Callable[[], Any]] = {
-            "/v2": lambda: {"name": AGENT_NAME, "version": self._version, "extensions": []},
+            "/v2": self._server,
+            "/v2/": self._server,
             "/v2/health/live": lambda: {"live": True},
             "/v2/health/ready": self._ready,
+            "/v2/models/stats": self._statistics,
+            "/shoal/capture": self._captured,
             "/shoal/status": status,
         }
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """One request, as ASGI has it."""
-        if scope["type"] != "http":
-            return
+    # --- the seam with the server ---------------------------------------------------------------------------------
+
+    def handle(self, request: Request) -> Reply | Later:
+        """The reply to a request, refusals too; at once where nothing has to be waited for."""
         try:
-            body = await self._body(receive)
+            coming = self._route(request)
         except AgentError as e:
-            await _send(_refusal(scope["path"], e), receive, send)
-            return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        await _send(await self.answer(Request(scope["method"], scope["path"], headers, body)), receive, send)
+            return refusal(request.path, e)
+        return coming if isinstance(coming, Reply) else self._answered(request.path, coming)
 
     async def answer(self, request: Request) -> Reply:
-        """The reply to a request, refusals too."""
-        try:
-            return await self._route(request)
-        except AgentError as e:
-            return _refusal(request.path, e)
+        """The same, always waited for."""
+        coming = self.handle(request)
+        return coming if isinstance(coming, Reply) else await coming
 
-    async def _route(self, request: Request) -> Reply:
+    def refuse(self, path: str, error: AgentError) -> Reply:
+        """The reply that says why not."""
+        return refusal(path, error)
+
+    async def _answered(self, path: str, coming: Later) -> Reply:
+        try:
+            return await coming
+        except AgentError as e:
+            return refusal(path, e)
+
+    # --- routes ---------------------------------------------------------------------------------------------------
+
+    def _route(self, request: Request) -> Reply | Later:
         method, path = request.method, request.path
+        if path.startswith("/v2/models/") and path not in self._get:
+            return self._model(request)
         if method == "GET" and path in self._get:
             return Reply.json(200, self._get[path]())
+        if method == "GET" and path == "/metrics":
+            return Reply(200, metrics.CONTENT_TYPE, self._metrics())
         if method == "POST" and path == "/shoal/feedback":
             return Reply.json(200, self._feedback(request.body))
+        if method == "POST" and path == "/v2/repository/index":
+            return Reply.json(200, self._index())
         if method == "POST" and path == "/v1/chat/completions":
-            return await self._chat(request)
-        match = re.fullmatch(r"/v2/models/([^/]+)(/ready|/infer)?", path)
-        if match and method == ("POST" if match[2] == "/infer" else "GET"):
-            return Reply.json(200, await self._model(match[1], match[2], request.body))
-        raise NotFound(f"{method} {path[:120]}: no such route: see /v2 and /shoal/status")
+            return self._chat(request)
+        raise _no_route(request)
 
-    async def _model(self, name: str, what: str | None, body: bytes) -> Any:
-        if what == "/infer":
-            return await self._infer(name, body)
+    def _model(self, request: Request) -> Reply | Later:
+        _, _, _, name, *rest = request.path.split("/")
+        digest = rest[1] if rest[:1] == ["versions"] and len(rest) > 1 else None
+        what = "/".join(rest if digest is None else rest[2:])
+        if what not in ("", "ready", "stats", "infer") or request.method != ("POST" if what == "infer" else "GET"):
+            raise _no_route(request)
         served = self._service.answering(name)
-        return {"name": name, "ready": True} if what else oip.model_value(name, served)
+        if digest is not None and digest != served.digest:
+            raise NotFound(f"model {name}: version {digest[:80]!r} does not answer here: {served.digest} does")
+        match what:
+            case "infer":
+                return self._infer(name, served, request)
+            case "ready":
+                return Reply.json(200, {"name": name, "ready": True}, served.names)
+            case "stats":
+                return Reply.json(200, {"model_stats": [served.tally.statistics(name, served.digest)]}, served.names)
+            case _:
+                return Reply.json(200, oip.model_value(name, served), served.names)
 
-    async def _infer(self, name: str, body: bytes) -> Any:
-        request = oip.parse_request(body, self._service.answering(name))
-        answer = await self._service.infer(name, request.examples)
-        request_id = request.id or uuid.uuid4().hex
-        labels = answer.results[0].labels
-        if len(labels) == 1:  # feedback names one label
-            self._meter.remember(request_id, name, answer.digest, labels[0])
-        return oip.answer_value(answer, request, request_id)
+    def _infer(self, name: str, served: Served, request: Request) -> Reply | Later:
+        asked = oip.parse_request(request.body, served, request.headers.get(oip.JSON_LENGTH))
+        answer = self._service.at_once(name, asked.examples)
+        return self._infer_later(name, asked) if answer is None else self._reply(answer, asked)
+
+    async def _infer_later(self, name: str, asked: oip.Request) -> Reply:
+        return self._reply(await self._service.infer(name, asked.examples), asked)
+
+    def _reply(self, answer: Answer, asked: oip.Request) -> Reply:
+        request_id = asked.id or os.urandom(16).hex()
+        if len(answer.results) == 1:  # feedback is on one example
+            labels = answer.results[0].labels
+            self._meter.remember(request_id, answer.model, answer.digest, labels[0] if len(labels) == 1 else None)
+        if self._capture is not None:
+            self._capture.take(answer.model, answer.digest, asked.examples, answer.results)
+        return oip.answer_reply(answer, asked, request_id)
 
     def _feedback(self, body: bytes) -> Any:
         value = oip.parse_object(body)
-        request, label = value.get("request"), value.get("label")
-        if not isinstance(request, str) or not isinstance(label, str):
-            raise Malformed('feedback: expected {"request": the id of an answer, "label": the true label}')
-        return {"request": request, "correct": self._meter.feedback(request, label)}
+        request, label, score = value.get("request"), value.get("label"), value.get("score")
+        if not isinstance(request, str) or (label is None) == (score is None):
+            raise Malformed(
+                'feedback: expected {"request": the id of an answer, "label": the true label}, or "score": 0 to 1'
+            )
+        if label is not None and not isinstance(label, str):
+            raise Malformed("feedback: label: expected a text")
+        if score is not None and (type(score) not in (int, float) or not 0 <= score <= 1):
+            raise Malformed("feedback: score: expected a number from 0, wrong, to 1, right")
+        return {"request": request, "correct": self._meter.feedback(request, label, score)}
+
+    # --- what the server is ---------------------------------------------------------------------------------------
+
+    def _server(self) -> Any:
+        return {"name": AGENT_NAME, "version": self._version, "extensions": list(oip.EXTENSIONS)}
 
     def _ready(self) -> Any:
         if not self._service.names():
             raise Unavailable("no model is installed yet: roll one out to this device")
         return {"ready": True}
 
-    # --- cloud tier -------------------------------------------------------------------------------------------
+    def _captured(self) -> Any:
+        if self._capture is None:
+            raise NotFound("data capture is off on this device: its owner may set 'capture'")
+        return self._capture.shown()
+
+    def _models(self) -> list[tuple[str, Served]]:
+        return [(name, self._service.answering(name)) for name in self._service.names()]
+
+    def _statistics(self) -> Any:
+        return {"model_stats": [served.tally.statistics(name, served.digest) for name, served in self._models()]}
+
+    def _index(self) -> Any:
+        return [
+            {"name": name, "version": served.digest, "state": "READY", "reason": ""} for name, served in self._models()
+        ]
+
+    def _metrics(self) -> bytes:
+        return metrics.text(
+            self._models(),
+            statuses=self.statuses,
+            online=self._online(),
+            version=self._version,
+            uptime=time.monotonic() - self._since,
+        )
+
+    # --- cloud tier -----------------------------------------------------------------------------------------------
 
     async def _chat(self, request: Request) -> Reply:
         oip.parse_object(request.body)
@@ -138,61 +206,6 @@ class LocalApi:
         reply = await self._cloud.forward(request.path, request.body)
         return Reply(reply.status, reply.content_type, reply.body)
 
-    async def _body(self, receive: Receive) -> bytes:
-        body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise Malformed("the client left before its request was whole")
-            body += message.get("body", b"")
-            if len(body) > self._body_limit:
-                raise TooLarge(f"request body: over the limit of {self._body_limit} bytes: send fewer texts at once")
-            if not message.get("more_body", False):
-                return bytes(body)
 
-
-async def _send(reply: Reply, receive: Receive, send: Send) -> None:
-    fields = {"content-type": reply.content_type, **reply.headers}
-    headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    if isinstance(reply.body, bytes):
-        await send({"type": "http.response.body", "body": reply.body})
-        return
-    try:
-        await _pass_on(reply.body, receive, send)
-    except Unavailable as e:
-        # The status is out: returning without an end lets the server break the connection, as the cloud did.
-        _log.warning("an answer was cut off: %s", e)
-
-
-async def _pass_on(body: AsyncGenerator[bytes, None], receive: Receive, send: Send) -> None:
-    """Parts of an answer as they come; none are read any more once the client has left."""
-    gone = asyncio.ensure_future(receive())
-    try:
-        async with aclosing(body) as parts:
-            async for data in parts:
-                if gone.done():
-                    return
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
-    finally:
-        gone.cancel()
-
-
-def _refusal(path: str, error: AgentError) -> Reply:
-    """Under /v1 in OpenAI's form, so that its clients understand it."""
-    if not path.startswith("/v1/"):
-        return Reply.json(_status_of(error), {"error": str(error)})
-    kind = type(error).__name__.lower()
-    return Reply.json(_status_of(error), {"error": {"message": str(error), "type": kind, "code": kind, "param": None}})
-
-
-def _status_of(error: AgentError) -> int:
-    by_kind: tuple[tuple[type[AgentError], int], ...] = (
-        (TooLarge, 413),
-        (NotFound, 404),
-        (Malformed, 400),
-        (Unavailable, 503),
-        (Untrusted, 502),
-    )
-    return next((status for kind, status in by_kind if isinstance(error, kind)), 500)
+def _no_route(request: Request) -> NotFound:
+    return NotFound(f"{request.method} {request.path[:120]}: no such route: see /v2 and /shoal/status")

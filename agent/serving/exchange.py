@@ -17,7 +17,7 @@ from typing import Any
 from wire.document import dump_json
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Request:
     """What was asked. `headers` by lower-case name; `body` is whole, and within the limit."""
 
@@ -27,7 +27,7 @@ class Request:
     body: bytes = b""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Reply:
     """What is answered: bytes, or parts as they come."""
 

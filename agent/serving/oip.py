@@ -1,4 +1,4 @@
-"""Open Inference Protocol v2, REST with JSON tensors: the codec. Pure.
+"""Open Inference Protocol v2, REST with JSON tensors and the binary tensor extension: the codec. Pure.
 
 What a model is asked and what it answers, by task (`n` texts, `w` words, `f` frames, `c` classes):
 
@@ -16,13 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
 
 from agent.errors import Malformed
+from agent.serving.exchange import Reply
 from agent.serving.service import Answer, Served
-from wire.document import parse_json
-from wire.errors import WireError
-from wire.pipeline import AUDIO, EMBEDDING, IMAGE, SCORES, DataType, Pipeline
+from agent.serving.tensors import array_at, read_array, read_texts, write_array, write_texts
+from wire.pipeline import EMBEDDING, SCORES
 
 if TYPE_CHECKING:
     from wire.processing import Array, Example, Result
@@ -30,233 +32,271 @@ if TYPE_CHECKING:
 MOST_TEXTS: Final = 256
 LONGEST_TEXT: Final = 8 * 1024
 """Bytes of one text. The tokenizer's time grows with the square of a text without spaces: 1 MiB of it took 490 s."""
-DATATYPES: Final[Mapping[DataType, str]] = {
-    "bool": "BOOL",
-    "uint8": "UINT8",
-    "int8": "INT8",
-    "int16": "INT16",
-    "int32": "INT32",
-    "int64": "INT64",
-    "float16": "FP16",
-    "float32": "FP32",
-    "float64": "FP64",
-}
+LAYOUTS: Final = 32
+"""Forms of requests that are remembered of a model."""
+JSON_LENGTH: Final = "inference-header-content-length"
+"""Header field of the binary tensor extension: bytes of the JSON that stands before the raw data."""
+EXTENSIONS: Final = ("binary_tensor_data", "statistics", "model_repository")
 _FORM: Final = '{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["turn the light on"]}]}'
+_UNKNOWN: Final = ("shared_memory_region", "classification", "sequence_id")
+"""Parameters of extensions that this server lacks: without a word an app would take the answer for another one."""
+Parts = tuple[dict[str, Any], bytes]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Request:
-    """The examples of an inference request, at least one, the caller's id for it, and the outputs it asks for."""
+    """The examples of an inference request, at least one, the caller's id for it, and the outputs it asks for.
+
+    `binary`: those that it wants as raw bytes.
+    """
 
     id: str | None
     examples: tuple[Example, ...]
     outputs: tuple[str, ...]
+    binary: frozenset[str] = frozenset()
+    layout: Layout | None = None
+    """Where the arrays stood, when all were raw: the next request of the same JSON is read by it."""
 
 
-def parse_request(body: bytes, served: Served) -> Request:
-    """Raises `Malformed` with what to send instead."""
-    value = parse_object(body)
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The JSON of a request of raw arrays, read and found to fit the model once. An app in a loop sends the same."""
+
+    arrays: tuple[tuple[str, int, str, tuple[int, ...]], ...]
+    """Name, place behind the JSON, type of numpy and shape of each."""
+    size: int
+    outputs: tuple[str, ...]
+    binary: frozenset[str]
+
+    def request(self, body: bytes, length: int) -> Request:
+        """The request in a body whose JSON, `length` bytes long, is the same."""
+        arrays = {name: array_at(body, length + at, dtype, shape) for name, at, dtype, shape in self.arrays}
+        return Request(None, (arrays,), self.outputs, self.binary)
+
+
+def parse_request(body: bytes, served: Served, json_length: str | None = None) -> Request:
+    """`json_length` is what the header field `JSON_LENGTH` says. Raises `Malformed` with what to send instead."""
+    if json_length is None:
+        return _parse(body, len(body), served)
+    length = _length(json_length, len(body))
+    head = body[:length]
+    layout = served.layouts.get(head)
+    if layout is not None and length + layout.size == len(body):
+        return layout.request(body, length)
+    request = _parse(body, length, served)
+    if request.layout is not None:
+        if len(served.layouts) >= LAYOUTS:
+            served.layouts.clear()
+        served.layouts[head] = request.layout
+    return request
+
+
+def _parse(body: bytes, length: int, served: Served) -> Request:
+    whole = memoryview(body)
+    value = parse_object(whole[:length])
     name = value.get("id")
     if name is not None and not (isinstance(name, str) and 0 < len(name) <= 128):
         raise Malformed("id: expected a text of 1 to 128 characters")
     inputs = value.get("inputs")
     if not isinstance(inputs, list) or not all(isinstance(t, dict) for t in inputs):
         raise Malformed(f"inputs: expected a list of tensors, such as {_FORM}")
-    return Request(name, _examples(inputs, served.pipeline), _outputs(value.get("outputs"), output_names(served)))
+    raw = _raw(inputs, whole[length:])
+    every = _parameters(value, "request").get("binary_data_output") is True
+    outputs, binary = _outputs(value.get("outputs"), served.interface.names, every=every)
+    examples = _examples(inputs, raw, served)
+    return Request(
+        name, examples, outputs, binary, _layout(examples, inputs, raw, outputs, binary) if not name else None
+    )
 
 
-def parse_object(body: bytes) -> dict[str, Any]:
+def _layout(
+    examples: tuple[Example, ...],
+    inputs: Sequence[dict[str, Any]],
+    raw: Sequence[memoryview | None],
+    outputs: tuple[str, ...],
+    binary: frozenset[str],
+) -> Layout | None:
+    arrays = examples[0]
+    if isinstance(arrays, str):
+        return None
+    found, at = [], 0
+    for tensor, data in zip(inputs, raw, strict=True):
+        if data is None:
+            return None
+        values = arrays[tensor["name"]]
+        found.append((tensor["name"], at, values.dtype.name, values.shape))
+        at += len(data)
+    return Layout(tuple(found), at, outputs, binary)
+
+
+def parse_object(body: bytes | memoryview) -> dict[str, Any]:
     """A JSON object. Raises `Malformed`."""
     try:
-        value = parse_json(body, what="request body", limit=len(body))
-    except WireError as e:
-        raise Malformed(str(e)) from e
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as e:
+        raise Malformed(f"request body: not valid JSON: {e}") from e
     if not isinstance(value, dict):
         raise Malformed("request body: expected a JSON object")
     return value
 
 
-def output_names(served: Served) -> tuple[str, ...]:
-    """What a model answers, by name."""
-    return tuple(name for name, _, _ in _answered(served.pipeline, served.labels))
-
-
-def answer_value(answer: Answer, request: Request, request_id: str) -> dict[str, Any]:
-    """The response to an inference request, with the outputs that it asks for."""
-    tensors = _tensors(answer, request)
-    return {
+def answer_reply(answer: Answer, request: Request, request_id: str) -> Reply:
+    """The reply to an inference request, with the outputs that it asks for."""
+    wanted = request.outputs
+    tensors = [part for part in _tensors(answer, request) if part[0]["name"] in wanted]
+    value = {
         "model_name": answer.model,
         "model_version": answer.digest,
         "id": request_id,
-        "outputs": [tensor for tensor in tensors if tensor["name"] in request.outputs],
+        "outputs": [tensor for tensor, _ in tensors],
     }
+    data = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    if not request.binary:
+        return Reply(200, "application/json", data, answer.served.names)
+    headers = {**answer.served.names, JSON_LENGTH: str(len(data))}
+    return Reply(200, "application/octet-stream", b"".join((data, *(raw for _, raw in tensors))), headers)
 
 
 def model_value(name: str, served: Served) -> dict[str, Any]:
     """The metadata of a model; -1 is a dimension of any size."""
-    pipeline = served.pipeline
-    outputs = [{"name": n, "datatype": kind, "shape": shape} for n, kind, shape in _answered(pipeline, served.labels)]
-    inputs = [{"name": n, "datatype": kind, "shape": shape} for n, kind, shape in _asked(pipeline)]
     return {
         "name": name,
         "versions": [served.digest],
         "platform": f"shoal_{served.runtime}",
-        "inputs": inputs,
-        "outputs": outputs,
+        "inputs": [tensor.to_value() for tensor in served.interface.inputs],
+        "outputs": [tensor.to_value() for tensor in served.interface.outputs],
     }
 
 
 # --- inputs ---------------------------------------------------------------------------------------------------
 
 
-def _asked(pipeline: Pipeline) -> list[tuple[str, str, list[int]]]:
-    """Name, datatype and shape of each input of a model."""
-    if pipeline.tokenizer is not None:
-        return [("text", "BYTES", [1 if pipeline.task == "token-classification" else -1])]
-    if pipeline.image is not None:
-        return [(IMAGE, "UINT8", [1, -1, -1, pipeline.image.channels])]
-    if pipeline.audio is not None:
-        return [(AUDIO, "FP32", [1, -1])]
-    # The first axis is the batch: one at a time, see `Model.answer`.
-    return [(t.name, DATATYPES[t.dtype], [1, *t.shape[1:]]) for t in pipeline.inputs]
+def _length(text: str, most: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 12 and int(text) <= most):
+        raise Malformed(
+            f"Inference-Header-Content-Length: {text[:20]!r}, expected the length of the JSON, up to {most}"
+        )
+    return int(text)
 
 
-def _examples(inputs: Sequence[dict[str, Any]], pipeline: Pipeline) -> tuple[Example, ...]:
+def _raw(inputs: Sequence[dict[str, Any]], data: memoryview) -> list[memoryview | None]:
+    """The raw bytes of each input, one after the other; None where the data is JSON."""
+    found: list[memoryview | None] = []
+    at = 0
+    for i, tensor in enumerate(inputs):
+        size = _parameters(tensor, f"inputs[{i}]").get("binary_data_size") if "parameters" in tensor else None
+        if size is None:
+            found.append(None)
+            continue
+        if type(size) is not int or not 0 <= size <= len(data) - at:
+            raise Malformed(f"inputs[{i}]: binary_data_size {size!r:.20}, {len(data) - at} bytes of binary data follow")
+        found.append(data[at : at + size])
+        at += size
+    if at != len(data):
+        raise Malformed(f"{len(data) - at} bytes follow the JSON that belong to no input: see binary_data_size")
+    return found
+
+
+def _parameters(value: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    given = value.get("parameters")
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise Malformed(f"{where}: parameters: expected a JSON object")
+    for name in _UNKNOWN:
+        if given.get(name):
+            raise Malformed(f"{where}: parameter {name}: not supported here: see the extensions in /v2")
+    return given
+
+
+def _examples(
+    inputs: Sequence[dict[str, Any]], raw: Sequence[memoryview | None], served: Served
+) -> tuple[Example, ...]:
+    pipeline, asked = served.pipeline, served.interface.inputs
     if pipeline.tokenizer is not None:
         if len(inputs) != 1:
             raise Malformed(f"inputs: expected one tensor, such as {_FORM}")
-        return _texts(inputs[0], 1 if pipeline.task == "token-classification" else MOST_TEXTS)
-    asked = _asked(pipeline)
-    given = {str(t.get("name")): (i, t) for i, t in enumerate(inputs)}
-    missing = [name for name, _, _ in asked if name not in given]
+        return _texts(inputs[0], raw[0], 1 if pipeline.task == "token-classification" else MOST_TEXTS)
+    places = {str(tensor.get("name")): i for i, tensor in enumerate(inputs)}
+    missing = [info.name for info in asked if info.name not in places]
     if missing or len(inputs) != len(asked):
-        listed = ", ".join(f"{name} {kind} {shape}" for name, kind, shape in asked)
+        listed = ", ".join(f"{info.name} {info.datatype} {list(info.shape)}" for info in asked)
         raise Malformed(f"inputs: expected {listed}; {'missing: ' + ', '.join(missing) if missing else 'one each'}")
-    arrays = {name: _array(given[name][1], kind, shape, f"inputs[{given[name][0]}]") for name, kind, shape in asked}
-    batched = pipeline.image is not None or pipeline.audio is not None
-    return ({name: array[0] if batched else array for name, array in arrays.items()},)
+    arrays = {}
+    for info in asked:
+        i = places[info.name]
+        arrays[info.name] = read_array(inputs[i], info, raw[i], f"inputs[{i}]")
+    if pipeline.image is not None or pipeline.audio is not None:
+        arrays = {name: array[0] for name, array in arrays.items()}
+    return (arrays,)
 
 
-def _array(tensor: dict[str, Any], kind: str, wanted: list[int], where: str) -> Array:
-    """A JSON tensor, flat or nested, as an array. Raises `Malformed`."""
-    import numpy as np  # noqa: PLC0415  it came with the model, not with the agent
-
-    shape = tensor.get("shape")
-    if tensor.get("datatype") != kind:
-        raise Malformed(
-            f"{where}: tensor {tensor['name']} has datatype {tensor.get('datatype')!r:.40}, expected {kind}"
-        )
-    if not isinstance(shape, list) or not _fits(shape, wanted):
-        raise Malformed(f"{where}: shape {str(shape)[:80]}, expected {wanted}, -1 for any size")
-    dtype = next(name for name, datatype in DATATYPES.items() if datatype == kind)
-    try:
-        given = np.asarray(tensor.get("data"))
-        if given.dtype.kind not in ("b" if dtype == "bool" else "iu" if "int" in dtype else "iuf"):
-            raise Malformed(f"{where}.data: expected numbers of datatype {kind}")
-        if not _in_range(given, dtype):
-            raise Malformed(f"{where}.data: a number is out of the range of {kind}")
-        return given.astype(dtype).reshape(shape)
-    except (ValueError, TypeError, OverflowError) as e:
-        raise Malformed(f"{where}.data: does not fit the shape {shape}: {str(e)[:120]}") from e
-
-
-def _in_range(values: Array, dtype: str) -> bool:
-    import numpy as np  # noqa: PLC0415  as above
-
-    if dtype == "bool" or not values.size:
-        return True
-    bounds = np.iinfo(dtype) if "int" in dtype else np.finfo(dtype)
-    return bool(bounds.min <= values.min() and values.max() <= bounds.max)
-
-
-def _fits(shape: list[Any], wanted: list[int]) -> bool:
-    return len(shape) == len(wanted) and all(
-        type(n) is int and n > 0 and want in (-1, n) for n, want in zip(shape, wanted, strict=True)
-    )
-
-
-def _texts(tensor: dict[str, Any], most: int) -> tuple[str, ...]:
+def _texts(tensor: dict[str, Any], raw: memoryview | None, most: int) -> tuple[str, ...]:
     if tensor.get("name") != "text" or tensor.get("datatype") != "BYTES":
         raise Malformed(f"inputs[0]: expected the tensor 'text' of datatype BYTES, such as {_FORM}")
-    texts, shape = tensor.get("data"), tensor.get("shape")
-    if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
-        raise Malformed("inputs[0].data: expected a flat list of texts")
+    texts = read_texts(tensor, raw, "inputs[0]")
     if not 1 <= len(texts) <= most:
         raise Malformed(f"inputs[0].data: {len(texts)} texts, expected 1 to {most}")
-    if shape != [len(texts)] or type(shape[0]) is not int:
-        raise Malformed(f"inputs[0].shape: expected [{len(texts)}], the number of texts in data")
     for i, text in enumerate(texts):
         if len(text.encode()) > LONGEST_TEXT:
             raise Malformed(f"inputs[0].data[{i}]: over {LONGEST_TEXT} bytes: send its beginning, or in parts")
     return tuple(texts)
 
 
-def _outputs(asked: object, there: tuple[str, ...]) -> tuple[str, ...]:
-    """The outputs that a request names; all of them when it names none."""
+def _outputs(asked: object, there: tuple[str, ...], *, every: bool) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The outputs that a request names, all of them when it names none, and those of them that it wants as raw bytes.
+
+    `every`: all that do not say otherwise.
+    """
     if asked is None or asked == []:
-        return there
+        return there, frozenset(there) if every else frozenset()
     if not isinstance(asked, list) or not all(isinstance(o, dict) and o.get("name") in there for o in asked):
         raise Malformed(f'outputs: expected a list such as [{{"name": "{there[0]}"}}], of {", ".join(there)}')
-    return tuple(output["name"] for output in asked)
+    binary = [o["name"] for o in asked if _parameters(o, f"output {o['name']}").get("binary_data", every) is True]
+    return tuple(o["name"] for o in asked), frozenset(binary)
 
 
 # --- outputs --------------------------------------------------------------------------------------------------
 
 
-def _answered(pipeline: Pipeline, labels: Sequence[str]) -> list[tuple[str, str, list[int]]]:
-    """Name, datatype and shape of each output of a model."""
-    first = pipeline.outputs[0]
-    if pipeline.task == "sentence-embedding":
-        return [(EMBEDDING, "FP32", [-1, first.shape[-1]])]
-    if labels:
-        kind = DATATYPES[first.dtype] if pipeline.activation == "none" else "FP32"
-        labelled = [("label", "BYTES", [-1]), ("score", kind, [-1]), (SCORES, kind, [-1, len(labels)])]
-        return [("words", "BYTES", [-1]), *labelled] if pipeline.task == "token-classification" else labelled
-    rows = -1 if pipeline.task == "audio-frames" else 1
-    given = (first,) if pipeline.task == "audio-frames" else pipeline.outputs
-    return [(t.name, DATATYPES[t.dtype], [rows, *t.shape[1:]]) for t in given]
-
-
-def _tensors(answer: Answer, request: Request) -> list[dict[str, Any]]:
-    """Every output of the model."""
-    task = answer.served.pipeline.task
+def _tensors(answer: Answer, request: Request) -> list[Parts]:
+    """Every output of the model, with its raw bytes where they are wanted."""
+    task, binary = answer.served.pipeline.task, request.binary
     if task == "sentence-embedding":
-        return [_stacked(EMBEDDING, [r.outputs[EMBEDDING] for r in answer.results])]
+        return [_array(EMBEDDING, _stacked(answer.results, EMBEDDING), binary)]
     (first, *_), (example, *_) = answer.results, request.examples
     if task == "token-classification":
         assert isinstance(example, str)
         # The first words of the text, as many as were answered: see `Processor.words`.
         words = example.split()[: len(first.labels)]
-        return [_bytes("words", words), *_labelled(first.outputs[SCORES], first.labels)]
+        return [_bytes("words", words, binary), *_labelled(first.outputs[SCORES], first.labels, binary)]
     if not answer.served.labels:
         plain = task == "audio-frames"  # its first axis are the frames; elsewhere the batch axis of 1 comes back
-        return [_tensor(name, values if plain else values[None]) for name, values in first.outputs.items()]
+        return [_array(name, values if plain else values[None], binary) for name, values in first.outputs.items()]
     if task == "audio-frames":
-        return _labelled(first.outputs[SCORES], first.labels)
-    return _labelled(_rows(answer.results), [label for r in answer.results for label in r.labels])
+        return _labelled(first.outputs[SCORES], first.labels, binary)
+    labels = [label for result in answer.results for label in result.labels]
+    return _labelled(_stacked(answer.results, SCORES), labels, binary)
 
 
-def _rows(results: Sequence[Result]) -> Array:
-    import numpy as np  # noqa: PLC0415  as above
-
-    return np.stack([r.outputs[SCORES] for r in results])
-
-
-def _labelled(scores: Array, labels: Sequence[str]) -> list[dict[str, Any]]:
+def _labelled(scores: Array, labels: Sequence[str], binary: frozenset[str]) -> list[Parts]:
     """Label, best score and all scores of each row `[rows, classes]`."""
-    return [_bytes("label", labels), _tensor("score", scores.max(axis=-1)), _tensor(SCORES, scores)]
+    return [
+        _bytes("label", labels, binary),
+        _array("score", scores.max(axis=-1), binary),
+        _array(SCORES, scores, binary),
+    ]
 
 
-def _stacked(name: str, rows: Sequence[Array]) -> dict[str, Any]:
+def _stacked(results: Sequence[Result], name: str) -> Array:
     import numpy as np  # noqa: PLC0415  as above
 
-    return _tensor(name, np.stack(rows))
+    return np.stack([result.outputs[name] for result in results])
 
 
-def _bytes(name: str, values: Sequence[str]) -> dict[str, Any]:
-    return {"name": name, "datatype": "BYTES", "shape": [len(values)], "data": list(values)}
+def _array(name: str, values: Array, binary: frozenset[str]) -> Parts:
+    return write_array(name, values, binary=name in binary)
 
 
-def _tensor(name: str, values: Array) -> dict[str, Any]:
-    kind = DATATYPES[cast(DataType, str(values.dtype))]
-    return {"name": name, "datatype": kind, "shape": list(values.shape), "data": values.reshape(-1).tolist()}
+def _bytes(name: str, values: Sequence[str], binary: frozenset[str]) -> Parts:
+    return write_texts(name, values, binary=name in binary)

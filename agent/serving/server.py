@@ -1,85 +1,96 @@
-"""The sockets of the local API: a Unix socket, and loopback TCP when asked. Never anything else."""
+"""The sockets of the local API: a Unix socket, and loopback TCP when asked. Never anything else.
+
+server = LocalServer(api, settings.socket, settings.tcp, door=TcpDoor(token))
+task = await server.start()       # ends with the server
+await server.stop(task)
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import socket
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-import uvicorn
-
 from agent.errors import Unavailable
 from agent.serving.api import LocalApi
+from agent.serving.http1 import Connection, Door, Hub
 
 MODE: Final = 0o660
 """Owner and group of the socket may ask; with systemd the group is that of the product app."""
-GRACE: Final = 5
+GRACE: Final = 5.0
 """Seconds that requests in flight get at the end."""
+SWEEP: Final = 1.0
+"""Seconds between two looks for clients that are silent."""
+BACKLOG: Final = 128
+"""Connections that the kernel holds until they are taken."""
 
 
 class LocalServer:
-    """The API behind its sockets. Raises `Unavailable` for an address that cannot be had."""
+    """The API behind its sockets. Raises `Unavailable` for an address that cannot be had.
 
-    def __init__(self, api: LocalApi, path: Path, tcp: str | None) -> None:
+    `door` says who may come in over TCP; who may open the Unix socket, its permissions say.
+    """
+
+    def __init__(
+        self, api: LocalApi, path: Path, tcp: str | None, *, door: Door | None = None, connections: int = 256
+    ) -> None:
         self._path = path
-        self._sockets = [_unix_socket(path)]
+        self._unix = _unix_socket(path)
+        self._tcp: socket.socket | None = None
         if tcp is not None:
             try:
-                self._sockets.append(_tcp_socket(tcp))
+                self._tcp = _tcp_socket(tcp)
             except Unavailable:
-                self._sockets[0].close()
+                self._unix.close()
                 raise
-        config = uvicorn.Config(
-            api,
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            access_log=False,
-            log_config=None,
-            log_level="warning",
-            server_header=False,
-            timeout_graceful_shutdown=GRACE,
-        )
-        self._server = _Server(config)
+        self._door = door
+        self._hub = Hub(api, body=api.body_limit, most=connections)
+        api.statuses = self._hub.statuses
+        self._servers: list[asyncio.Server] = []
+        self._stopping = asyncio.Event()
 
     @property
     def tcp_address(self) -> str | None:
         """Host and port of the TCP socket, with the port that was chosen."""
-        return "{}:{}".format(*self._sockets[1].getsockname()[:2]) if len(self._sockets) > 1 else None
+        return None if self._tcp is None else "{}:{}".format(*self._tcp.getsockname()[:2])
 
     async def start(self) -> asyncio.Task[None]:
         """Answer from here on; the task ends with the server."""
-        task = asyncio.create_task(self._server.serve(sockets=self._sockets), name="local API")
-        ready = asyncio.create_task(self._server.ready.wait())
-        await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED)
-        ready.cancel()
-        return task
+        loop = asyncio.get_running_loop()
+        self._servers = [
+            await loop.create_unix_server(lambda: Connection(self._hub, None, loop), sock=self._unix, backlog=BACKLOG)
+        ]
+        if self._tcp is not None:
+            self._servers.append(
+                await loop.create_server(
+                    lambda: Connection(self._hub, self._door, loop), sock=self._tcp, backlog=BACKLOG
+                )
+            )
+        return asyncio.create_task(self._serve(), name="local API")
 
     async def stop(self, task: asyncio.Task[None]) -> None:
         """Let requests in flight finish, then close."""
-        self._server.should_exit = True
+        self._stopping.set()
         await task
         self._path.unlink(missing_ok=True)
 
-
-class _Server(uvicorn.Server):
-    """uvicorn that says when it is ready, and leaves signals to the agent."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.ready = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.ready.set()
-
-    @contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        while not self._stopping.is_set():
+            self._hub.sweep(loop.time())
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), SWEEP)
+        for server in self._servers:
+            server.close()
+        self._hub.close()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._hub.empty.wait(), GRACE)
+        for connection in list(self._hub.connections):
+            connection.abort()
+        await asyncio.sleep(0)  # their transports close on the next turn of the loop
 
 
 def _unix_socket(path: Path) -> socket.socket:

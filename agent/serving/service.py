@@ -3,24 +3,40 @@
 service.place("kitchen", served)          # the active model, at start
 service.try_out("kitchen", candidate)     # answers from now on; the active one stays loaded
 service.commit("kitchen") | service.roll_back("kitchen")
+
+A model whose p99 is under a millisecond answers on the thread of the loop, where nothing has to be handed over; any
+other, and any input larger than those that were timed, has the model's one worker thread. What waits is bounded.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
+import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, Protocol
 
-from agent.errors import Malformed, NotFound, Unavailable
+from agent.errors import AgentError, Busy, Malformed, NotFound, Unavailable
 from agent.probation import Figures
 from agent.serving.bundles import Bundle, Model
+from agent.serving.interface import Interface
+from agent.serving.tally import Tally
+from agent.settings import WORKERS
 
 if TYPE_CHECKING:
+    from agent.serving.oip import Layout
     from wire.processing import Example, Result
+
+
+INLINE_MS: Final = 1.0
+"""A model whose p99 is below may run on the loop's thread."""
+TIMED: Final = 100
+"""Answers that the p99 is taken of, fewer when `TIMING` seconds are over before."""
+TIMING: Final = 0.1
 
 
 class Meter(Protocol):
@@ -31,6 +47,14 @@ class Meter(Protocol):
 
     def failed(self, model: str, digest: str) -> None:
         """A request got none, by the model's fault."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What one model takes on: requests that run or wait at one time, and seconds that one of them may take."""
+
+    queue: int = 64
+    seconds: float = 30.0
 
 
 @dataclass(frozen=True)
@@ -59,8 +83,20 @@ class Served:
         self.on_outcome: Callable[[str | None], None] | None = None
         """Hears of every request while the model is on probation, after it is counted: None, or what went wrong."""
         self.figures = Figures()
+        self.tally = Tally()
+        self.names: Mapping[str, str] = {
+            "shoal-model-version": bundle.manifest.version,
+            "shoal-model-digest": bundle.digest,
+        }
+        """Header fields of every answer of this model."""
+        self.layouts: dict[bytes, Layout] = {}
+        """Forms of requests that were read before: `agent.serving.oip`."""
+        self.in_hand = 0
+        """Requests that wait for the worker thread, or that it runs."""
+        self._largest = 0
         self._model = model
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"model-{bundle.manifest.name}")
+        self._counting = threading.Lock()
 
     @classmethod
     def load(cls, bundle: Bundle, workers: Mapping[str, str]) -> Served:
@@ -69,18 +105,46 @@ class Served:
 
         model = Model.load(bundle, workers)
         try:
-            model.answer(example_of(bundle.golden.cases[0]))
+            examples = [example_of(case) for case in bundle.golden.cases]
+            model.answer(examples[0])
+            # A runtime in a process of its own can hang, and the loop with it.
+            quick = bundle.manifest.runtime not in WORKERS and _p99_ms(model, examples) < INLINE_MS
         except BaseException:  # whatever it is, no worker process stays behind
             model.close()
             raise
-        return cls(bundle, model)
+        served = cls(bundle, model)
+        if quick:
+            served._largest = max(map(_size, examples))
+        return served
+
+    @cached_property
+    def interface(self) -> Interface:
+        """What it is asked and answers at the door."""
+        return Interface.of(self.pipeline, self.labels)
+
+    def is_quick(self, examples: tuple[Example, ...]) -> bool:
+        """Whether `answer_here` may be asked: the model is quick, free, and the input no larger than those timed."""
+        return self._largest > 0 and not self.in_hand and len(examples) == 1 and _size(examples[0]) <= self._largest
+
+    def answer_here(self, examples: tuple[Example, ...]) -> tuple[Result, ...]:
+        """On this thread. Raises as `Model.answer`."""
+        return tuple([self._model.answer(example) for example in examples])
 
     async def answer(self, examples: tuple[Example, ...]) -> tuple[Result, ...]:
-        """In the worker thread. Raises as `Model.answer`."""
-        return await asyncio.get_running_loop().run_in_executor(self._worker, self._answer, examples)
+        """In the worker thread. Raises as `Model.answer`. Cancelled before its turn, it is never run."""
+        with self._counting:
+            self.in_hand += 1
+        job = self._worker.submit(self._answer, examples, time.perf_counter())
+        job.add_done_callback(self._done)
+        return await asyncio.wrap_future(job)
 
-    def _answer(self, examples: tuple[Example, ...]) -> tuple[Result, ...]:
-        return tuple(self._model.answer(example) for example in examples)
+    def _answer(self, examples: tuple[Example, ...], since: float) -> tuple[Result, ...]:
+        self.tally.queued += time.perf_counter() - since
+        return self.answer_here(examples)
+
+    def _done(self, _job: Future[tuple[Result, ...]]) -> None:
+        with self._counting:
+            self.in_hand -= 1
 
     def note(self, latency_ms: float, fault: str | None = None) -> None:
         """Count a request; `fault` is what went wrong, by the model's fault."""
@@ -107,8 +171,9 @@ class _Standing:
 class Service:
     """Models by name. Everything but `infer` is called by the installer alone."""
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self, meter: Meter, bounds: Bounds = Bounds()) -> None:
         self._meter = meter
+        self._bounds = bounds
         self._standing: dict[str, _Standing] = {}
         self.requests = {"answered": 0, "failed": 0}
 
@@ -126,24 +191,61 @@ class Service:
             raise Unavailable("no model is installed yet: roll one out to this device")
         raise NotFound(f"model {name[:80]!r}: not on this device, there are: {', '.join(self.names())}")
 
-    async def infer(self, name: str, examples: tuple[Example, ...]) -> Answer:
-        """Answer one request of at least one example. Raises as `answering` and `Model.answer` do."""
+    def at_once(self, name: str, examples: tuple[Example, ...]) -> Answer | None:
+        """Answer one request if nothing has to be waited for; None: await `infer`. Raises as that does."""
         served = self.answering(name)
+        if not served.is_quick(examples):
+            return None
         started = time.perf_counter()
         try:
-            results = await served.answer(examples)
-        except Malformed:
-            raise  # the caller's fault, and nothing against the model
-        except Exception as e:  # whatever it is, it counts against the model, and goes on to the caller
-            self.requests["failed"] += 1
-            self._meter.failed(name, served.digest)
-            served.note(0.0, str(e) or type(e).__name__)
+            results = served.answer_here(examples)
+        except Exception as e:  # whatever it is, it counts, and goes on to the caller
+            self._failed(name, served, started, e)
             raise
-        latency = (time.perf_counter() - started) * 1000
+        return self._answered(name, served, started, results)
+
+    async def infer(self, name: str, examples: tuple[Example, ...]) -> Answer:
+        """Answer one request of at least one example. Raises as `answering` and `Model.answer` do, and `Busy`.
+
+        A request that is cancelled, or over its time, before its turn comes is never run.
+        """
+        served = self.answering(name)
+        if served.in_hand >= self._bounds.queue:
+            served.tally.outcomes["busy"] += 1
+            raise Busy(f"model {name}: {served.in_hand} requests wait already: ask again in {Busy.retry_after} s")
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(self._bounds.seconds):
+                results = await served.answer(examples)
+        except TimeoutError as e:
+            served.tally.outcomes["late"] += 1
+            raise Busy(f"model {name}: no answer within {self._bounds.seconds:g} s: ask again later, or less") from e
+        except asyncio.CancelledError:
+            served.tally.outcomes["left"] += 1
+            raise
+        except Exception as e:  # as above
+            self._failed(name, served, started, e)
+            raise
+        return self._answered(name, served, started, results)
+
+    def _answered(self, name: str, served: Served, started: float, results: tuple[Result, ...]) -> Answer:
+        seconds = time.perf_counter() - started
         self.requests["answered"] += 1
-        self._meter.answered(name, served.digest, latency, results)
-        served.note(latency)
+        served.tally.answered(seconds, len(results))
+        self._meter.answered(name, served.digest, seconds * 1000, results)
+        served.note(seconds * 1000)
         return Answer(name, served, results)
+
+    def _failed(self, name: str, served: Served, started: float, error: Exception) -> None:
+        """Count it against the model, unless it is the caller's fault."""
+        if isinstance(error, Malformed):
+            served.tally.outcomes["malformed"] += 1
+            return
+        self.requests["failed"] += 1
+        served.tally.failed(time.perf_counter() - started)
+        self._meter.failed(name, served.digest)
+        # The fleet hears of it: what an exception that is not ours says might quote the input.
+        served.note(0.0, str(error) if isinstance(error, AgentError) else type(error).__name__)
 
     # --- for the installer ------------------------------------------------------------------------------------
 
@@ -190,6 +292,24 @@ class Service:
         """At the end of the agent."""
         for name in self.names():
             self.remove(name)
+
+
+def _p99_ms(model: Model, examples: Sequence[Example]) -> float:
+    """Of the golden inputs in turn, by nearest rank: time of this thread, which a busy machine does not lengthen."""
+    times: list[float] = []
+    until = time.perf_counter() + TIMING
+    while len(times) < TIMED and time.perf_counter() < until:
+        started = time.thread_time()
+        model.answer(examples[len(times) % len(examples)])
+        times.append((time.thread_time() - started) * 1000)
+    return sorted(times)[(99 * len(times) + 99) // 100 - 1]
+
+
+def _size(example: Example) -> int:
+    """Bytes of an input."""
+    if isinstance(example, str):
+        return len(example.encode())
+    return sum([array.nbytes for array in example.values()])
 
 
 def _trim() -> None:

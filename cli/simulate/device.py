@@ -32,7 +32,7 @@ from agent.identity.tls import Https
 from agent.install import ranges
 from agent.life.telemetry import WindowMeter
 from agent.parts import Parts
-from agent.serving.service import Service
+from agent.serving.service import Bounds, Service
 from agent.settings import load
 from agent.store.blobs import FOLDER as BLOBS
 from agent.store.database import Opened
@@ -230,8 +230,8 @@ class SimulatedDevice:
                 self.link.hang_up("an authority is not believed any more")
 
     def _parts(self) -> Parts:
-        def served(meter: WindowMeter) -> Service:
-            return Service(DrawnMeter(meter))
+        def served(meter: WindowMeter, bounds: Bounds) -> Service:
+            return Service(DrawnMeter(meter), bounds)
 
         return Parts(installer=partial(SimulatedInstaller, self.behaviour), service=served, health=self._health)
 

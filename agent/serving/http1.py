@@ -1,0 +1,387 @@
+"""HTTP/1.1 on one connection, parsed by httptools: requests in, replies out, in order.
+
+Guarantees: a body over the limit is refused before it is read; one request of a connection is answered at a time, and
+what a client sends ahead waits in its own buffers; an answer that takes time is cancelled when the client leaves, and
+the parts of a stream are asked for only as fast as the client reads. A client that ends its side has left.
+
+`Hub` is what the connections of one server share; it knows nothing of sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import logging
+import math
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, cast
+from urllib.parse import unquote
+
+import httptools
+
+from agent.errors import AgentError, Unavailable
+from agent.serving.exchange import Reply, Request
+from agent.serving.refusals import BadRequest, Busy, HeadTooLarge, TooLarge, TooSlow
+
+HEAD: Final = 32 * 1024
+"""Bytes of a request line with its header fields."""
+HEAD_WITHIN: Final = 10.0
+"""Seconds for them from their first byte."""
+SILENCE: Final = 30.0
+"""Seconds that a body may pause, or a client may leave a reply unread."""
+IDLE: Final = 75.0
+"""Seconds that a connection may wait for its next request."""
+LINGER: Final = 2.0
+"""Seconds in which a client whose body is not wanted may read why: closing at once would take the reply from it."""
+LINGERING: Final = 64
+"""Connections over the limit that are told so; one more is cut."""
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_STATUS: Final = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: " for status in http.HTTPStatus
+}
+_log = logging.getLogger(__name__)
+
+Door = Callable[[Mapping[str, str]], AgentError | None]
+"""Who may come in, by the header fields: why not, or None."""
+
+
+class Routes(Protocol):
+    """What answers. `handle` replies at once where nothing has to be waited for, and raises nothing of the agent's."""
+
+    def handle(self, request: Request) -> Reply | Coroutine[Any, Any, Reply]:
+        """The reply to a request, refusals too."""
+
+    def refuse(self, path: str, error: AgentError) -> Reply:
+        """The reply that says why not."""
+
+
+@dataclass(eq=False)
+class Hub:
+    """What connections share. `body`: largest body in bytes; `most`: connections at one time."""
+
+    routes: Routes
+    body: int
+    most: int
+    connections: set[Connection] = field(default_factory=set)
+    statuses: Counter[int] = field(default_factory=Counter)
+    """Replies by status code."""
+    closing: bool = False
+    empty: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the last connection ends while it is closing."""
+
+    def sweep(self, now: float) -> None:
+        """End what has been silent for too long; call it every second."""
+        for connection in [c for c in self.connections if c.deadline < now]:
+            connection.expire()
+
+    def close(self) -> None:
+        """Take no more requests; those under way are still answered."""
+        self.closing = True
+        for connection in list(self.connections):
+            connection.finish()
+        self._look()
+
+    def left(self, connection: Connection) -> None:
+        """A connection has ended."""
+        self.connections.discard(connection)
+        self._look()
+
+    def _look(self) -> None:
+        if self.closing and not self.connections:
+            self.empty.set()
+
+
+@dataclass
+class _Asked:
+    """A request that waits for its reply, and how that must look."""
+
+    request: Request
+    keep: bool
+    chunked: bool
+    bodiless: bool
+
+
+@dataclass
+class _Refused:
+    """What is answered in the place of a reply, as the last thing on the connection."""
+
+    path: str
+    error: AgentError
+
+
+class Connection(asyncio.Protocol):
+    """One client. `deadline`: moment on the loop's clock at which it has been silent for too long."""
+
+    __slots__ = (
+        *("_body", "_complete", "_deaf", "_door", "_drained", "_fields", "_head", "_hub", "_in_head", "_last", "_loop"),
+        *("_parser", "_received", "_receiving", "_task", "_transport", "_url", "_waiting", "deadline"),
+    )
+
+    def __init__(self, hub: Hub, door: Door | None, loop: asyncio.AbstractEventLoop) -> None:
+        self._hub = hub
+        self._door = door
+        self._loop = loop
+        self._parser = httptools.HttpRequestParser(self)
+        self._waiting: deque[_Asked | _Refused] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._transport: asyncio.Transport
+        self._deaf = self._last = self._in_head = self._receiving = False
+        self._head = self._received = self._complete = 0
+        self._url, self._fields, self._body = b"", dict[str, str](), list[bytes]()
+        self.deadline = math.inf
+
+    # --- what the loop says ---------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client is here."""
+        self._transport = cast(asyncio.Transport, transport)
+        hub = self._hub
+        if len(hub.connections) >= hub.most + LINGERING:
+            self._transport.abort()
+        if len(hub.connections) >= hub.most:
+            self._refuse(Busy(f"{hub.most} connections are open: close some, or raise the setting 'connections'"))
+        hub.connections.add(self)
+        self.deadline = self._loop.time() + IDLE
+        self._serve()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse it, and answer what is whole."""
+        if self._deaf:
+            return
+        complete = self._complete
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._deaf = True  # the request is answered as it is, and nothing after it is read
+        except httptools.HttpParserError as e:
+            if not self._last:
+                self._refuse(BadRequest(f"not HTTP/1.1: {e}"))
+        if self._in_head and complete == self._complete:
+            self._head += len(data)
+            if self._head > HEAD:
+                self._refuse(HeadTooLarge(f"request line and header fields: over {HEAD} bytes"))
+        if self._receiving and not self._in_head and self._task is None:
+            self.deadline = self._loop.time() + SILENCE
+        self._serve()
+
+    def eof_received(self) -> bool:
+        """The client sends no more: it has left."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """Nobody waits for an answer any more."""
+        self._hub.left(self)
+        self._waiting.clear()
+        self._deaf = True
+        if self._task is not None:
+            self._task.cancel()
+        if self._drained is not None and not self._drained.done():
+            self._drained.cancel()
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than it is answered."""
+        self._drained = self._loop.create_future()
+        self.deadline = self._loop.time() + SILENCE
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        drained, self._drained = self._drained, None
+        if drained is not None and not drained.done():
+            drained.set_result(None)
+        self.deadline = math.inf if self._task is not None else self._loop.time() + IDLE
+        self._serve()
+
+    # --- what the parser says -------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._url, self._fields, self._body = b"", {}, []
+        self._in_head = self._receiving = True
+        self._head = self._received = 0
+        if self._task is None:
+            self.deadline = self._loop.time() + HEAD_WITHIN
+
+    def on_url(self, url: bytes) -> None:
+        """A part of its target."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field of it."""
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        self._fields[key] = f"{self._fields[key]}, {text}" if key in self._fields else text
+
+    def on_headers_complete(self) -> None:
+        """Whether the rest of it is wanted."""
+        self._in_head = False
+        error = self._door(self._fields) if self._door is not None else None
+        length = int(self._fields.get("content-length", 0))
+        if error is not None:
+            self._refuse(error)
+        elif length > self._hub.body:
+            self._refuse(self._too_large())
+        elif self._fields.get("expect", "").lower() == "100-continue" and self._task is None and not self._waiting:
+            self._transport.write(CONTINUE)
+
+    def on_body(self, data: bytes) -> None:
+        """A part of its body."""
+        if self._deaf:
+            return
+        self._received += len(data)
+        if self._received > self._hub.body:
+            self._refuse(self._too_large())
+        else:
+            self._body.append(data)
+
+    def on_message_complete(self) -> None:
+        """It is whole."""
+        if self._deaf:
+            return
+        self._complete += 1
+        self._receiving = False
+        version, method = self._parser.get_http_version(), self._parser.get_method().decode("latin-1")
+        keep = self._parser.should_keep_alive() and version == "1.1" and not self._parser.should_upgrade()
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        request = Request("GET" if method == "HEAD" else method, _path(self._url), self._fields, body)
+        self._waiting.append(_Asked(request, keep, version == "1.1", method == "HEAD"))
+        self._body, self._last = [], not keep
+
+    # --- answering ------------------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        """Begin on the next request, unless one is under way or the client does not read."""
+        if self._task is not None or self._drained is not None or not self._waiting:
+            return
+        asked = self._waiting.popleft()
+        if self._waiting:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+        if isinstance(asked, _Refused):
+            self._send_last(self._hub.routes.refuse(asked.path, asked.error))
+            return
+        try:
+            coming = self._hub.routes.handle(asked.request)
+        except Exception as e:  # noqa: BLE001  a bug in one route must not end the connection without a word
+            coming = self._broken(asked.request, e)
+        if isinstance(coming, Reply) and isinstance(coming.body, bytes):
+            self._send(coming, coming.body, asked)
+            self._next(asked)
+        else:
+            self.deadline = math.inf  # from here the time limit of the request counts
+            self._task = self._loop.create_task(self._later(coming, asked))
+
+    async def _later(self, coming: Reply | Coroutine[Any, Any, Reply], asked: _Asked) -> None:
+        try:
+            reply = coming if isinstance(coming, Reply) else await coming
+        except Exception as e:  # noqa: BLE001  as above
+            reply = self._broken(asked.request, e)
+        whole = True
+        if isinstance(reply.body, bytes):
+            self._send(reply, reply.body, asked)
+        else:
+            whole = await self._stream(reply, asked)
+        self._task = None
+        if whole:
+            self._next(asked)
+        else:
+            self._transport.close()
+
+    async def _stream(self, reply: Reply, asked: _Asked) -> bool:
+        """Send the parts as they come; whether all came. The client can tell when not: the body has no end."""
+        assert not isinstance(reply.body, bytes)
+        self._write_head(reply, "transfer-encoding: chunked\r\n" if asked.chunked else "", asked.keep)
+        try:
+            async with aclosing(reply.body) as parts:
+                async for data in parts:
+                    if asked.bodiless:
+                        break
+                    if data:
+                        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if asked.chunked else data)
+                    if self._drained is not None:
+                        await self._drained
+        except Unavailable as e:
+            _log.warning("%s: the answer was cut off: %s", asked.request.path[:120], e)
+            return False
+        except Exception as e:  # noqa: BLE001  as above
+            self._broken(asked.request, e)
+            return False
+        if asked.chunked and not asked.bodiless:
+            self._transport.write(b"0\r\n\r\n")
+        return True
+
+    def _send(self, reply: Reply, body: bytes, asked: _Asked) -> None:
+        self._write_head(reply, f"content-length: {len(body)}\r\n", asked.keep, b"" if asked.bodiless else body)
+
+    def _write_head(self, reply: Reply, framing: str, keep: bool, body: bytes = b"") -> None:
+        """The head, and the body if it is here, in one write."""
+        self._hub.statuses[reply.status] += 1
+        lines = [_STATUS[reply.status], reply.content_type, "\r\n", framing]
+        lines += [f"{name}: {value}\r\n" for name, value in reply.headers.items()]
+        lines.append("\r\n" if keep and not self._hub.closing else "connection: close\r\n\r\n")
+        self._transport.write("".join(lines).encode("latin-1") + body)
+
+    def _next(self, asked: _Asked) -> None:
+        """Wait for the next request, or end."""
+        if not asked.keep or self._hub.closing:
+            self._transport.close()
+        elif self._waiting:
+            self._loop.call_soon(self._serve)  # not here: the others come first
+        elif self._drained is None:
+            self.deadline = self._loop.time() + (HEAD_WITHIN if self._receiving else IDLE)
+
+    def _broken(self, request: Request, error: Exception) -> Reply:
+        """Nothing of the input is logged, so neither is the message of an exception that may quote it."""
+        where = "".join(traceback.format_tb(error.__traceback__))
+        _log.error("%s %s failed: %s\n%s", request.method, request.path[:120], type(error).__name__, where)
+        return self._hub.routes.refuse(request.path, AgentError("the agent failed at this request: its log says where"))
+
+    # --- refusing and ending --------------------------------------------------------------------------------------
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"request body: over the limit of {self._hub.body} bytes: send less at once")
+
+    def _refuse(self, error: AgentError) -> None:
+        """Answer with it after what is under way, and read nothing more."""
+        if not self._deaf:
+            self._deaf = True
+            self._waiting.append(_Refused(_path(self._url), error))
+
+    def _send_last(self, reply: Reply) -> None:
+        body = cast(bytes, reply.body)
+        self._write_head(reply, f"content-length: {len(body)}\r\n", keep=False, body=body)
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self.deadline = self._loop.time() + LINGER
+
+    def expire(self) -> None:
+        """It was silent for too long."""
+        if self._deaf or self._drained is not None or not self._receiving:
+            self._transport.abort()
+            return
+        self._refuse(TooSlow(f"the request did not come within {HEAD_WITHIN:.0f} s, or paused for {SILENCE:.0f} s"))
+        self._serve()
+
+    def finish(self) -> None:
+        """Answer what is under way and end; at once where there is nothing."""
+        if self._task is None and not self._waiting and not self._receiving:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """End, whatever is under way."""
+        self._transport.abort()
+
+
+def _path(url: bytes) -> str:
+    """The path of a request target, decoded; of an absolute one too."""
+    if not url.startswith(b"/"):
+        try:
+            url = httptools.parse_url(url).path or b"/"
+        except httptools.HttpParserInvalidURLError:
+            return url.decode("latin-1")
+    path = url.partition(b"?")[0].decode("latin-1")
+    return unquote(path, errors="replace") if "%" in path else path

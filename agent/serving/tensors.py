@@ -1,0 +1,161 @@
+"""Tensors of the Open Inference Protocol: JSON data, and the raw bytes of its binary tensor extension. Pure.
+
+Raw data is little-endian and row-major; an element of BYTES is its length as 4 little-endian bytes, and then itself
+(https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md).
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+
+from agent.errors import Malformed
+from agent.serving.interface import DATATYPES, TensorInfo
+
+if TYPE_CHECKING:
+    from wire.processing import Array
+
+TensorValue = Mapping[str, Any]
+"""A tensor of a request as JSON has it."""
+_DTYPES: Final = {datatype: dtype for dtype, datatype in DATATYPES.items()}
+_LENGTH: Final = struct.Struct("<I")
+_LITTLE: Final = sys.byteorder == "little"
+
+
+def read_array(tensor: TensorValue, info: TensorInfo, raw: memoryview | None, where: str) -> Array:
+    """A tensor of numbers, of JSON data (flat or nested) or of raw bytes. Raises `Malformed`."""
+    shape = tensor.get("shape")
+    if tensor.get("datatype") != info.datatype:
+        raise Malformed(
+            f"{where}: tensor {info.name} has datatype {tensor.get('datatype')!r:.40}, expected {info.datatype}"
+        )
+    if not isinstance(shape, list) or not _fits(shape, info.shape):
+        raise Malformed(f"{where}: shape {str(shape)[:80]}, expected {list(info.shape)}, -1 for any size")
+    if raw is not None:
+        return _of_bytes(raw, shape, info.datatype, where)
+    return _of_data(tensor.get("data"), shape, info.datatype, where)
+
+
+def _of_bytes(raw: memoryview, shape: list[int], datatype: str, where: str) -> Array:
+    import numpy as np  # noqa: PLC0415  it came with the model, not with the agent
+
+    kind = np.dtype(_DTYPES[datatype])
+    if len(raw) != math.prod(shape) * kind.itemsize:
+        raise Malformed(f"{where}: {len(raw)} bytes of binary data do not fill {datatype} {shape}")
+    return array_at(raw, 0, kind.name, tuple(shape))
+
+
+def array_at(data: bytes | memoryview, at: int, dtype: str, shape: tuple[int, ...]) -> Array:
+    """An array of this machine's byte order in the raw bytes from `at` on, which must suffice."""
+    import numpy as np  # noqa: PLC0415  as above
+
+    if dtype == "bool":
+        return np.asarray(np.ndarray(shape, np.uint8, data, at) != 0)
+    values = np.ndarray(shape, dtype if _LITTLE else np.dtype(dtype).newbyteorder("<"), data, at)
+    # A runtime may read whole registers, which not every processor does at any address.
+    return values if _LITTLE and values.flags.aligned else values.astype(dtype)
+
+
+def _of_data(data: object, shape: list[int], datatype: str, where: str) -> Array:
+    import numpy as np  # noqa: PLC0415  as above
+
+    dtype = _DTYPES[datatype]
+    try:
+        given = np.asarray(data)
+        if given.dtype.kind not in ("b" if dtype == "bool" else "iu" if "int" in dtype else "iuf"):
+            raise Malformed(f"{where}.data: expected numbers of datatype {datatype}")
+        if not _in_range(given, dtype):
+            raise Malformed(f"{where}.data: a number is out of the range of {datatype}")
+        return given.astype(dtype).reshape(shape)
+    except (ValueError, TypeError, OverflowError) as e:
+        raise Malformed(f"{where}.data: does not fit the shape {shape}: expected {datatype}, flat or nested") from e
+
+
+def _in_range(values: Array, dtype: str) -> bool:
+    import numpy as np  # noqa: PLC0415  as above
+
+    if dtype == "bool" or not values.size:
+        return True
+    low, high = _bounds(dtype)
+    return bool(low <= np.minimum.reduce(values, None) and np.maximum.reduce(values, None) <= high)
+
+
+@cache
+def _bounds(dtype: str) -> tuple[Any, Any]:
+    import numpy as np  # noqa: PLC0415  as above
+
+    bounds = np.iinfo(dtype) if "int" in dtype else np.finfo(dtype)
+    return bounds.min, bounds.max
+
+
+def _fits(shape: list[Any], wanted: Sequence[int]) -> bool:
+    return len(shape) == len(wanted) and all(
+        type(n) is int and n > 0 and want in (-1, n) for n, want in zip(shape, wanted, strict=True)
+    )
+
+
+def read_texts(tensor: TensorValue, raw: memoryview | None, where: str) -> list[str]:
+    """The elements of a tensor of datatype BYTES `[n]`. Raises `Malformed` when they are no texts, or not n."""
+    texts = tensor.get("data") if raw is None else _texts_of_bytes(raw, where)
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise Malformed(f"{where}.data: expected a flat list of texts")
+    shape = tensor.get("shape")
+    if shape != [len(texts)] or type(shape[0]) is not int:
+        raise Malformed(f"{where}.shape: expected [{len(texts)}], the number of texts in data")
+    return texts
+
+
+def _texts_of_bytes(raw: memoryview, where: str) -> list[str]:
+    found, at = [], 0
+    try:
+        while at < len(raw):
+            (length,) = _LENGTH.unpack_from(raw, at)
+            at += _LENGTH.size + length
+            if at > len(raw):
+                raise Malformed(f"{where}: binary data ends within an element of BYTES")
+            found.append(str(raw[at - length : at], "utf-8"))
+    except struct.error as e:
+        raise Malformed(f"{where}: binary data ends within the length of an element of BYTES") from e
+    except UnicodeDecodeError as e:
+        raise Malformed(f"{where}: element {len(found)} of binary data is not UTF-8") from e
+    return found
+
+
+@cache
+def _datatypes() -> Mapping[Any, str]:
+    """By numpy's types; their names are slow to make."""
+    import numpy as np  # noqa: PLC0415  as above
+
+    return {np.dtype(dtype): datatype for dtype, datatype in DATATYPES.items()}
+
+
+def write_array(name: str, values: Array, *, binary: bool) -> tuple[dict[str, Any], bytes]:
+    """A tensor of an answer, and its raw bytes; none when its data is JSON."""
+    import numpy as np  # noqa: PLC0415  as above
+
+    tensor: dict[str, Any] = {
+        "name": name,
+        "datatype": _datatypes()[values.dtype],
+        "shape": values.shape,
+    }
+    if not binary:
+        tensor["data"] = np.ascontiguousarray(values).reshape(-1)  # orjson writes it as it is
+        return tensor, b""
+    raw = (values if _LITTLE else values.astype(values.dtype.newbyteorder("<"))).tobytes()
+    tensor["parameters"] = {"binary_data_size": len(raw)}
+    return tensor, raw
+
+
+def write_texts(name: str, texts: Sequence[str], *, binary: bool) -> tuple[dict[str, Any], bytes]:
+    """The same of datatype BYTES."""
+    tensor: dict[str, Any] = {"name": name, "datatype": "BYTES", "shape": [len(texts)]}
+    if not binary:
+        tensor["data"] = list(texts)
+        return tensor, b""
+    raw = b"".join(_LENGTH.pack(len(data)) + data for data in (text.encode() for text in texts))
+    tensor["parameters"] = {"binary_data_size": len(raw)}
+    return tensor, raw
