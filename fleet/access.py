@@ -20,15 +20,19 @@ _OPERATE: Final = frozenset({"devices.enrol", "devices.revoke", "devices.command
 _PUBLISH: Final = frozenset({"releases.publish"})
 # Whoever judges what others did has to see it; operators and release-managers are those it tells of.
 _AUDIT: Final = frozenset({"audit.read"})
+# What everybody asked and what it cost, without the texts.
+_WATCH: Final = frozenset({"gateway.read"})
 _MANAGE: Final = frozenset({"authorities.manage", "people.manage"})
 
 ROLES: Final[Mapping[str, frozenset[str]]] = {
     "viewer": _READ,
-    "operator": _READ | _OPERATE,
+    "operator": _READ | _OPERATE | _WATCH,
     "release-manager": _READ | _PUBLISH,
-    "approver": _READ | _AUDIT,
+    "approver": _READ | _AUDIT | _WATCH,
     # Everything that this server decides. Signing a model takes an offline key, which no role has.
-    "admin": _READ | _OPERATE | _PUBLISH | _AUDIT | _MANAGE,
+    "admin": _READ | _OPERATE | _PUBLISH | _AUDIT | _WATCH | _MANAGE,
+    # A key of the cloud tier: it opens nothing else.
+    "gateway": frozenset({"gateway.use"}),
 }
 PERMISSIONS: Final = frozenset().union(*ROLES.values())
 

@@ -19,6 +19,9 @@ from fleet.builds.runner import Runner
 from fleet.commands import Commands
 from fleet.deltas import Deltas
 from fleet.errors import Malformed, Unavailable
+from fleet.gateway import config as gateway_config
+from fleet.gateway.gateway import Gateway
+from fleet.gateway.store import GatewayStore
 from fleet.measuring import Measuring
 from fleet.mqtt.broker import Broker
 from fleet.mqtt.inbox import Inbox
@@ -51,7 +54,6 @@ from fleet.trust.orders import OrderSigner
 from fleet.trust.renewal import Renewals
 from fleet.trust.repository import Repository
 from fleet.trust.revocation import Revocations
-from fleet.upstream import Upstream
 from wire.errors import WireError
 from wire.topics import FLEET_CLIENT
 
@@ -155,7 +157,7 @@ def _assemble(
         inbox=inbox,
         transfer=transfer,
         ranges=Ranges(chunks),
-        upstream=Upstream(settings.upstream, settings.upstream_key_file, settings.upstream_timeout),
+        gateway=Gateway(gateway_config.load(settings), GatewayStore(database, _clock), serial, _clock),
         people=People(database, _clock, timedelta(seconds=settings.session_lifetime)),
         audit=audit,
         builds=builds,

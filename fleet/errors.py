@@ -3,7 +3,9 @@
     FleetError
     ├── Malformed          a request or setting is not what it must be: the sender's fault
     │   ├── TooLarge       over a limit that a setting names
-    │   └── TooMany        sound, and faster than this sender may ask: `retry_after` says when to try again
+    │   ├── TooMany        sound, and faster than this sender may ask: `retry_after` says when to try again
+    │   │   └── OverBudget of the gateway: a rate, or a budget of tokens or money
+    │   └── Blocked        a text that a filter of the gateway does not let through
     ├── Untrusted          well formed, but not signed, listed or known as it must be
     │   ├── Unauthorized   no credential, or a wrong one
     │   └── Forbidden      a good credential, and not for this
@@ -14,7 +16,8 @@
     └── Unavailable        the machine, a port, the broker or an upstream: try again after mending it
         ├── StorageFull    no room left on the disk
         ├── UpstreamDown   the cloud tier cannot be reached or broke off
-        └── UpstreamSlow   the cloud tier did not answer in time
+        ├── UpstreamSlow   the cloud tier did not answer in time
+        └── UpstreamShut   the cloud tier failed lately and is left alone: `retry_after` says until when
 
 Each message says what happened, to which path, digest, device or setting, and what to do. The errors of `wire` pass
 through; only the HTTP layer turns either into a status.
@@ -42,6 +45,14 @@ class TooMany(Malformed):
         super().__init__(message)
         self.retry_after = retry_after
         """Seconds until there is room again."""
+
+
+class OverBudget(TooMany):
+    """A budget or a rate of the gateway has no room for this request."""
+
+
+class Blocked(Malformed):
+    """A filter of the gateway does not let this text through."""
 
 
 class Untrusted(FleetError):
@@ -86,3 +97,12 @@ class UpstreamDown(Unavailable):
 
 class UpstreamSlow(Unavailable):
     """The cloud tier did not answer in time."""
+
+
+class UpstreamShut(Unavailable):
+    """Every upstream for a request failed lately and is left alone for a while."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        """Seconds until one is tried again."""

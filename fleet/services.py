@@ -16,6 +16,7 @@ from fleet.builds.queue import Queue
 from fleet.builds.runner import Runner
 from fleet.commands import Commands
 from fleet.deltas import Deltas
+from fleet.gateway.gateway import Gateway
 from fleet.measuring import Measuring
 from fleet.mqtt.broker import Broker
 from fleet.mqtt.inbox import Inbox
@@ -37,7 +38,6 @@ from fleet.trust.keys import OnlineKeys
 from fleet.trust.renewal import Renewals
 from fleet.trust.repository import Repository
 from fleet.trust.revocation import Revocations
-from fleet.upstream import Upstream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Services:
     inbox: Inbox
     transfer: Transfer
     ranges: Ranges
-    upstream: Upstream
+    gateway: Gateway
     people: People
     audit: Audit
     builds: Queue

@@ -74,6 +74,7 @@ async def serve(settings: FleetSettings, *, announce: Callable[[Running], None],
         await stack.enter_async_context(_housekeeping(services))
         await stack.enter_async_context(services.compilers.running())
         await stack.enter_async_context(services.delta_maker.running())
+        await stack.enter_async_context(services.gateway.running())
         await stack.enter_async_context(_https(services, bound))
         RunFile(bound.getsockname()[1], services.broker.address.port, os.getpid()).save(settings.data)
         addresses = services.enrolment.kits.addresses
@@ -211,7 +212,6 @@ async def _https(services: Services, bound: socket.socket) -> AsyncIterator[None
     finally:
         server.should_exit = True
         await task
-        await services.upstream.close()
 
 
 async def _until_started(server: uvicorn.Server, task: asyncio.Task[None]) -> None:

@@ -23,7 +23,7 @@ from fleet.api import builds as api_builds
 from fleet.api import commands as api_commands
 from fleet.api import datasets as api_datasets
 from fleet.api import devices as api_devices
-from fleet.api import est, gateway
+from fleet.api import est, gateway, gateway_admin
 from fleet.api import measure as api_measure
 from fleet.api import people as api_people
 from fleet.api import releases as api_releases
@@ -32,33 +32,17 @@ from fleet.api import status as api_status
 from fleet.api.auth import authorize, visit_of
 from fleet.api.gate import Gate
 from fleet.api.limits import Door
+from fleet.api.statuses import STATUS, status_of
 from fleet.services import Services
 from wire import errors as wire_errors
 
 _log = logging.getLogger(__name__)
 
-STATUS: Mapping[type[Exception], tuple[int, str]] = {
-    errors.Malformed: (400, "malformed"),
-    errors.TooLarge: (413, "too-large"),
-    errors.TooMany: (429, "too-many"),
-    errors.Untrusted: (422, "untrusted"),
-    errors.Unauthorized: (401, "unauthorized"),
-    errors.Forbidden: (403, "forbidden"),
-    errors.Incompatible: (422, "incompatible"),
-    errors.NotFound: (404, "not-found"),
-    errors.Conflict: (409, "conflict"),
-    errors.Unavailable: (503, "unavailable"),
-    errors.StorageFull: (507, "unavailable"),
-    errors.UpstreamDown: (502, "unavailable"),
-    errors.UpstreamSlow: (504, "unavailable"),
-    wire_errors.Malformed: (400, "malformed"),
-    wire_errors.Untrusted: (422, "untrusted"),
-    wire_errors.Incompatible: (422, "incompatible"),
-}
 ROUTERS = tuple(
     m.router
     for m in (
-        *(api_status, est, gateway, api_devices, api_batches, api_commands),
+        # The gateway comes first: each router before it costs every request of it some microseconds.
+        *(gateway, gateway_admin, api_status, est, api_devices, api_batches, api_commands),
         *(api_authorities, api_releases, api_rollouts, api_people, api_audit),
         *(api_datasets, api_builds, api_measure, api_blobs),
     )
@@ -125,9 +109,9 @@ def create_app(services: Services) -> FastAPI:
 
 
 def _answer(error: Exception) -> JSONResponse:
-    status, code = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    status, code = status_of(error)
     headers = {"WWW-Authenticate": 'Basic realm="shoal", Bearer'} if status == 401 else {}
-    if isinstance(error, errors.TooMany):
+    if isinstance(error, errors.TooMany | errors.UpstreamShut):
         headers["Retry-After"] = str(math.ceil(error.retry_after))
     return _json(status, code, str(error), headers)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -17,6 +18,7 @@ from fastapi import Request
 from starlette.requests import HTTPConnection
 
 from fleet.access import Caller
+from fleet.api.known import Known
 from fleet.api.policy import Rule
 from fleet.errors import FleetError, Forbidden, Unauthorized
 from fleet.services import Services, services_of
@@ -73,8 +75,27 @@ async def authorize(request: Request) -> None:
         raise Forbidden(f"{request.method} {route}: no row of the policy names this route, so nobody may call it")
 
 
-async def authenticate(request: Request, rule: Rule) -> Caller:
+async def authenticate(request: Request, rule: Rule, known: Known) -> Caller:
     """Who asks, for a route that is not public. Raises `Unauthorized` or `Forbidden`."""
+    credential = _credential(request, rule) if rule.remembered else ""
+    if credential and (found := known.get(credential, time.monotonic())):
+        return found
+    generation = known.generation
+    caller = await _look_up(request, rule)
+    if credential:
+        known.put(credential, caller, time.monotonic(), generation)
+    return caller
+
+
+def _credential(request: Request, rule: Rule) -> str:
+    """What is shown: exactly what `_look_up` goes by."""
+    authorization = request.headers.get("authorization", "")
+    if rule.device and not (rule.permission and authorization):
+        return peer_certificate(request) or ""
+    return authorization
+
+
+async def _look_up(request: Request, rule: Rule) -> Caller:
     pem = peer_certificate(request)
     if rule.device and pem is not None and not (rule.permission and "authorization" in request.headers):
         services = services_of(request)
@@ -118,4 +139,5 @@ def _device_caller(services: Services, pem: str, rule: Rule) -> Caller:
     with services.database.transaction() as session:
         if rule.adopts:
             adopt(session, services.authority, load_certificate(pem.encode()), services.clock())
-        return Caller(f"device:{device_of(session, pem).id}", frozenset({DEVICE_ROLE}))
+        device = device_of(session, pem)
+        return Caller(f"device:{device.id}", frozenset({DEVICE_ROLE}), frozenset({device.group}))

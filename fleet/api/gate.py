@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fleet.api.auth import Visit, authenticate, check_permission
+from fleet.api.known import Known
 from fleet.api.policy import rule_of
 from fleet.audit import Deed
 from fleet.errors import FleetError
@@ -35,6 +36,7 @@ class Gate:
 
     def __init__(self, app: ASGIApp, *, services: Services, answer: Answer) -> None:
         self._app, self._services, self._answer = app, services, answer
+        self._known = Known()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application."""
@@ -43,7 +45,7 @@ class Gate:
             return
         request, visit = Request(scope), Visit()
         scope.setdefault("state", {})["visit"] = visit
-        record = _Recorded(self._services, request, visit, send, self._answer)
+        record = _Recorded(self._services, request, visit, send, self._answer, self._known)
         try:
             await self._admit(request, visit)
         except FleetError as e:
@@ -62,16 +64,18 @@ class Gate:
             return  # the router has nothing there, or the lock on the route itself refuses
         visit.template, visit.rule = found
         if not visit.rule.public:
-            visit.caller = await authenticate(request, visit.rule)
+            visit.caller = await authenticate(request, visit.rule, self._known)
             check_permission(visit.caller, visit.rule)
 
 
 class _Recorded:
     """A response whose first message waits until the audit log holds what was done."""
 
-    def __init__(self, services: Services, request: Request, visit: Visit, send: Send, answer: Answer) -> None:
+    def __init__(
+        self, services: Services, request: Request, visit: Visit, send: Send, answer: Answer, known: Known
+    ) -> None:
         self._services, self._request, self._visit = services, request, visit
-        self._send, self._answer = send, answer
+        self._send, self._answer, self._known = send, answer, known
         self._status = 0
         self._replaced = False
 
@@ -81,6 +85,7 @@ class _Recorded:
             return
         if message["type"] == "http.response.start":
             self._status = message["status"]
+            self._forget()
             if not await self._record(str(self._status)):
                 return
         await self._send(message)
@@ -88,7 +93,14 @@ class _Recorded:
     async def end(self) -> None:
         """A request that changes something and was never answered, because it failed or its sender left, counts too."""
         if not self._status:
+            self._forget()
             await self._record("no answer")
+
+    def _forget(self) -> None:
+        """Whatever may have changed who somebody is counts before anybody hears of it."""
+        rule = self._visit.rule
+        if self._request.method not in READING and not (rule is not None and rule.remembered):
+            self._known.forget()
 
     async def _record(self, outcome: str) -> bool:
         """Whether the response may go out."""

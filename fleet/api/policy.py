@@ -28,6 +28,8 @@ class Rule:
     device: bool = False
     adopts: bool = False
     """Whether a device gets in with a certificate that a restored fleet has forgotten, too (`fleet.trust.adoption`)."""
+    remembered: bool = False
+    """Whether who asks is looked up at most once in `fleet.api.known.FOR` seconds."""
     audited: bool = True
     """Whether a call that changes something has an entry of its own in the audit log; a refused one always counts."""
 
@@ -42,7 +44,7 @@ ANYONE: Final = Rule(anyone=True)
 RENEWAL: Final = Rule(device=True, adopts=True)
 CHUNKS: Final = Rule(device=True, audited=False)
 # It changes nothing here, and a device calls it as often as it likes: an entry each would fill the disk.
-GATEWAY: Final = Rule(permission="gateway.use", device=True, audited=False)
+GATEWAY: Final = Rule(permission="gateway.use", device=True, remembered=True, audited=False)
 
 POLICY: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/healthz"): PUBLIC,
@@ -122,16 +124,28 @@ POLICY: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/api/v1/audit/newest"): may("audit.read"),
     # gateway
     ("POST", "/v1/chat/completions"): GATEWAY,
+    ("POST", "/v1/completions"): GATEWAY,
+    ("POST", "/v1/embeddings"): GATEWAY,
     ("GET", "/v1/models"): GATEWAY,
+    ("GET", "/api/v1/gateway/routes"): may("gateway.read"),
+    ("GET", "/api/v1/gateway/usage"): may("gateway.read"),
+    ("GET", "/api/v1/gateway/requests"): may("gateway.read"),
+    ("GET", "/api/v1/gateway/metrics"): may("gateway.read"),
+    ("GET", "/api/v1/gateway/keys"): may("people.manage"),
+    ("POST", "/api/v1/gateway/keys"): may("people.manage"),
+    ("POST", "/api/v1/gateway/keys/{key}/limits"): may("people.manage"),
 }
 
 _PATTERNS: Final[tuple[tuple[str, re.Pattern[str], str], ...]] = tuple(
-    (method, compile_path(template)[0], template) for method, template in POLICY
+    (method, compile_path(template)[0], template) for method, template in POLICY if "{" in template
 )
 
 
 def rule_of(method: str, path: str) -> tuple[str, Rule] | None:
     """The template that a request matches, and its rule; None when there is none."""
+    rule = POLICY.get((method, path)) if "{" not in path else None
+    if rule is not None:
+        return path, rule
     for known, pattern, template in _PATTERNS:
         if method == known and pattern.match(path):
             return template, POLICY[method, template]

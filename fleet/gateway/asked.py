@@ -1,0 +1,163 @@
+"""A request as it came: what it asks of which model, and every text in it. Pure.
+
+asked = read("/chat/completions", body)
+for place in asked.texts: place.set(redact(place.get()))
+data = asked.body_for(target)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fleet.errors import Malformed
+from fleet.gateway.pricing import PART, estimate
+
+CHAT: Final = "/chat/completions"
+COMPLETIONS: Final = "/completions"
+EMBEDDINGS: Final = "/embeddings"
+_CONTENT: Final = {CHAT: "messages", COMPLETIONS: "prompt", EMBEDDINGS: "input"}
+_MOST_PARTS: Final = 100_000
+"""Values in a body: to read millions of them takes seconds, in which the fleet would answer nobody."""
+_DEEPEST: Final = 100
+_NO_TEXT: Final = frozenset({"role", "type", "model", "id", "tool_call_id", "encoding_format"})
+"""Keys of words that the interface itself knows, when they are short."""
+_MEDIA: Final = frozenset({"image_url", "input_audio", "file"})
+_PER_MESSAGE: Final = 4
+"""Tokens that a chat template puts around a message."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a text stands: a key of an object, or an index of a list."""
+
+    holder: Any
+    key: str | int
+
+    def get(self) -> str:
+        """The text."""
+        return str(self.holder[self.key])
+
+    def set(self, text: str) -> None:
+        """Put another text there."""
+        self.holder[self.key] = text
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request that makes sense. `value` is its JSON, the request's own to change."""
+
+    path: str
+    model: str
+    value: dict[str, Any]
+    texts: tuple[Place, ...]
+    prompt: int
+    """Tokens, estimated."""
+    output: int | None
+    """Tokens of the longest answer that it asks for; None when it does not say."""
+    choices: int
+    stream: bool
+    wants_usage: bool
+
+    def most_output(self, unsaid: int) -> int:
+        """Tokens that may come back, when one answer that says no number has `unsaid` at most."""
+        return 0 if self.path == EMBEDDINGS else self.choices * (self.output if self.output is not None else unsaid)
+
+    def body_for(self, model: str, kind: str, unsaid: int, *, usage: bool) -> bytes:
+        """What an upstream is sent: the model as it is called there, a longest answer, and a wish for its usage."""
+        value = {**self.value, "model": model or self.model}
+        if self.output is None and self.path != EMBEDDINGS:
+            chat = kind == "openai" and self.path == CHAT
+            value["max_completion_tokens" if chat else "max_tokens"] = unsaid
+        if self.stream and usage and not self.wants_usage:
+            value["stream_options"] = {**(value.get("stream_options") or {}), "include_usage": True}
+        return json.dumps(value, separators=(",", ":")).encode("utf-8", "surrogatepass")
+
+
+def read(path: str, body: bytes) -> Asked:
+    """Raises `Malformed` for what is no request of this kind."""
+    value = _object(path, body)
+    model = value.get("model")
+    if not isinstance(model, str) or not 0 < len(model) <= 200:
+        raise Malformed(f"{path}: model: expected the name of a model: GET /v1/models lists them")
+    media, texts = _texts(path, value)
+    options = value.get("stream_options")
+    if options is not None and not isinstance(options, dict):
+        raise Malformed(f"{path}: stream_options: expected an object")
+    messages = len(value["messages"]) if path == CHAT else 1
+    choices = _count(path, value, "n") or 1
+    return Asked(
+        path=path,
+        model=model,
+        value=value,
+        texts=texts,
+        prompt=sum(estimate(t.get()) for t in texts) + media * PART + messages * _PER_MESSAGE + _numbers(path, value),
+        output=_count(path, value, "max_completion_tokens") or _count(path, value, "max_tokens"),
+        choices=max(choices, _count(path, value, "best_of") or 1),
+        stream=value.get("stream") is True and path != EMBEDDINGS,
+        wants_usage=bool(options and options.get("include_usage") is True),
+    )
+
+
+def _object(path: str, body: bytes) -> dict[str, Any]:
+    # Signs within texts count too: two million characters of prose have fewer.
+    if sum(body.count(sign) for sign in (b",", b"[", b"{")) > _MOST_PARTS:
+        raise Malformed(f"{path}: over {_MOST_PARTS} commas and brackets: send less in one request")
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as e:
+        raise Malformed(f"{path}: the body is not JSON: {e}") from e
+    name = _CONTENT[path]
+    if not isinstance(value, dict) or not isinstance(value.get(name), list if path == CHAT else list | str):
+        raise Malformed(f"{path}: expected an object with {'a list of messages' if path == CHAT else name}")
+    return value
+
+
+def _count(path: str, value: dict[str, Any], name: str) -> int | None:
+    found = value.get(name)
+    if found is None:
+        return None
+    if type(found) is not int or not 1 <= found <= 10_000_000:
+        raise Malformed(f"{path}: {name}: expected a whole number of 1 or more")
+    return found
+
+
+def _numbers(path: str, value: dict[str, Any]) -> int:
+    """Tokens that come as numbers, in place of texts."""
+    found = value[_CONTENT[path]]
+    if path == CHAT or isinstance(found, str):
+        return 0
+    return sum(len(one) if isinstance(one, list) else type(one) is int for one in found)
+
+
+def _texts(path: str, value: dict[str, Any]) -> tuple[int, tuple[Place, ...]]:
+    """The number of pictures and sounds, and all texts: one that is not looked at is a way in."""
+    media, places = 0, []
+    for place in _walk(path, value, 0):
+        if place is None:
+            media += 1
+        else:
+            places.append(place)
+    return media, tuple(places)
+
+
+def _walk(path: str, value: Any, depth: int) -> Iterator[Place | None]:
+    """Every text below a value, and None for each picture or sound."""
+    if depth > _DEEPEST:
+        raise Malformed(f"{path}: over {_DEEPEST} levels deep")
+    items: Any = value.items() if isinstance(value, dict) else enumerate(value)
+    for name, one in items:
+        if isinstance(one, str):
+            if not (name in _NO_TEXT and len(one) <= 200):
+                yield Place(value, name)
+        elif isinstance(one, dict) and name in _MEDIA:
+            yield None
+        elif isinstance(one, dict | list):
+            yield from _walk(path, one, depth + 1)
+
+
+def has_numbers(asked: Asked) -> bool:
+    """Whether it holds tokens as numbers, which no filter of texts can read."""
+    return _numbers(asked.path, asked.value) > 0

@@ -1,0 +1,105 @@
+"""A text classifier asked over HTTP: the local API of an agent, on its Unix socket or an address. OIP v2.
+
+    verdicts = await classifier.look(texts, verdicts, filter_name)      # raises Blocked
+
+What it cannot judge in time is refused or let through, as `on_failure` says, and either stands in the audit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+import aiohttp
+
+from fleet.errors import Malformed
+from fleet.gateway.config import ClassifierConfig
+from fleet.gateway.filters import NOTED, Verdicts
+
+_LONGEST: Final = 8 * 1024
+"""Bytes of one text that an agent takes: longer ones are asked about in parts."""
+_OVERLAP: Final = 512
+_MOST: Final = 256
+"""Texts in one question."""
+
+
+class Classifier:
+    """One model of one server. Made and used on one event loop."""
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        self._config = config
+        self._session: aiohttp.ClientSession | None = None
+        self._headers = {"Content-Type": "application/json"}
+        if config.token_file is not None:
+            self._headers["Authorization"] = f"Bearer {config.token_file.read_text().strip()}"
+
+    async def look(self, texts: Sequence[str], verdicts: Verdicts, filter_name: str) -> None:
+        """Raises `Blocked` for a text that it calls by the label that is not wanted, or that it could not judge."""
+        rule, parts = f"classifier {self._config.name}", [part for text in texts for part in parts_of(text)]
+        if not parts:
+            return
+        try:
+            async with asyncio.timeout(self._config.timeout):
+                answers = [await self._ask(parts[i : i + _MOST]) for i in range(0, len(parts), _MOST)]
+            suspect = any(is_unwanted(answer, self._config) for answer in answers)
+        except (TimeoutError, aiohttp.ClientError, OSError, Malformed) as e:
+            if self._config.on_failure == "pass":
+                verdicts.note(filter_name, f"{rule} not-judged", NOTED)
+                return
+            raise verdicts.block(filter_name, f"{rule} not-judged", "the request could not be judged") from e
+        if suspect and self._config.action == "block":
+            raise verdicts.block(filter_name, rule, "the request")
+        if suspect:
+            verdicts.note(filter_name, rule, NOTED)
+
+    async def _ask(self, texts: Sequence[str]) -> object:
+        tensor = {"name": "text", "datatype": "BYTES", "shape": [len(texts)], "data": list(texts)}
+        path = f"{self._config.url or 'http://agent'}/v2/models/{self._config.model}/infer"
+        data = json.dumps({"inputs": [tensor]})
+        async with self._client().post(path, data=data, headers=self._headers) as answer:
+            body = await answer.read()
+            if answer.status != 200:
+                raise Malformed(f"classifier {self._config.name}: answered {answer.status}")
+            try:
+                return json.loads(body)
+            except ValueError as e:
+                raise Malformed(f"classifier {self._config.name}: its answer is not JSON") from e
+
+    def _client(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector: aiohttp.BaseConnector = aiohttp.TCPConnector(limit=16)
+            if self._config.socket:
+                connector = aiohttp.UnixConnector(self._config.socket, limit=16)
+            self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        return self._session
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+
+def parts_of(text: str) -> list[str]:
+    """A text in parts that an agent takes, each beginning with the end of the one before."""
+    step = _LONGEST // 4
+    if len(text) <= step:
+        return [text] if text.strip() else []
+    return [text[at : at + step] for at in range(0, len(text) - _OVERLAP, step - _OVERLAP)]
+
+
+def is_unwanted(answer: object, config: ClassifierConfig) -> bool:
+    """Whether any text of an answer has the label that is not wanted, surely enough. Raises `Malformed`."""
+    outputs = answer.get("outputs") if isinstance(answer, dict) else None
+    found: dict[str, Any] = {}
+    for output in outputs if isinstance(outputs, list) else []:
+        if isinstance(output, dict) and isinstance(output.get("data"), list):
+            found[str(output.get("name"))] = output["data"]
+    labels, scores = found.get("label"), found.get("score")
+    if labels is None or scores is None or len(labels) != len(scores):
+        raise Malformed(f"classifier {config.name}: expected the outputs label and score of a text classifier")
+    return any(
+        label == config.label and isinstance(score, int | float) and score >= config.threshold
+        for label, score in zip(labels, scores, strict=True)
+    )

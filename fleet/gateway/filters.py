@@ -1,0 +1,129 @@
+"""What a text may not hold: phrases, too many characters, personal data, attempts to take the model over. Pure.
+
+checked = check(filters, asked.texts)       # raises Blocked; texts are redacted where they stand
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Final
+
+from fleet.errors import Blocked, Malformed
+from fleet.gateway import injection
+from fleet.gateway import personal as personal_data
+from fleet.gateway.asked import Place
+from fleet.readers import choice, count, flag, setting, text, texts
+
+BLOCKED: Final = "blocked"
+REDACTED: Final = "redacted"
+NOTED: Final = "noted"
+
+
+def _kinds(value: object, where: str) -> tuple[str, ...]:
+    kinds = texts(value, where)
+    for kind in kinds:
+        if kind not in personal_data.KINDS:
+            raise Malformed(f"{where}: {kind!r}: choose from {', '.join(personal_data.KINDS)}")
+    return kinds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """A set of rules, by its name in `gateway.toml`."""
+
+    name: str
+    deny: tuple[str, ...] = setting(texts, [])
+    """Phrases, whatever their case and the spaces between their words."""
+    max_chars: int = setting(count(0, 100_000_000), "0")
+    """Of all texts of a request together; 0: any number."""
+    personal: str = setting(choice("off", "note", "redact", "block"), "off")
+    personal_kinds: tuple[str, ...] = setting(_kinds, list(personal_data.KINDS))
+    injection: str = setting(choice("off", "note", "block"), "off")
+    classifier: str = setting(text, "")
+    answers: bool = setting(flag, True)
+    """Whether `deny` and `personal` hold for what comes back, too."""
+
+    @cached_property
+    def denied(self) -> re.Pattern[str] | None:
+        """The phrases as one pattern."""
+        if not self.deny:
+            return None
+        phrases = (
+            "".join(r"\s+" if part.isspace() else re.escape(part) for part in re.split(r"(\s+)", p.strip()))
+            for p in self.deny
+        )
+        return re.compile(rf"(?<!\w)(?:{'|'.join(phrases)})(?!\w)", re.IGNORECASE)
+
+    @cached_property
+    def hold(self) -> int:
+        """Characters of a stream that have to be seen together: what is shorter than these is not missed."""
+        longest = max((len(p) + 8 for p in self.deny), default=0)
+        return max(longest, personal_data.LONGEST if self.personal != "off" else 0)
+
+    @property
+    def checks_answers(self) -> bool:
+        """Whether an answer has to be looked at."""
+        return self.answers and self.hold > 0
+
+
+@dataclass
+class Verdicts:
+    """What the filters did, without the text: counts by `filter/rule action`."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def note(self, filter_name: str, rule: str, action: str, times: int = 1) -> None:
+        """Count something."""
+        self.counts[f"{filter_name}/{rule} {action}"] += times
+
+    def block(self, filter_name: str, rule: str, what: str) -> Blocked:
+        """Count it, and the error that says so; the text itself is not repeated."""
+        self.note(filter_name, rule, BLOCKED)
+        return Blocked(f"{what}: the rule {rule} of the filter {filter_name} does not let it through")
+
+    @property
+    def blocked(self) -> bool:
+        """Whether anything was."""
+        return any(key.endswith(BLOCKED) for key in self.counts)
+
+
+def check(filters: Iterable[Filter], places: Sequence[Place], verdicts: Verdicts) -> None:
+    """Every text of a request by every rule. Redacts in place. Raises `Blocked`."""
+    for rules in filters:
+        if rules.max_chars and sum(len(p.get()) for p in places) > rules.max_chars:
+            raise verdicts.block(rules.name, "max_chars", f"the request has over {rules.max_chars} characters")
+        for place in places:
+            original = place.get()
+            changed = check_text(rules, original, verdicts, "the request")
+            if changed is not original:
+                place.set(changed)
+            if rules.injection != "off":
+                _check_injection(rules, original, verdicts)
+
+
+def check_text(rules: Filter, original: str, verdicts: Verdicts, what: str) -> str:
+    """One text by the rules that hold both ways, redacted. Raises `Blocked`."""
+    if rules.denied is not None and rules.denied.search(injection.plain(original)):
+        raise verdicts.block(rules.name, "deny", what)
+    if rules.personal == "off":
+        return original
+    found = personal_data.find(original, rules.personal_kinds)
+    if not found:
+        return original
+    if rules.personal == "block":
+        raise verdicts.block(rules.name, f"personal {found[0].kind}", what)
+    for one in found:
+        verdicts.note(rules.name, f"personal {one.kind}", REDACTED if rules.personal == "redact" else NOTED)
+    return personal_data.redacted(original, found) if rules.personal == "redact" else original
+
+
+def _check_injection(rules: Filter, original: str, verdicts: Verdicts) -> None:
+    if injection.score(injection.plain(original)) < injection.ENOUGH:
+        return
+    if rules.injection == "block":
+        raise verdicts.block(rules.name, "injection", "the request")
+    verdicts.note(rules.name, "injection", NOTED)

@@ -1,0 +1,128 @@
+"""Counters of the gateway since its start, and their text for Prometheus (exposition format 0.0.4). Pure.
+
+Labels are routes, upstreams and outcomes, which the configuration bounds; who asked stands in the audit, not here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from fleet.gateway.pricing import NANOS
+from fleet.gateway.records import Record
+
+FIRST: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""Seconds to the first token."""
+SPEED: Final = (1.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
+"""Tokens per second after it."""
+Labels = tuple[tuple[str, str], ...]
+
+
+@dataclass
+class Histogram:
+    """Counts up to each bound, a sum and a count."""
+
+    bounds: tuple[float, ...]
+    counts: list[int] = field(default_factory=list)
+    total: float = 0.0
+    number: int = 0
+
+    def add(self, value: float) -> None:
+        """Count one."""
+        if not self.counts:
+            self.counts = [0] * len(self.bounds)
+        for i, bound in enumerate(self.bounds):
+            if value <= bound:
+                self.counts[i] += 1
+        self.total, self.number = self.total + value, self.number + 1
+
+
+@dataclass
+class Metrics:
+    """All of them."""
+
+    requests: Counter[Labels] = field(default_factory=Counter)
+    tokens: Counter[Labels] = field(default_factory=Counter)
+    nanos: Counter[Labels] = field(default_factory=Counter)
+    errors: Counter[Labels] = field(default_factory=Counter)
+    verdicts: Counter[Labels] = field(default_factory=Counter)
+    first: dict[str, Histogram] = field(default_factory=dict)
+    speed: dict[str, Histogram] = field(default_factory=dict)
+
+    def count(self, record: Record, verdicts: Mapping[str, int]) -> None:
+        """One request that ended."""
+        where = (("route", record.route or "none"),)
+        self.requests[(*where, ("outcome", record.outcome))] += 1
+        if record.prompt_tokens or record.completion_tokens:
+            at = (("upstream", record.upstream),)
+            self.tokens[(*at, ("kind", "prompt"))] += record.prompt_tokens
+            self.tokens[(*at, ("kind", "completion"))] += record.completion_tokens
+            self.nanos[at] += record.nanos
+        for rule, times in verdicts.items():
+            name, _, action = rule.rpartition(" ")
+            self.verdicts[("rule", name), ("action", action)] += times
+        if record.first_ms is not None and record.upstream:
+            self._time(record, record.first_ms)
+
+    def failed(self, upstream: str, why: str) -> None:
+        """One try at an upstream that came to nothing."""
+        self.errors[("upstream", upstream), ("why", why)] += 1
+
+    def _time(self, record: Record, first_ms: float) -> None:
+        self.first.setdefault(record.upstream, Histogram(FIRST)).add(first_ms / 1000)
+        rest = (record.total_ms - first_ms) / 1000
+        if record.stream and rest > 0 and record.completion_tokens > 1:
+            speed = (record.completion_tokens - 1) / rest
+            self.speed.setdefault(record.upstream, Histogram(SPEED)).add(speed)
+
+    def text(self, states: Mapping[str, str], waiting: int, cache_bytes: int) -> str:
+        """For Prometheus. `states` of the upstreams' breakers, records that `waiting` for the disk."""
+        return "".join(self._lines(states, waiting, cache_bytes))
+
+    def _lines(self, states: Mapping[str, str], waiting: int, cache_bytes: int) -> Iterator[str]:
+        yield from _counter("requests_total", "Requests by what came of them.", self.requests.items())
+        yield from _counter("tokens_total", "Tokens, as told or estimated.", self.tokens.items())
+        cost = ((labels, nanos / NANOS) for labels, nanos in self.nanos.items())
+        yield from _counter("cost_total", "Money, in the currency of the prices.", cost)
+        yield from _counter("upstream_errors_total", "Tries that came to nothing.", self.errors.items())
+        yield from _counter("filter_verdicts_total", "What filters did.", self.verdicts.items())
+        yield from _histogram("first_token_seconds", "Time to the first byte of an answer.", self.first)
+        yield from _histogram("tokens_per_second", "Speed of streams behind their first token.", self.speed)
+        closed = (((("upstream", name),), state == "closed") for name, state in states.items())
+        yield from _gauge("upstream_up", "1 while requests go to it.", closed)
+        yield from _gauge("records_waiting", "Records of the audit not on the disk yet.", [((), waiting)])
+        yield from _gauge("cache_bytes", "Bytes of answers that are kept.", [((), cache_bytes)])
+
+
+def _counter(name: str, about: str, values: Iterable[tuple[Labels, float]]) -> Iterator[str]:
+    return _plain(name, about, "counter", values)
+
+
+def _gauge(name: str, about: str, values: Iterable[tuple[Labels, float]]) -> Iterator[str]:
+    return _plain(name, about, "gauge", values)
+
+
+def _plain(name: str, about: str, kind: str, values: Iterable[tuple[Labels, float]]) -> Iterator[str]:
+    yield f"# HELP shoal_gateway_{name} {about}\n# TYPE shoal_gateway_{name} {kind}\n"
+    for labels, value in sorted(values):
+        yield f"shoal_gateway_{name}{_labels(labels)} {float(value):.10g}\n"
+
+
+def _histogram(name: str, about: str, by_upstream: Mapping[str, Histogram]) -> Iterator[str]:
+    full = f"shoal_gateway_{name}"
+    yield f"# HELP {full} {about}\n# TYPE {full} histogram\n"
+    for upstream, one in sorted(by_upstream.items()):
+        at = ("upstream", upstream)
+        for bound, count in zip(one.bounds, one.counts, strict=True):
+            yield f"{full}_bucket{_labels((at, ('le', f'{bound:g}')))} {count}\n"
+        yield f"{full}_bucket{_labels((at, ('le', '+Inf')))} {one.number}\n"
+        yield f"{full}_sum{_labels((at,))} {one.total:.10g}\n{full}_count{_labels((at,))} {one.number}\n"
+
+
+def _labels(labels: Labels) -> str:
+    if not labels:
+        return ""
+    escaped = ((name, value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")) for name, value in labels)
+    return "{" + ",".join(f'{name}="{value}"' for name, value in escaped) + "}"

@@ -1,0 +1,127 @@
+"""A streamed answer: passed on event by event as it comes, checked, and its usage heard.
+
+An event is sent as soon as it is whole. With filters that look at answers its text waits in their window. What the
+client did not ask for, the event that tells the usage, stays here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+
+from fleet.errors import Blocked, UpstreamDown
+from fleet.gateway import sse
+from fleet.gateway.calls import Call
+from fleet.gateway.pricing import usage_of
+from fleet.gateway.upstreams import Failed, Upstream
+from fleet.gateway.window import Window, as_event, end_of
+
+_log = logging.getLogger(__name__)
+
+
+class BrokeOff(Exception):
+    """The upstream ended in the middle of its answer: the client must not take it for whole."""
+
+
+class Stream:
+    """One answer. `start` before anything is sent, then `events`; `close` in any case."""
+
+    def __init__(self, call: Call, upstream: Upstream, answer: aiohttp.ClientResponse) -> None:
+        self._call, self._upstream, self._answer = call, upstream, answer
+        filters = [rules for rules in call.customer.filters if rules.checks_answers]
+        self._window = Window(filters, call.verdicts) if filters else None
+        self._splitter = sse.Splitter()
+        self._first = b""
+        self._newest: dict[str, Any] | None = None
+        self._closed = False
+        self.cut = False
+        """Whether a filter ended it."""
+
+    async def start(self) -> None:
+        """Wait for the first bytes. Raises `Failed` without any: another upstream may do better still."""
+        try:
+            self._first = await self._answer.content.readany()
+        except (TimeoutError, aiohttp.ClientError, ConnectionError) as e:
+            raise self._failed(e) from e
+        if not self._first:
+            raise self._failed(UpstreamDown("an empty answer"))
+        self._call.streaming = True
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """What the client is sent. Raises `BrokeOff` where the upstream did, after an event that says so."""
+        try:
+            async for piece in self._pieces():
+                out = b"".join([self._passed(event) for event in self._splitter.feed(piece)])
+                if out:
+                    yield out
+            yield self._end()
+        except Blocked:
+            self.cut = True
+            yield end_of(self._newest)
+        except (TimeoutError, aiohttp.ClientError, ConnectionError, UpstreamDown) as e:
+            name = self._upstream.config.name
+            _log.warning("%s: the upstream broke off: %s: %s", self._call.customer.who, name, e or type(e).__name__)
+            self._call.record.detail = f"{name} broke off: {type(e).__name__}"
+            message = f"cloud tier: {name} broke off in the middle of its answer: ask again"
+            yield as_event({"error": {"code": "unavailable", "message": message}})
+            raise BrokeOff from e
+
+    def close(self) -> None:
+        """Give the connection and the place back; an answer that is not at its end is cut off."""
+        if not self._closed:
+            self._closed = True
+            if not self._answer.content.at_eof():
+                self._answer.close()
+            self._answer.release()
+            self._upstream.give_back()
+
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        piece = self._first
+        while piece:
+            yield piece
+            piece = await self._answer.content.readany()
+
+    def _passed(self, event: bytes) -> bytes:
+        """An event as the client gets it; empty when it gets none."""
+        if sse.tells_usage(event):
+            value = sse.value_of(sse.data_of(event))
+            self._call.usage = usage_of(value) or self._call.usage
+            if value is not None and not value.get("choices") and not self._wants_usage:
+                return b""
+        else:
+            size = sse.text_size(event)
+            self._call.size += size
+            self._call.pieces += size > 0
+        return event if self._window is None else self._checked(event, self._window)
+
+    def _checked(self, event: bytes, window: Window) -> bytes:
+        data = sse.data_of(event)
+        if not data:
+            return event
+        if data == sse.DONE:
+            return b"".join(map(as_event, window.close())) + event
+        value = sse.value_of(data)
+        if value is None:
+            raise UpstreamDown("an event that is not JSON, which no filter can read")
+        self._newest = value
+        return b"".join(map(as_event, window.feed(value)))
+
+    def _end(self) -> bytes:
+        """What is left when the upstream is at its end without `[DONE]`."""
+        rest = self._splitter.rest.strip()
+        out = self._passed(rest + b"\n\n") if rest else b""
+        return out + (b"".join(map(as_event, self._window.close())) if self._window is not None else b"")
+
+    @property
+    def _wants_usage(self) -> bool:
+        return self._call.asked is not None and self._call.asked.wants_usage
+
+    def _failed(self, error: Exception) -> Failed:
+        name = self._upstream.config.name
+        down = UpstreamDown(f"cloud tier: {name} broke off before its answer: {error or type(error).__name__}")
+        failed = Failed("broke-off", down)
+        failed.sent = True
+        return failed

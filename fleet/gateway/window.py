@@ -1,0 +1,182 @@
+"""The check of a stream: what was not looked at together with what follows is held back. Pure.
+
+    window = Window(filters, verdicts)
+    out = window.feed(event)          # events to pass on now; raises Blocked
+    out += window.close()             # the rest, at the end
+
+An answer comes in pieces, and what is not wanted may stand on two of them. So of each text the last characters wait:
+as many as the longest thing that is looked for. What a client has is checked; what it does not have it never gets.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from fleet.gateway import injection, personal
+from fleet.gateway.asked import Place
+from fleet.gateway.filters import NOTED, REDACTED, Filter, Verdicts
+
+_CONTEXT: Final = 16
+"""Characters before the held ones that a pattern may look back on."""
+_FIELDS: Final = ("content", "reasoning_content", "reasoning", "refusal")
+Channel = tuple[int, str]
+
+
+@dataclass
+class _Text:
+    """One text that grows: what was let go last, what waits, and an event to write the rest into."""
+
+    before: str = ""
+    waiting: str = ""
+    template: Any = None
+
+
+@dataclass
+class Window:
+    """The texts of one stream."""
+
+    filters: Sequence[Filter]
+    verdicts: Verdicts
+    _texts: dict[Channel, _Text] = field(default_factory=dict)
+
+    @property
+    def hold(self) -> int:
+        """Characters that wait."""
+        return max(rules.hold for rules in self.filters)
+
+    def feed(self, event: dict[str, Any]) -> list[dict[str, Any]]:
+        """The events to send for one that came, in order. Raises `Blocked`."""
+        ended = {c["index"] for c in _choices(event) if c.get("finish_reason") is not None}
+        for channel, place in _places(event):
+            text = self._texts.setdefault(channel, _Text())
+            text.template = text.template or _template(event, channel)
+            text.waiting += place.get()
+            place.set(self._let_go(text, whole=False))
+        rest = [e for channel in list(self._texts) if channel[0] in ended for e in self._flush(channel)]
+        return [*rest, event] if not rest or not any(True for _ in _places(event)) else _ordered(rest, event)
+
+    def close(self) -> list[dict[str, Any]]:
+        """What still waits. Raises `Blocked`."""
+        return [e for channel in list(self._texts) for e in self._flush(channel)]
+
+    def _flush(self, channel: Channel) -> Iterator[dict[str, Any]]:
+        text = self._texts.pop(channel)
+        rest = self._let_go(text, whole=True)
+        if rest:
+            for _, place in _places(text.template):
+                place.set(rest)
+            yield text.template
+
+    def _let_go(self, text: _Text, *, whole: bool) -> str:
+        """The part of a text that nothing still to come can change, redacted."""
+        seen = text.before + text.waiting
+        for rules in self.filters:
+            if rules.denied is not None and rules.denied.search(injection.plain(seen), 0):
+                raise self.verdicts.block(rules.name, "deny", "the answer")
+        found = [
+            (f, rules)
+            for rules in self.filters
+            if rules.personal != "off"
+            for f in personal.find(seen, rules.personal_kinds)
+            if f.end > len(text.before)
+        ]
+        for _, rules in found:
+            if rules.personal == "block":
+                raise self.verdicts.block(rules.name, f"personal {found[0][0].kind}", "the answer")
+        until = len(seen) if whole else max(len(text.before), len(seen) - self.hold)
+        for f, _ in found:
+            if f.start < until < f.end or (f.end == until and not whole):
+                until = max(len(text.before), f.start)
+        return self._release(text, seen, until, [pair for pair in found if pair[0].end <= until])
+
+    def _release(self, text: _Text, seen: str, until: int, found: list[tuple[personal.Found, Filter]]) -> str:
+        taken: list[personal.Found] = []
+        for f, rules in sorted(found, key=lambda pair: (pair[0].start, pair[1].personal != "redact")):
+            if taken and f.start < taken[-1].end:
+                continue
+            self.verdicts.note(rules.name, f"personal {f.kind}", REDACTED if rules.personal == "redact" else NOTED)
+            if rules.personal == "redact":
+                taken.append(f)
+        start = len(text.before)
+        shifted = [personal.Found(max(f.start - start, 0), f.end - start, f.kind) for f in taken]
+        out = personal.redacted(seen[start:until], shifted)
+        text.before, text.waiting = seen[max(0, until - _CONTEXT) : until], seen[until:]
+        return out
+
+
+def _ordered(rest: list[dict[str, Any]], event: dict[str, Any]) -> list[dict[str, Any]]:
+    """An event that brings text and ends its choice: its own text first, then what waited, then the end alone."""
+    last = copy.deepcopy(event)
+    for _, place in _places(last):
+        place.set("")
+    for choice in _choices(event):
+        choice["finish_reason"] = None
+    event.pop("usage", None)
+    return [event, *rest, last]
+
+
+def _template(event: dict[str, Any], channel: Channel) -> dict[str, Any]:
+    """An event that carries one text and nothing else."""
+    made = copy.deepcopy({key: value for key, value in event.items() if key != "usage"})
+    made["choices"] = [c for c in _choices(made) if c["index"] == channel[0]]
+    for choice in made["choices"]:
+        choice["finish_reason"] = None
+        choice.pop("logprobs", None)
+        if isinstance(choice.get("delta"), dict):
+            choice["delta"] = {k: v for k, v in choice["delta"].items() if _belongs(channel, k)}
+            calls = choice["delta"].get("tool_calls")
+            if calls:
+                keep = [c for i, c in enumerate(calls) if f"tool {c.get('index', i)}" == channel[1]]
+                choice["delta"]["tool_calls"] = [
+                    {"index": c.get("index", 0), "function": {"arguments": c["function"]["arguments"]}} for c in keep
+                ]
+    return made
+
+
+def _belongs(channel: Channel, key: str) -> bool:
+    return key == ("tool_calls" if channel[1].startswith("tool ") else channel[1])
+
+
+def _choices(event: dict[str, Any]) -> list[dict[str, Any]]:
+    choices = event.get("choices")
+    return (
+        [c for c in choices if isinstance(c, dict) and type(c.get("index")) is int] if isinstance(choices, list) else []
+    )
+
+
+def _places(event: dict[str, Any]) -> Iterator[tuple[Channel, Place]]:
+    """Every text of an event: of chat, of tool calls, of completions."""
+    for choice in _choices(event):
+        index, delta = choice["index"], choice.get("delta")
+        if isinstance(choice.get("text"), str):
+            yield (index, "text"), Place(choice, "text")
+        if not isinstance(delta, dict):
+            continue
+        for name in _FIELDS:
+            if isinstance(delta.get(name), str):
+                yield (index, name), Place(delta, name)
+        calls = delta.get("tool_calls")
+        for i, call in enumerate(calls if isinstance(calls, list) else ()):
+            function = call.get("function") if isinstance(call, dict) else None
+            if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+                yield (index, f"tool {call.get('index', i)}"), Place(function, "arguments")
+
+
+def as_event(value: dict[str, Any]) -> bytes:
+    """A value as a server-sent event."""
+    return b"data: " + json.dumps(value, separators=(",", ":")).encode("utf-8", "surrogatepass") + b"\n\n"
+
+
+def end_of(event: dict[str, Any] | None) -> bytes:
+    """The end of a stream that a filter cut: OpenAI's word for it, so that clients know."""
+    base = {k: v for k, v in (event or {}).items() if k not in ("choices", "usage")}
+    indexes = [c["index"] for c in _choices(event or {})] or [0]
+    is_text = any("text" in c for c in _choices(event or {}))
+    choices = [
+        {"index": i, **({"text": ""} if is_text else {"delta": {}}), "finish_reason": "content_filter"} for i in indexes
+    ]
+    return as_event({**base, "choices": choices}) + b"data: [DONE]\n\n"
