@@ -8,10 +8,8 @@ by who holds the fleet key.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -23,13 +21,12 @@ from securesystemslib.signer import Key
 
 from cli.client import Fleet
 from cli.errors import BadInput, Refused
-from cli.options import Data
+from cli.options import Data, Since, since_time
 from cli.output import Json, show, table
 from wire.audit import AuditEntry, AuditHead, check_log, open_head
 from wire.dsse import FLEET_ROLE
-from wire.errors import Malformed, WireError
+from wire.errors import WireError
 from wire.trust import TrustedSet
-from wire.units import instant, seconds, show_instant
 
 app = typer.Typer(help="Who did what to what, from where, and with what outcome.", no_args_is_help=True)
 
@@ -56,14 +53,14 @@ class _Head:
 
 @app.command("list")
 def list_(
-    since: Annotated[str | None, typer.Option(help="An age such as '2 h', or a time in RFC 3339.")] = None,
+    since: Since = None,
     who: Annotated[str | None, typer.Option(help="One caller, as the log names it: alice, token:ci.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=_PAGE, help="How many, the newest first.")] = 50,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
     """Show the newest entries."""
-    query = {"limit": limit, "who": who or "", "since": _since(since) if since else ""}
+    query = {"limit": limit, "who": who or "", "since": since_time(since)}
     entries = Fleet.connect(data).get(f"/api/v1/audit/newest?{urlencode(query)}")
     show(entries, as_json, _table(entries))
 
@@ -188,15 +185,6 @@ def _fleet_keys(documents: Mapping[str, bytes]) -> list[Key]:
 def _key(value: Mapping[str, Any]) -> Key:
     fields = dict(value)
     return Key.from_dict(fields.pop("keyid"), fields)
-
-
-def _since(text: str) -> str:
-    if re.fullmatch(r"\d+(\.\d+)?\s*[a-z]+", text.strip()):
-        return show_instant(datetime.now(UTC) - timedelta(seconds=seconds(text, where="--since")))
-    try:
-        return show_instant(instant(text, where="--since"))
-    except Malformed as e:
-        raise BadInput(f"{e}; or an age such as '2 h'") from e
 
 
 def _table(entries: list[dict[str, Any]]) -> RenderableType:

@@ -14,6 +14,7 @@ from cli import (
     build,
     dataset,
     device,
+    gateway,
     measure,
     model,
     profile,
@@ -68,3 +69,4 @@ app.add_typer(rollout.app, name="rollout")
 app.add_typer(user.app, name="user")
 app.add_typer(token.app, name="token")
 app.add_typer(audit.app, name="audit")
+app.add_typer(gateway.app, name="gateway")

@@ -1,7 +1,7 @@
-"""An OpenAI-compatible endpoint in a process of its own: `python stub_upstream.py [PORT]` prints its port.
+"""An OpenAI-compatible endpoint: `python stub_upstream.py [PORT [SECONDS]]` prints its port and serves for ever.
 
-Raw HTTP on asyncio, so that what it costs says nothing of the gateway. A stream has 22 pieces: one that opens it, twenty
-with text, one that ends it; with the usage behind them where it is asked for.
+Raw HTTP on asyncio, so that what it costs says nothing of the gateway. A stream has 22 pieces: one that opens it,
+twenty with text, one that ends it; with the usage behind them where it is asked for.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import json
 import sys
 
 PIECES = 22
+_BETWEEN = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0005
+"""Seconds between two pieces: a token takes its time, and the pieces must not melt into one."""
 _USAGE = {"prompt_tokens": 11, "completion_tokens": 20, "total_tokens": 31}
 _HEAD = {"id": "chatcmpl-stub", "object": "chat.completion.chunk", "created": 1700000000, "model": "stub"}
 
@@ -30,9 +32,7 @@ _WHOLE = json.dumps(
     {
         **_HEAD,
         "object": "chat.completion",
-        "choices": [
-            {"index": 0, "message": {"role": "assistant", "content": "word " * 20}, "finish_reason": "stop"}
-        ],
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "word " * 20}, "finish_reason": "stop"}],
         "usage": _USAGE,
     }
 ).encode()
@@ -42,7 +42,9 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     try:
         while True:
             head = await reader.readuntil(b"\r\n\r\n")
-            length = next(int(h.split(b":")[1]) for h in head.lower().split(b"\r\n") if h.startswith(b"content-length:"))
+            length = next(
+                int(h.split(b":")[1]) for h in head.lower().split(b"\r\n") if h.startswith(b"content-length:")
+            )
             body = await reader.readexactly(length)
             if b'"stream":true' in body.replace(b" ", b""):
                 await _stream(writer, tells=b"include_usage" in body)
@@ -63,7 +65,7 @@ async def _stream(writer: asyncio.StreamWriter, *, tells: bool) -> None:
     for event in [*_EVENTS, *([_TELLS] if tells else []), b"data: [DONE]\n\n"]:
         writer.write(b"%x\r\n%s\r\n" % (len(event), event))
         await writer.drain()
-        await asyncio.sleep(0.0005)  # a token takes its time: the pieces must not melt into one
+        await asyncio.sleep(_BETWEEN)
     writer.write(b"0\r\n\r\n")
     await writer.drain()
 

@@ -96,7 +96,7 @@ def create_app(services: Services) -> FastAPI:
     app.add_exception_handler(wire_errors.WireError, _known_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_middleware(Gate, services=services, answer=_known_error)
+    app.add_middleware(Gate, services=services, answer=_known_error, direct=gateway.DIRECT)
     # The one that was added last stands outermost: what comes too fast is turned away before anybody asks who it is.
     app.add_middleware(
         Door,

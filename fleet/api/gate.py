@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from fastapi import Request
@@ -32,10 +32,15 @@ Answer = Callable[[Request, Exception], Awaitable[JSONResponse]]
 
 
 class Gate:
-    """Lets a request through to its route, or answers it itself. `answer` makes the response of an error."""
+    """Lets a request through to its route, or answers it itself. `answer` makes the response of an error.
 
-    def __init__(self, app: ASGIApp, *, services: Services, answer: Answer) -> None:
-        self._app, self._services, self._answer = app, services, answer
+    `direct` are routes that are asked without the framework, by their row of the policy.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, services: Services, answer: Answer, direct: Mapping[tuple[str, str], ASGIApp]
+    ) -> None:
+        self._app, self._services, self._answer, self._direct = app, services, answer, direct
         self._known = Known()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,6 +53,10 @@ class Gate:
         record = _Recorded(self._services, request, visit, send, self._answer, self._known)
         try:
             await self._admit(request, visit)
+            direct = self._direct.get((scope["method"], visit.template))
+            if direct is not None and visit.caller is not None:
+                await direct(scope, receive, record.send)
+                return
         except FleetError as e:
             visit.fault = str(e)
             await (await self._answer(request, e))(scope, receive, record.send)

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Final, cast
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -24,6 +24,8 @@ from fleet.limits import source as counted_as
 
 EXPENSIVE = ("/.well-known/est/", "/api/v1/sessions", "/api/v1/renewals")
 """Routes that anybody may call and that cost a signature or a password hash: a tenth of the rate."""
+CONNECTION: Final = "shoal.connection"
+"""Of a request's scope, among its extensions: its `Guarded` connection."""
 ANYBODYS = 64 * 1024
 """Bytes of a body on those routes: it is held, and parsed, before anybody knows who sends it."""
 
@@ -138,11 +140,40 @@ class Limits:
     silence: float = 30.0
 
 
+class Together:
+    """A transport whose writes of one round of the loop go out as one: a head and its body are one TLS record."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._waiting: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """Write before the loop does anything that comes later."""
+        if not self._waiting:
+            self._loop.call_soon(self._flush)
+        self._waiting.append(data)
+
+    def close(self) -> None:
+        """Close once all of it is written."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            self._transport.write(waiting[0] if len(waiting) == 1 else b"".join(waiting))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class Guarded(HttpToolsProtocol):
     """uvicorn's protocol, which would buffer an endless header and wait for a silent sender for ever."""
 
     limits: ClassVar[Limits] = Limits()
     _due: asyncio.TimerHandle | None = None
+    _deadline: float | None = None
+    """When the sender has to have gone on; the timer `_due` may be an earlier one, which then looks again."""
     _header = 0
     _reading_header = True
     _reading = True
@@ -150,13 +181,23 @@ class Guarded(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A connection, its TLS handshake done."""
-        super().connection_made(transport)
+        self._lost: set[Callable[[], None]] = set()
+        super().connection_made(cast(asyncio.Transport, Together(transport, self.loop)))
         self._wait(self.limits.header_within)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone."""
-        self._stop_waiting()
+        self._deadline = None
+        if self._due is not None:
+            self._due.cancel()
         super().connection_lost(exc)
+        for told in list(self._lost):
+            told()
+
+    def when_lost(self, told: Callable[[], None]) -> Callable[[], None]:
+        """Have something done when the client leaves. What comes back takes that back."""
+        self._lost.add(told)
+        return lambda: self._lost.discard(told)
 
     def data_received(self, data: bytes) -> None:
         """Some bytes: of a header, which has to be whole in time and small, or of a body, which has to go on."""
@@ -172,6 +213,7 @@ class Guarded(HttpToolsProtocol):
         self._reading_header = self._reading = True
         self._wait(self.limits.header_within)
         super().on_message_begin()
+        cast(dict[str, Any], self.scope)["extensions"] = {CONNECTION: self}
 
     def on_headers_complete(self) -> None:
         """Its header is whole."""
@@ -182,17 +224,26 @@ class Guarded(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Its body is whole: how long the answer takes is ours to say."""
         self._reading, self._header = False, 0
-        self._stop_waiting()
+        self._deadline = None
         super().on_message_complete()
 
     def _wait(self, seconds: float) -> None:
-        self._stop_waiting()
-        self._due = self.loop.call_later(seconds, self._give_up)
-
-    def _stop_waiting(self) -> None:
+        # One timer serves many requests: to set and cancel one at each step of each of them would cost more.
+        self._deadline = self.loop.time() + seconds
+        if self._due is not None and self._due.when() <= self._deadline:
+            return
         if self._due is not None:
             self._due.cancel()
-            self._due = None
+        self._due = self.loop.call_at(self._deadline, self._look)
+
+    def _look(self) -> None:
+        self._due = None
+        if self._deadline is None:
+            return
+        if self._deadline > self.loop.time():
+            self._due = self.loop.call_at(self._deadline, self._look)
+        else:
+            self._give_up()
 
     def _give_up(self) -> None:
         if self.flow.read_paused:  # it is we who do not read: the sender is not to blame

@@ -22,7 +22,7 @@ class TlsProtocol(Guarded):
         super().on_message_begin()
         connection = self.transport.get_extra_info("ssl_object")
         if connection is not None:
-            cast(dict[str, Any], self.scope)["extensions"] = {"tls": _describe(connection)}
+            cast(dict[str, Any], self.scope)["extensions"]["tls"] = _describe(connection)
 
 
 class ServerTls:

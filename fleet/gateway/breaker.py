@@ -46,7 +46,10 @@ class Breaker:
         self._in_a_row += 1
         if self._in_a_row >= self.failures or self._openings:
             self._openings += 1
-            self._until, self._trial_until = now + min(self.pause * 2.0 ** min(self._openings - 1, 20), LONGEST), 0.0
+            self._until, self._trial_until = (
+                now + min(self.pause * 2.0 ** min(self._openings - 1, 20), max(LONGEST, self.pause)),
+                0.0,
+            )
 
     def given_up(self) -> None:
         """Nobody knows what came of it, because whoever asked left: another one may be the trial."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
 from fleet.errors import OverBudget
@@ -70,6 +70,8 @@ class Budgets:
     _spent: dict[tuple[str, str], _Spend] = field(default_factory=dict)
     _changed: set[tuple[str, str]] = field(default_factory=set)
     _rates: dict[str, tuple[float, float]] = field(default_factory=dict)
+    _today: date | None = None
+    _windows: tuple[str, str] = ("", "")
 
     def load(self, rows: Iterable[SpendRow]) -> None:
         """Take what the database holds, once, at the start."""
@@ -97,10 +99,14 @@ class Budgets:
 
     def reserve(self, accounts: Iterable[Account], tokens: int, nanos: int, now: datetime) -> Reservation:
         """Set aside what a call may use at most. Raises `OverBudget` that names the account and the budget."""
-        day, month = now.strftime(DAY), now.strftime(MONTH)
+        if now.date() != self._today:
+            self._today, self._windows = now.date(), (now.strftime(DAY), now.strftime(MONTH))
+        day, month = self._windows
         payers = tuple(accounts)
         for account in payers:
             limits = account.limits
+            if limits.is_unbudgeted:
+                continue
             self._check(account.name, day, tokens, limits.tokens_per_day, "tokens", now)
             self._check(account.name, month, tokens, limits.tokens_per_month, "tokens", now)
             self._check(account.name, day, nanos, limits.money_per_day, "nanos", now)

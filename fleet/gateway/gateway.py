@@ -177,7 +177,9 @@ class Gateway:
         """A whole answer: its usage is heard, and its texts pass the filters. Raises `Blocked`, `Unavailable`."""
         value = _parsed(body, call.record.upstream)
         call.usage = usage_of(value)
-        call.pieces, call.size = 1, len(body) if call.usage is None else 0
+        if call.usage is None:
+            call.pieces = 1
+            call.size = sum(len(holder[name].encode("utf-8", "surrogatepass")) for holder, name in _answer_texts(value))
         rules_of = [rules for rules in call.customer.filters if rules.checks_answers]
         if not rules_of or call.record.path not in (CHAT, "/completions"):
             return body
@@ -285,7 +287,8 @@ class Gateway:
         """For Prometheus."""
         now = self._tick()
         states = {name: one.breaker.state(now) for name, one in self.upstreams.items()}
-        return self.metrics.text(states, len(self._waiting), self.cache.held)
+        queues = {name: one.waiting for name, one in self.upstreams.items()}
+        return self.metrics.text(states, queues, len(self._waiting), self.cache.held)
 
     def routes_view(self) -> list[dict[str, Any]]:
         """Every route with its targets and how their upstreams are."""

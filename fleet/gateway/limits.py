@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 from fleet.gateway.pricing import NANOS
@@ -29,6 +30,12 @@ class Limits:
     """Nanos; in the file, units of the currency."""
     money_per_month: int | None = optional(_money)
     filters: tuple[str, ...] | None = optional(texts)
+
+    @cached_property
+    def is_unbudgeted(self) -> bool:
+        """Whether it limits neither tokens nor money."""
+        tokens = self.tokens_per_day is None and self.tokens_per_month is None
+        return tokens and not self.counts_money
 
     @property
     def counts_money(self) -> bool:

@@ -77,11 +77,13 @@ class Metrics:
             speed = (record.completion_tokens - 1) / rest
             self.speed.setdefault(record.upstream, Histogram(SPEED)).add(speed)
 
-    def text(self, states: Mapping[str, str], waiting: int, cache_bytes: int) -> str:
-        """For Prometheus. `states` of the upstreams' breakers, records that `waiting` for the disk."""
-        return "".join(self._lines(states, waiting, cache_bytes))
+    def text(self, states: Mapping[str, str], queues: Mapping[str, int], waiting: int, cache_bytes: int) -> str:
+        """For Prometheus. States and queues are those of the upstreams; `waiting`: records not on the disk yet."""
+        return "".join(self._lines(states, queues, waiting, cache_bytes))
 
-    def _lines(self, states: Mapping[str, str], waiting: int, cache_bytes: int) -> Iterator[str]:
+    def _lines(
+        self, states: Mapping[str, str], queues: Mapping[str, int], waiting: int, cache_bytes: int
+    ) -> Iterator[str]:
         yield from _counter("requests_total", "Requests by what came of them.", self.requests.items())
         yield from _counter("tokens_total", "Tokens, as told or estimated.", self.tokens.items())
         cost = ((labels, nanos / NANOS) for labels, nanos in self.nanos.items())
@@ -92,6 +94,8 @@ class Metrics:
         yield from _histogram("tokens_per_second", "Speed of streams behind their first token.", self.speed)
         closed = (((("upstream", name),), state == "closed") for name, state in states.items())
         yield from _gauge("upstream_up", "1 while requests go to it.", closed)
+        lengths = (((("upstream", name),), length) for name, length in queues.items())
+        yield from _gauge("upstream_waiting", "Requests that wait for a place.", lengths)
         yield from _gauge("records_waiting", "Records of the audit not on the disk yet.", [((), waiting)])
         yield from _gauge("cache_bytes", "Bytes of answers that are kept.", [((), cache_bytes)])
 

@@ -1,6 +1,8 @@
 """The clients of the upstreams: a pool of connections each, a bounded queue before it, and a look at its health.
 
-    async with upstream.place(until): answer = await upstream.post("/chat/completions", body)
+    await upstream.take(until)
+    answer = await upstream.post("/chat/completions", body)     # then `whole`, or its pieces
+    upstream.give_back()
 
 Every way in which an upstream fails comes out as `Failed`, which says whether another one may do better.
 """
@@ -10,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 import aiohttp
@@ -66,28 +69,22 @@ class Upstream:
         self._urls: dict[str, URL] = {}
         self._session: aiohttp.ClientSession | None = None
         self._free = config.at_once
-        self._waiting: list[asyncio.Future[None]] = []
+        self._turns: deque[asyncio.Future[None]] = deque()
 
     # --- the queue ----------------------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def place(self, until: float) -> AsyncIterator[None]:
-        """One of `at_once` places, or a wait for one. Raises `Busy` at once when too many wait, or none came free."""
-        await self.take(until)
-        try:
-            yield
-        finally:
-            self.give_back()
-
     async def take(self, until: float) -> None:
-        """A place that `give_back` ends."""
+        """One of `at_once` places, which `give_back` ends, or a wait for one until the monotonic time `until`.
+
+        Raises `Busy` at once when too many wait, and when none came free.
+        """
         if self._free > 0:
             self._free -= 1
             return
-        if len(self._waiting) >= self.config.waiting:
+        if len(self._turns) >= self.config.waiting:
             raise self._busy()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        self._turns.append(turn)
         try:
             async with asyncio.timeout(max(until - self._tick(), 0)):
                 await turn
@@ -100,17 +97,22 @@ class Upstream:
 
     def give_back(self) -> None:
         """The next one that waits has the place."""
-        while self._waiting:
-            turn = self._waiting.pop(0)
+        while self._turns:
+            turn = self._turns.popleft()
             if not turn.done():
                 turn.set_result(None)
                 return
         self._free += 1
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for a place."""
+        return len(self._turns)
+
     def _lost(self, turn: asyncio.Future[None]) -> None:
         """Whoever waited went away; a place that came in the same moment goes on to the next."""
-        if turn in self._waiting:
-            self._waiting.remove(turn)
+        if turn in self._turns:
+            self._turns.remove(turn)
         elif turn.done() and not turn.cancelled():
             self.give_back()
 
