@@ -26,6 +26,8 @@ from cli.simulate.worker import Job, Tally
 
 POLL: Final = 1.0
 """Seconds between two looks at the fleet; longer for a fleet whose answers are."""
+UNHEARD: Final = 120.0
+"""Seconds for which a fleet that does not answer is asked again."""
 DRAIN: Final = 180.0
 """Seconds in which what waits has to be delivered once nothing new is made."""
 END_WITHIN: Final = 60.0
@@ -236,11 +238,17 @@ class _Play:
             await self.crew.say("late")
 
     async def _watch_rollout(self, path: str) -> None:
+        heard = time.monotonic()
         while True:
             asked = time.monotonic()
-            rollout = await asyncio.to_thread(self.scene.fleet.get, path)
-            self.progress.rollout = rollout
-            if rollout["state"] != "running":
+            try:
+                self.progress.rollout = await asyncio.to_thread(self.scene.fleet.get, path)
+                heard = time.monotonic()
+            except Unavailable:
+                # The fleet takes a number of connections from one address, and the devices share theirs with us.
+                if asked - heard > UNHEARD:
+                    raise
+            if self.progress.rollout["state"] != "running":
                 return
             await asyncio.sleep(max(POLL, 4 * (time.monotonic() - asked)))
 
