@@ -1,7 +1,7 @@
 """What `pipeline.json` means: from a text, picture, sound or arrays to the graph's inputs, and from its outputs back.
 
 Pure: arrays in, arrays out. Agent and compiler both use it, so what was evaluated is what serves; how a graph runs is
-theirs. numpy and kitoken come with this module: import it where a model is loaded.
+theirs. numpy comes with this module, and kitoken with the first text model: import it where a model is loaded.
 
     processor = Processor(pipeline, labels, tokenizer_bytes)
     result = processor.run("turn the light on", graph)     # graph: feeds by name -> outputs by name
@@ -13,10 +13,9 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from kitoken import Kitoken
 from numpy.typing import NDArray
 
 from wire.errors import Incompatible, Malformed
@@ -33,6 +32,9 @@ from wire.pipeline import (
     Tensor,
     TensorSpec,
 )
+
+if TYPE_CHECKING:
+    from kitoken import Kitoken
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -61,9 +63,15 @@ class Processor:
         self._pipeline = pipeline
         self._labels = labels
         self._encoder = _encoder(pipeline, tokenizer)
+        self._plain = pipeline.task == "tensors" and pipeline.activation == "none" and not labels
+        self._names = tuple(spec.name for spec in pipeline.outputs)
 
     def run(self, example: Example, graph: Graph) -> Result:
         """One answer; a sound asks the graph once a frame. Raises `Malformed` for an example of the wrong form."""
+        if self._plain:  # the same as below, where nothing stands between the caller and the graph
+            (feed,) = self.feeds(example)
+            given = graph(feed)
+            return Result({name: _named(given, name)[0] for name in self._names})
         return self.result([graph(feed) for feed in self.feeds(example)], self._kept_tokens(example))
 
     def feeds(self, example: Example) -> list[dict[str, Array]]:
@@ -273,6 +281,8 @@ def _label_fault(case: GoldenCase, result: Result, max_abs: float) -> str | None
 def _encoder(pipeline: Pipeline, tokenizer: bytes | None) -> Kitoken | None:
     if pipeline.tokenizer is None:
         return None
+    from kitoken import Kitoken  # noqa: PLC0415  a model of pictures or tensors does not need its 7 MB
+
     try:
         return Kitoken.from_tokenizers(tokenizer or b"")
     except ValueError as e:

@@ -224,8 +224,10 @@ class Installer:
             log.error("%s: the next start finds this again: %s", name, e)  # noqa: TRY400  a full disk, not a bug
 
     async def _load(self, digest: str) -> Served:
-        prepare()
-        return await loaded(lambda: Served.load(Bundle.open(self._store, digest), self._settings.workers))
+        bundle = await asyncio.to_thread(Bundle.open, self._store, digest)
+        if bundle.tokenizer is not None:
+            prepare()
+        return await loaded(lambda: Served.load(bundle, self._settings.workers))
 
     def _begin(self, name: str, actions: tuple[Action, ...]) -> None:
         """First undo what is superseded, then start what is wanted."""

@@ -69,12 +69,12 @@ def _model_file(store: Blobs, manifest: BundleManifest) -> Path:
 
 
 def prepare() -> None:
-    """Call it before the first `Model.load`, on a thread that lives as long as the process.
+    """Call it before the first `Model.load` of a text model, on a thread that lives as long as the process.
 
     kitoken 0.11.1 carries an allocator that ties itself to the thread that loads the library: imported on a worker
     thread that ended, it took the process down with a segmentation fault.
     """
-    import kitoken  # noqa: F401, PLC0415  7 MB that a device without a model does not pay
+    import kitoken  # noqa: F401, PLC0415  7 MB that a device without a text model does not pay
 
 
 class Model:

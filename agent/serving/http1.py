@@ -3,8 +3,6 @@
 Guarantees: a body over the limit is refused before it is read; one request of a connection is answered at a time, and
 what a client sends ahead waits in its own buffers; an answer that takes time is cancelled when the client leaves, and
 the parts of a stream are asked for only as fast as the client reads. A client that ends its side has left.
-
-`Hub` is what the connections of one server share; it knows nothing of sockets.
 """
 
 from __future__ import annotations
@@ -14,17 +12,18 @@ import http
 import logging
 import math
 import traceback
-from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections import deque
+from collections.abc import Coroutine
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, cast
+from dataclasses import dataclass
+from typing import Any, Final, cast
 from urllib.parse import unquote
 
 import httptools
 
 from agent.errors import AgentError, Unavailable
 from agent.serving.exchange import Reply, Request
+from agent.serving.hub import Door, Hub
 from agent.serving.refusals import BadRequest, Busy, HeadTooLarge, TooLarge, TooSlow
 
 HEAD: Final = 32 * 1024
@@ -45,55 +44,6 @@ _STATUS: Final = {
 }
 _log = logging.getLogger(__name__)
 
-Door = Callable[[Mapping[str, str]], AgentError | None]
-"""Who may come in, by the header fields: why not, or None."""
-
-
-class Routes(Protocol):
-    """What answers. `handle` replies at once where nothing has to be waited for, and raises nothing of the agent's."""
-
-    def handle(self, request: Request) -> Reply | Coroutine[Any, Any, Reply]:
-        """The reply to a request, refusals too."""
-
-    def refuse(self, path: str, error: AgentError) -> Reply:
-        """The reply that says why not."""
-
-
-@dataclass(eq=False)
-class Hub:
-    """What connections share. `body`: largest body in bytes; `most`: connections at one time."""
-
-    routes: Routes
-    body: int
-    most: int
-    connections: set[Connection] = field(default_factory=set)
-    statuses: Counter[int] = field(default_factory=Counter)
-    """Replies by status code."""
-    closing: bool = False
-    empty: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the last connection ends while it is closing."""
-
-    def sweep(self, now: float) -> None:
-        """End what has been silent for too long; call it every second."""
-        for connection in [c for c in self.connections if c.deadline < now]:
-            connection.expire()
-
-    def close(self) -> None:
-        """Take no more requests; those under way are still answered."""
-        self.closing = True
-        for connection in list(self.connections):
-            connection.finish()
-        self._look()
-
-    def left(self, connection: Connection) -> None:
-        """A connection has ended."""
-        self.connections.discard(connection)
-        self._look()
-
-    def _look(self) -> None:
-        if self.closing and not self.connections:
-            self.empty.set()
-
 
 @dataclass
 class _Asked:
@@ -113,7 +63,7 @@ class _Refused:
     error: AgentError
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """One client. `deadline`: moment on the loop's clock at which it has been silent for too long."""
 
     __slots__ = (
@@ -149,20 +99,24 @@ class Connection(asyncio.Protocol):
         self.deadline = self._loop.time() + IDLE
         self._serve()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
+        """Where what comes is put: one place for all connections, because it is parsed before the loop goes on."""
+        return self._hub.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Parse it, and answer what is whole."""
         if self._deaf:
             return
         complete = self._complete
         try:
-            self._parser.feed_data(data)
+            self._parser.feed_data(self._hub.buffer[:nbytes])
         except httptools.HttpParserUpgrade:
             self._deaf = True  # the request is answered as it is, and nothing after it is read
         except httptools.HttpParserError as e:
             if not self._last:
                 self._refuse(BadRequest(f"not HTTP/1.1: {e}"))
         if self._in_head and complete == self._complete:
-            self._head += len(data)
+            self._head += nbytes
             if self._head > HEAD:
                 self._refuse(HeadTooLarge(f"request line and header fields: over {HEAD} bytes"))
         if self._receiving and not self._in_head and self._task is None:
@@ -254,7 +208,10 @@ class Connection(asyncio.Protocol):
 
     def _serve(self) -> None:
         """Begin on the next request, unless one is under way or the client does not read."""
-        if self._task is not None or self._drained is not None or not self._waiting:
+        if not self._waiting:
+            return
+        if self._task is not None or self._drained is not None:
+            self._transport.pause_reading()
             return
         asked = self._waiting.popleft()
         if self._waiting:
@@ -274,6 +231,8 @@ class Connection(asyncio.Protocol):
         else:
             self.deadline = math.inf  # from here the time limit of the request counts
             self._task = self._loop.create_task(self._later(coming, asked))
+            if not isinstance(coming, Reply):  # left before its first step, it would never be waited for
+                self._task.add_done_callback(lambda _task: coming.close())
 
     async def _later(self, coming: Reply | Coroutine[Any, Any, Reply], asked: _Asked) -> None:
         try:
@@ -320,7 +279,8 @@ class Connection(asyncio.Protocol):
     def _write_head(self, reply: Reply, framing: str, keep: bool, body: bytes = b"") -> None:
         """The head, and the body if it is here, in one write."""
         self._hub.statuses[reply.status] += 1
-        lines = [_STATUS[reply.status], reply.content_type, "\r\n", framing]
+        first = _STATUS.get(reply.status) or f"HTTP/1.1 {reply.status} \r\ncontent-type: "  # the cloud may know others
+        lines = [first, reply.content_type, "\r\n", framing]
         lines += [f"{name}: {value}\r\n" for name, value in reply.headers.items()]
         lines.append("\r\n" if keep and not self._hub.closing else "connection: close\r\n\r\n")
         self._transport.write("".join(lines).encode("latin-1") + body)
@@ -368,7 +328,7 @@ class Connection(asyncio.Protocol):
 
     def finish(self) -> None:
         """Answer what is under way and end; at once where there is nothing."""
-        if self._task is None and not self._waiting and not self._receiving:
+        if self._task is None and not self._waiting and (self._deaf or not self._receiving):
             self._transport.close()
 
     def abort(self) -> None:

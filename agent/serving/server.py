@@ -16,7 +16,8 @@ from typing import Final
 
 from agent.errors import Unavailable
 from agent.serving.api import LocalApi
-from agent.serving.http1 import Connection, Door, Hub
+from agent.serving.http1 import Connection
+from agent.serving.hub import Door, Hub
 
 MODE: Final = 0o660
 """Owner and group of the socket may ask; with systemd the group is that of the product app."""

@@ -1,0 +1,175 @@
+"""The codec of the Open Inference Protocol by itself: raw bytes, texts, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import struct
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_bundle import LABELS, pipeline
+from tiny_tasks import TASKS
+
+from agent.errors import Malformed
+from agent.serving import oip
+from agent.serving.interface import DATATYPES, Interface
+from agent.serving.service import Answer
+from agent.serving.tensors import write_texts
+from wire.processing import Result
+
+
+def served(task: str | None = None) -> Any:
+    """A model as the codec sees it."""
+    about, labels = (pipeline(), LABELS) if task is None else (TASKS[task].pipeline, TASKS[task].labels)
+    return SimpleNamespace(
+        pipeline=about, labels=labels, interface=Interface.of(about, labels), layouts={}, names={}, digest="sha256:1"
+    )
+
+
+def parse(model: Any, head: dict[str, Any], raw: bytes) -> oip.Request:
+    data = json.dumps(head).encode()
+    return oip.parse_request(data + raw, model, str(len(data)))
+
+
+def tensor(name: str, datatype: str, shape: list[int], size: object) -> dict[str, Any]:
+    return {"name": name, "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": size}}
+
+
+def element(text: bytes) -> bytes:
+    return struct.pack("<I", len(text)) + text
+
+
+@given(st.lists(st.text(), min_size=1, max_size=20))
+@settings(max_examples=50, deadline=None)
+def test_texts_survive_as_raw_bytes(texts: list[str]) -> None:
+    about, raw = write_texts("text", texts, binary=True)
+    assert about["parameters"] == {"binary_data_size": len(raw)}
+    assert parse(served(), {"inputs": [about]}, raw).examples == tuple(texts)
+
+
+@pytest.mark.parametrize(
+    ("raw", "size", "said"),
+    [
+        (element(b"ab"), 7, "6 bytes of binary data follow"),
+        (element(b"ab"), -1, "binary_data_size -1"),
+        (element(b"ab"), True, "binary_data_size True"),
+        (element(b"ab"), 5, "1 bytes follow the JSON"),
+        (b"\xff\xff\xff\xffab", 6, "ends within an element"),
+        (element(b"ab") + b"\x01", 7, "ends within the length"),
+        (element(b"\xff"), 5, "element 0 of binary data is not UTF-8"),
+        (element(b"a") + element(b"b"), 10, r"expected \[2\]"),
+        (element(b"a" * 8193), 8197, "over 8192 bytes"),
+        (b"", 0, r"expected \[0\]"),
+    ],
+)
+def test_raw_texts_that_do_not_hold_are_refused(raw: bytes, size: object, said: str) -> None:
+    with pytest.raises(Malformed, match=said):
+        parse(served(), {"inputs": [tensor("text", "BYTES", [1], size)]}, raw)
+
+
+@pytest.mark.parametrize(
+    ("length", "said"),
+    [("1000", "up to 12"), ("-1", "expected the length"), ("x", "expected the length"), ("²", "expected the length")],
+)
+def test_a_length_of_the_json_that_is_none_is_refused(length: str, said: str) -> None:
+    with pytest.raises(Malformed, match=said):
+        oip.parse_request(b'{"inputs":1}', served(), length)
+
+
+ARRAYS = {"a": np.int64([[3, -4]]), "b": np.float32([[0.5, 1.5, 2.5]])}
+HEAD = {
+    "inputs": [tensor("a", "INT64", [1, 2], 16), tensor("b", "FP32", [1, 3], 12)],
+    "parameters": {"binary_data_output": True},
+}
+RAW = ARRAYS["a"].tobytes() + ARRAYS["b"].tobytes()
+
+
+def test_the_same_form_again_is_read_by_what_the_first_left_and_gives_the_same() -> None:
+    model = served("tensors")
+    first, second = parse(model, HEAD, RAW), parse(model, HEAD, RAW)
+    assert len(model.layouts) == 1
+    for request in (first, second):
+        assert (request.outputs, request.binary) == (("minus", "double"), {"minus", "double"})
+        for name, values in ARRAYS.items():
+            np.testing.assert_array_equal(request.examples[0][name], values)
+            assert request.examples[0][name].dtype == values.dtype
+            assert request.examples[0][name].flags.aligned
+    other = np.float32([[9, 8, 7]])
+    again = parse(model, HEAD, ARRAYS["a"].tobytes() + other.tobytes())
+    np.testing.assert_array_equal(again.examples[0]["b"], other)
+
+
+def test_the_same_form_with_more_or_less_behind_it_is_refused_again() -> None:
+    model = served("tensors")
+    parse(model, HEAD, RAW)
+    for raw in (RAW[:-1], RAW + b"\0"):
+        with pytest.raises(Malformed, match="bytes"):
+            parse(model, HEAD, raw)
+
+
+def test_a_request_with_an_id_is_not_taken_for_another() -> None:
+    model = served("tensors")
+    assert [parse(model, {**HEAD, "id": name}, RAW).id for name in ("one", "two")] == ["one", "two"]
+    assert model.layouts == {}
+
+
+def test_only_so_many_forms_are_remembered() -> None:
+    model = served("tensors")
+    for n in range(1, 3 * oip.LAYOUTS):
+        head = {**HEAD, "inputs": [HEAD["inputs"][0], tensor("b", "FP32", [1, n], 4 * n)]}
+        parse(model, head, ARRAYS["a"].tobytes() + bytes(4 * n))
+        assert len(model.layouts) <= oip.LAYOUTS
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"datatype": "FP64"}, "datatype 'FP64', expected FP32"),
+        ({"shape": [1, 4]}, r"12 bytes of binary data do not fill FP32 \[1, 4\]"),
+        ({"shape": [3]}, r"shape \[3\], expected \[1, -1\]"),
+        ({"shape": [1, True]}, "shape"),
+        ({"parameters": {"binary_data_size": 12, "shared_memory_region": "x"}}, "shared_memory_region: not supported"),
+        ({"parameters": 1}, "expected a JSON object"),
+    ],
+)
+def test_raw_arrays_that_do_not_hold_are_refused(changed: dict[str, Any], said: str) -> None:
+    head = {**HEAD, "inputs": [HEAD["inputs"][0], {**HEAD["inputs"][1], **changed}]}
+    with pytest.raises(Malformed, match=said):
+        parse(served("tensors"), head, RAW)
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype in DATATYPES if dtype != "bool"])
+@pytest.mark.parametrize("binary", [True, False])
+def test_an_array_of_every_datatype_is_answered_in_both_forms(dtype: str, binary: bool) -> None:
+    values = np.array([[0, 1, 2]], dtype)
+    reply = answered({"minus": values[0], "double": values[0] + values[0]}, binary=binary)
+    length = int(reply.headers.get("inference-header-content-length", len(reply.body)))
+    value = json.loads(reply.body[:length])
+    assert [t["datatype"] for t in value["outputs"]] == [DATATYPES[dtype]] * 2
+    assert [t["shape"] for t in value["outputs"]] == [[1, 3]] * 2
+    if binary:
+        np.testing.assert_array_equal(np.frombuffer(reply.body[length:], dtype), [0, 1, 2, 0, 2, 4])
+    else:
+        assert [t["data"] for t in value["outputs"]] == [[0, 1, 2], [0, 2, 4]]
+
+
+def test_each_output_may_be_asked_for_in_its_own_form() -> None:
+    wanted = [{"name": "double", "parameters": {"binary_data": True}}, {"name": "minus"}]
+    request = parse(served("tensors"), {"inputs": HEAD["inputs"], "outputs": wanted}, RAW)
+    result = Result({"minus": np.int64([1, 2]), "double": np.float32([3.0])})
+    reply = oip.answer_reply(Answer("m", served("tensors"), (result,)), request, "id")
+    length = int(reply.headers["inference-header-content-length"])
+    minus, double = json.loads(reply.body[:length])["outputs"]
+    assert (minus["data"], double["parameters"]) == ([1, 2], {"binary_data_size": 4})
+    assert reply.body[length:] == np.float32([3.0]).tobytes()
+
+
+def answered(outputs: dict[str, np.ndarray], *, binary: bool) -> Any:
+    model = served("tensors")
+    names = ("minus", "double")
+    request = oip.Request(None, (ARRAYS,), names, frozenset(names) if binary else frozenset())
+    return oip.answer_reply(Answer("m", model, (Result(outputs),)), request, "id")
