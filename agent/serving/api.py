@@ -15,7 +15,8 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from agent.errors import AgentError, Malformed, NotFound, Unavailable
@@ -57,6 +58,7 @@ class LocalApi:
         self._version = version
         self._capture = capture
         self._since = time.monotonic()
+        self._ids = _ids()
         self.body_limit = body_limit
         self.statuses: Mapping[int, int] = Counter()
         """Replies by status code, counted by the server."""
@@ -114,9 +116,7 @@ class LocalApi:
         raise _no_route(request)
 
     def _model(self, request: Request) -> Reply | Later:
-        _, _, _, name, *rest = request.path.split("/")
-        digest = rest[1] if rest[:1] == ["versions"] and len(rest) > 1 else None
-        what = "/".join(rest if digest is None else rest[2:])
+        name, digest, what = _asked_for(request.path)
         if what not in ("", "ready", "stats", "infer") or request.method != ("POST" if what == "infer" else "GET"):
             raise _no_route(request)
         served = self._service.answering(name)
@@ -141,7 +141,7 @@ class LocalApi:
         return self._reply(await self._service.infer(name, asked.examples), asked)
 
     def _reply(self, answer: Answer, asked: oip.Request) -> Reply:
-        request_id = asked.id or os.urandom(16).hex()
+        request_id = asked.id or next(self._ids)
         if len(answer.results) == 1:  # feedback is on one example
             labels = answer.results[0].labels
             self._meter.remember(request_id, answer.model, answer.digest, labels[0] if len(labels) == 1 else None)
@@ -205,6 +205,21 @@ class LocalApi:
             raise Offline("this device is offline and the model runs in the cloud: try again when it is back")
         reply = await self._cloud.forward(request.path, request.body)
         return Reply(reply.status, reply.content_type, reply.body)
+
+
+@lru_cache(256)
+def _asked_for(path: str) -> tuple[str, str | None, str]:
+    """Model, version if one is named, and what is asked, in the path of a model."""
+    _, _, _, name, *rest = path.split("/")
+    digest = rest[1] if rest[:1] == ["versions"] and len(rest) > 1 else None
+    return name, digest, "/".join(rest if digest is None else rest[2:])
+
+
+def _ids() -> Iterator[str]:
+    """Ids of answers, which nobody can guess: whoever knows one can give feedback on it."""
+    while True:
+        many = os.urandom(16 * 64).hex()
+        yield from (many[i : i + 32] for i in range(0, len(many), 32))
 
 
 def _no_route(request: Request) -> NotFound:

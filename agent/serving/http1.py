@@ -280,10 +280,11 @@ class Connection(asyncio.BufferedProtocol):
         """The head, and the body if it is here, in one write."""
         self._hub.statuses[reply.status] += 1
         first = _STATUS.get(reply.status) or f"HTTP/1.1 {reply.status} \r\ncontent-type: "  # the cloud may know others
-        lines = [first, reply.content_type, "\r\n", framing]
-        lines += [f"{name}: {value}\r\n" for name, value in reply.headers.items()]
-        lines.append("\r\n" if keep and not self._hub.closing else "connection: close\r\n\r\n")
-        self._transport.write("".join(lines).encode("latin-1") + body)
+        head = f"{first}{reply.content_type}\r\n{framing}"
+        for name, value in reply.headers.items():
+            head += f"{name}: {value}\r\n"
+        head += "\r\n" if keep and not self._hub.closing else "connection: close\r\n\r\n"
+        self._transport.write(head.encode("latin-1") + body)
 
     def _next(self, asked: _Asked) -> None:
         """Wait for the next request, or end."""

@@ -23,7 +23,7 @@ import orjson
 from agent.errors import Malformed
 from agent.serving.exchange import Reply
 from agent.serving.service import Answer, Served
-from agent.serving.tensors import array_at, read_array, read_texts, write_array, write_texts
+from agent.serving.tensors import array_at, raw_bytes, read_array, read_texts, write_array, write_texts
 from wire.pipeline import EMBEDDING, SCORES
 
 if TYPE_CHECKING:
@@ -38,12 +38,14 @@ JSON_LENGTH: Final = "inference-header-content-length"
 """Header field of the binary tensor extension: bytes of the JSON that stands before the raw data."""
 EXTENSIONS: Final = ("binary_tensor_data", "statistics", "model_repository")
 _FORM: Final = '{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["turn the light on"]}]}'
+_ID: Final = b'"id":"'
+"""Stands once in the JSON of an answer: within a text a quotation mark has a backslash before it."""
 _UNKNOWN: Final = ("shared_memory_region", "classification", "sequence_id")
 """Parameters of extensions that this server lacks: without a word an app would take the answer for another one."""
 Parts = tuple[dict[str, Any], bytes]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
     """The examples of an inference request, at least one, the caller's id for it, and the outputs it asks for.
 
@@ -142,6 +144,8 @@ def parse_object(body: bytes | memoryview) -> dict[str, Any]:
 
 def answer_reply(answer: Answer, request: Request, request_id: str) -> Reply:
     """The reply to an inference request, with the outputs that it asks for."""
+    if request.id is None and len(request.binary) == len(answer.served.interface.names) and _is_plain(answer.served):
+        return _raw_reply(answer, request_id)
     wanted = request.outputs
     tensors = [part for part in _tensors(answer, request) if part[0]["name"] in wanted]
     value = {
@@ -155,6 +159,30 @@ def answer_reply(answer: Answer, request: Request, request_id: str) -> Reply:
         return Reply(200, "application/json", data, answer.served.names)
     headers = {**answer.served.names, JSON_LENGTH: str(len(data))}
     return Reply(200, "application/octet-stream", b"".join((data, *(raw for _, raw in tensors))), headers)
+
+
+def _is_plain(served: Served) -> bool:
+    return served.pipeline.task == "tensors" and not served.labels
+
+
+def _raw_reply(answer: Answer, request_id: str) -> Reply:
+    """All outputs of a model of tensors as raw bytes; the JSON before them differs by the id alone, which is ours."""
+    served = answer.served
+    outputs = answer.results[0].outputs
+    key = (answer.model, *[values.shape for values in outputs.values()])
+    head = served.heads.get(key)
+    raw = [raw_bytes(values) for values in outputs.values()]
+    if head is None:
+        tensors = [write_array(name, values[None], binary=True)[0] for name, values in outputs.items()]
+        value = {"model_name": answer.model, "model_version": served.digest, "id": "", "outputs": tensors}
+        before, _, after = orjson.dumps(value).partition(_ID)
+        if len(served.heads) >= LAYOUTS:
+            served.heads.clear()
+        head = served.heads[key] = (before + _ID, after)
+    before, after = head
+    name = request_id.encode()
+    headers = {**served.names, JSON_LENGTH: str(len(before) + len(name) + len(after))}
+    return Reply(200, "application/octet-stream", b"".join((before, name, after, *raw)), headers)
 
 
 def model_value(name: str, served: Served) -> dict[str, Any]:

@@ -96,7 +96,8 @@ def _load_onnxruntime(path: Path, outputs: list[str]) -> Graph:
 
     def run(feeds: Arrays) -> Arrays:
         try:
-            return dict(zip(outputs, session.run(outputs, dict(feeds)), strict=True))
+            given = session.run(outputs, feeds if type(feeds) is dict else dict(feeds))
+            return dict(zip(outputs, given, strict=True))
         except failures as e:
             raise Incompatible(f"{path.name}: onnxruntime {ort.__version__} does not run it: {e}") from e
 

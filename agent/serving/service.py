@@ -57,7 +57,7 @@ class Bounds:
     seconds: float = 30.0
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Answer:
     """The results for the examples of one request, and the model that gave them."""
 
@@ -91,6 +91,8 @@ class Served:
         """Header fields of every answer of this model."""
         self.layouts: dict[bytes, Layout] = {}
         """Forms of requests that were read before: `agent.serving.oip`."""
+        self.heads: dict[tuple[object, ...], tuple[bytes, bytes]] = {}
+        """The JSON of answers in raw bytes that were given before, up to their id and behind it."""
         self.in_hand = 0
         """Requests that wait for the worker thread, or that it runs."""
         self._largest = 0

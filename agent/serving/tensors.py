@@ -145,9 +145,14 @@ def write_array(name: str, values: Array, *, binary: bool) -> tuple[dict[str, An
     if not binary:
         tensor["data"] = np.ascontiguousarray(values).reshape(-1)  # orjson writes it as it is
         return tensor, b""
-    raw = (values if _LITTLE else values.astype(values.dtype.newbyteorder("<"))).tobytes()
+    raw = raw_bytes(values)
     tensor["parameters"] = {"binary_data_size": len(raw)}
     return tensor, raw
+
+
+def raw_bytes(values: Array) -> bytes:
+    """The raw bytes of an array."""
+    return (values if _LITTLE else values.astype(values.dtype.newbyteorder("<"))).tobytes()
 
 
 def write_texts(name: str, texts: Sequence[str], *, binary: bool) -> tuple[dict[str, Any], bytes]:

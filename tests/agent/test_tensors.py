@@ -26,7 +26,13 @@ def served(task: str | None = None) -> Any:
     """A model as the codec sees it."""
     about, labels = (pipeline(), LABELS) if task is None else (TASKS[task].pipeline, TASKS[task].labels)
     return SimpleNamespace(
-        pipeline=about, labels=labels, interface=Interface.of(about, labels), layouts={}, names={}, digest="sha256:1"
+        pipeline=about,
+        labels=labels,
+        interface=Interface.of(about, labels),
+        layouts={},
+        heads={},
+        names={},
+        digest="sha256:1",
     )
 
 
