@@ -242,14 +242,15 @@ class _Play:
         while True:
             asked = time.monotonic()
             try:
-                self.progress.rollout = await asyncio.to_thread(self.scene.fleet.get, path)
-                heard = time.monotonic()
+                rollout = await asyncio.to_thread(self.scene.fleet.get, path)
             except Unavailable:
                 # The fleet takes a number of connections from one address, and the devices share theirs with us.
                 if asked - heard > UNHEARD:
                     raise
-            if self.progress.rollout["state"] != "running":
-                return
+            else:
+                heard, self.progress.rollout = time.monotonic(), rollout
+                if rollout["state"] != "running":
+                    return
             await asyncio.sleep(max(POLL, 4 * (time.monotonic() - asked)))
 
     async def _look(self) -> None:

@@ -18,6 +18,7 @@ set the pace: a few that are slow, or dead, hold up nobody, and get what they lo
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -35,6 +36,10 @@ LOSS: Final = 0.25
 QUEUED: Final = 0.15
 """Seconds over twice the shortest round trip that a chunk may take before the window closes."""
 _GATHER_AT_MOST: Final = 10
+_GATHER_LONGEST: Final = 60.0
+_GAP: Final = 20
+_LONGEST_GAP: Final = 1.0
+"""Seconds that the next newcomer is waited for: thousands come as fast as they are looked up, and not evenly."""
 _FAN_OUT: Final = 100 * 1024 * 1024
 """Bytes per second that a broker hands out to all readers together: what a round costs, newcomers may be waited for."""
 
@@ -96,23 +101,26 @@ class Flow:
 
     # --- what readers say ---------------------------------------------------------------------------------------
 
-    def hear(self, device: str, missing: Collection[int], seen: int, now: float) -> None:
-        """A device lacks these chunks, and `seen` came last (-1: nothing is on its way to it)."""
+    def hear(self, device: str, missing: Collection[int], seen: int, now: float, *, asked: float | None = None) -> None:
+        """A device lacks these chunks, and `seen` came last (-1: nothing came since it listens).
+
+        `asked`: when it said so, if that was before `now`: what was published since then is on its way to it.
+        """
         self.used = now
         if not missing:
             self._readers.pop(device, None)
             return
-        known, at = self._readers.get(device), self._position(device, seen)
+        known, at = self._readers.get(device), self._position(device, seen, now if asked is None else asked)
         if known is not None and seen >= 0 and at > known.at:
             self._adapt(known.at, at, missing, now)
         self._readers[device] = _Reader(at, now)
         self._gather_more(now, newcomer=known is None)
         self._wanted.update(i for i in missing if self._newest.get(i, -1) < at)
 
-    def _position(self, device: str, seen: int) -> int:
+    def _position(self, device: str, seen: int, asked: float) -> int:
         """The number of the first publication that may still be on its way to this device."""
-        if seen < 0:
-            return self._log.next
+        if seen < 0:  # it listened before it asked
+            return self._log.first + bisect_right(self._log.when, asked)
         known = self._readers.get(device)
         if known is None:
             return self._newest.get(seen, self._log.next - 1) + 1
@@ -144,8 +152,9 @@ class Flow:
             self._first, self._opens = now, now + self._gather
         elif newcomer and now < self._opens:
             handing_out = sum(self.sizes[i] for i in self._wanted) * len(self._readers) / _FAN_OUT
-            at_last = self._first + max(_GATHER_AT_MOST * self._gather, min(handing_out, PATIENCE))
-            self._opens = min(now + self._gather, at_last)
+            at_last = self._first + max(_GATHER_AT_MOST * self._gather, min(handing_out, _GATHER_LONGEST))
+            gap = max(self._gather, min(handing_out / _GAP, _LONGEST_GAP))
+            self._opens = min(now + gap, at_last)
 
     # --- what is sent -------------------------------------------------------------------------------------------
 
@@ -165,11 +174,12 @@ class Flow:
             return math.inf
         if now < self._opens:
             return self._opens - now
-        oldest = min((r.heard for r in self._readers.values()), default=now - PATIENCE)
+        oldest = max(self._opens, min((r.heard for r in self._readers.values()), default=now - PATIENCE))
         return max(0.01, min(oldest + PATIENCE - now, 1.0))
 
     def _may_go(self, now: float) -> bool:
-        for silent in [d for d, r in self._readers.items() if now - r.heard > PATIENCE]:
+        # While wishes were gathered nobody had anything to say.
+        for silent in [d for d, r in self._readers.items() if now - max(r.heard, self._opens) > PATIENCE]:
             del self._readers[silent]
         if not self._readers:
             self._wanted.clear()  # who is still there asks again

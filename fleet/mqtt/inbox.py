@@ -177,15 +177,15 @@ class Inbox:
                 row.online = False
                 session.add(row)
 
-    def _progress(self, topic: WantTopic, payload: bytes) -> bool:
+    def _progress(self, topic: WantTopic, message: Message) -> bool:
         """Take a wish for a blob that this device was found to be assigned a moment ago.
 
         Devices say many times in a transfer how far they are: a transaction each would be what the transfer waits for.
         """
-        want, now = Want.from_bytes(payload), self.clock()
+        want, now = Want.from_bytes(message.payload), self.clock()
         if self.granted.get((topic.device, want.digest), now) <= now:
             return False
-        self.transfer.want(topic.device, want)
+        self.transfer.want(topic.device, want, message.came)
         return True
 
     def _grant(self, device: str, digest: str) -> None:
@@ -204,7 +204,7 @@ class Inbox:
         if not message.payload:
             return Answer()  # a retained message was cleared
         topic = parse(message.topic)
-        if isinstance(topic, WantTopic) and self._progress(topic, message.payload):
+        if isinstance(topic, WantTopic) and self._progress(topic, message):
             return Answer()
         assert isinstance(topic, StateTopic | ReportedTopic | TelemetryTopic | WantTopic | ReplyTopic)
         row = devices.find(session, topic.device)
@@ -232,7 +232,7 @@ class Inbox:
             case ReplyTopic():
                 return self._reply(session, row, payload)
             case WantTopic():
-                return self._want(session, row, Want.from_bytes(payload))
+                return self._want(session, row, Want.from_bytes(payload), message.came)
         return Answer()
 
     def _state(self, row: Device, presence: Presence, *, retained: bool) -> Answer:
@@ -268,10 +268,10 @@ class Inbox:
         devices.retired(session, row, self.clock())
         return Answer(desired=[row.id], revoked=True)
 
-    def _want(self, session: Session, row: Device, want: Want) -> Answer:
+    def _want(self, session: Session, row: Device, want: Want, came: float | None) -> Answer:
         """Only what is assigned. Who has not reported the newest desired state yet may ask for the one before."""
         if self.may_fetch(session, row, want.digest):
-            self.transfer.want(row.id, want)
+            self.transfer.want(row.id, want, came)
             if want.count > 1:
                 self._grant(row.id, want.digest)
             return Answer()

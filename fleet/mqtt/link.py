@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +31,8 @@ class Message(NamedTuple):
     topic: str
     payload: bytes
     retained: bool
+    came: float | None = None
+    """When, by the monotonic clock: it may wait for long."""
 
     @property
     def is_wish(self) -> bool:
@@ -67,7 +70,9 @@ class Link:
     def start(self, host: str, port: int, receive: Receive, connected: Callable[[], None]) -> None:
         """Connect in the background. Both are called in the client's thread."""
         self._connected = connected
-        self._client.on_message = lambda _c, _d, m: receive(Message(m.topic, bytes(m.payload), m.retain))
+        self._client.on_message = lambda _c, _d, m: receive(
+            Message(m.topic, bytes(m.payload), m.retain, time.monotonic())
+        )
         self._client.connect_async(host, port, keepalive=30)
         self._client.loop_start()
 

@@ -114,8 +114,11 @@ class Transfer:
             self._changed.notify()
         self._thread.join()
 
-    def want(self, device: str, want: Want) -> None:
-        """Take a wish. Raises `Untrusted` for a blob that no release lists, wire's `Malformed` for a wrong bitmap."""
+    def want(self, device: str, want: Want, asked: float | None = None) -> None:
+        """Take a wish that came at `asked`, by the monotonic clock.
+
+        Raises `Untrusted` for a blob that no release lists, wire's `Malformed` for a wrong bitmap.
+        """
         sizes = self._chunks.sizes(want.digest)
         if want.count != len(sizes):
             raise Malformed(f"wish for {want.digest}: {want.count} chunks, the blob has {len(sizes)}")
@@ -124,7 +127,7 @@ class Transfer:
             flow = self._flows.get(want.digest)
             if flow is None or flow.sizes != sizes:
                 flow = self._flows[want.digest] = Flow(sizes, gather=self._gather)
-            flow.hear(device, missing, want.seen, time.monotonic())
+            flow.hear(device, missing, want.seen, time.monotonic(), asked=asked)
             self._changed.notify()
 
     def _run(self) -> None:

@@ -156,10 +156,21 @@ def test_wishes_are_gathered_and_newcomers_prolong_that_up_to_a_limit() -> None:
 def test_many_readers_are_gathered_for_as_long_as_it_takes_to_serve_them() -> None:
     flow = flow_of(4, gather=0.1)
     for i in range(4000):  # 4 chunks for each take a broker 10 s
-        flow.hear(f"b{i}", frozenset(range(4)), -1, i / 800)
-        if i / 800 < 4:
-            assert flow.take(i / 800) is None
-    assert flow.take(5.01) == 0
+        flow.hear(f"b{i}", frozenset(range(4)), -1, i / 500)
+        assert flow.take(i / 500) is None
+    assert flow.take(9.1) == 0  # half a second after the last one, to those of the first seconds too
+    assert [flow.take(9.2) for _ in range(4)] == [1, 2, 3, None]
+
+
+def test_what_was_published_since_a_device_asked_is_on_its_way_to_it() -> None:
+    """Its wish waited: it listened before it asked, and the round that began meanwhile is for it too."""
+    flow = flow_of(2)
+    flow.hear("a", frozenset({0, 1}), -1, 0)
+    assert [flow.take(0.1), flow.take(0.2)] == [0, 1]
+    flow.hear("b", frozenset({0, 1}), -1, 1.0, asked=0.05)
+    assert flow.take(1.1) is None
+    flow.hear("c", frozenset({0, 1}), -1, 1.0, asked=0.15)
+    assert [flow.take(1.2), flow.take(1.3)] == [0, None]
 
 
 def test_no_more_than_the_window_is_out_until_a_reader_says_that_it_came() -> None:
