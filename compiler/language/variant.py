@@ -103,7 +103,7 @@ def repeat(folder: Path, one: Candidate, made: Path, inputs: Inputs, python: str
 
 
 def precision(recipe: Recipe, source: Path) -> Precision:
-    """In what the weights are stored; of a GGUF file, which mixes many forms, the nearest above."""
+    """In what the weights are stored; of a GGUF file, which mixes forms, those of most."""
     if recipe.runtime != "gguf":
         return recipe.precision
     stored = bits(source)

@@ -7,6 +7,7 @@ ggml project, version 3.
 # ruff: noqa: PLC0415  numpy comes with the reader of GGUF: sources of other kinds do not wait for it
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -45,9 +46,11 @@ def read_gguf(path: Path, described: Described) -> Source:
 
 
 def bits(path: Path) -> int:
-    """About how many bits a weight has in a GGUF file: bits of all tensors over their numbers."""
-    tensors = _reader(path).tensors
-    return round(8 * sum(int(t.n_bytes) for t in tensors) / max(1, sum(int(t.n_elements) for t in tensors)))
+    """Bits of a weight, scales among them, in the form that most weights of a GGUF file have."""
+    weights: Counter[float] = Counter()
+    for tensor in _reader(path).tensors:
+        weights[8 * int(tensor.n_bytes) / int(tensor.n_elements)] += int(tensor.n_elements)
+    return round(weights.most_common(1)[0][0]) if weights else 32
 
 
 def read_causal(
