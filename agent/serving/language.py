@@ -40,10 +40,11 @@ class LanguageModel:
     """A loaded language model. Blocking, and for one thread at a time."""
 
     def __init__(
-        self, worker: Worker, runtime: str, language: Language, folder: tempfile.TemporaryDirectory[str]
+        self, worker: Worker, bundle: Bundle, language: Language, folder: tempfile.TemporaryDirectory[str]
     ) -> None:
         self._worker = worker
-        self._runtime = runtime
+        self._runtime = bundle.manifest.runtime
+        self._files = bundle.files
         self._language = language
         self._folder = folder
 
@@ -52,18 +53,16 @@ class LanguageModel:
         """Start its process and load it. Raises `Incompatible`, and `Unavailable` when the process does not start."""
         language, runtime = bundle.pipeline.language, bundle.manifest.runtime
         assert language is not None
-        # The runtime finds files by the names that they have in the bundle; the store names them by digest.
         folder = tempfile.TemporaryDirectory(prefix="shoal-model-")
         try:
-            for name, path in bundle.files.items():
-                Path(folder.name, name).symlink_to(path.absolute())
+            _link(Path(folder.name), bundle.files)
             model = Path(folder.name, bundle.manifest.file("model").path)
             settings = {"context": language.context, "template": language.chat_template, "threads": 1}
             worker = Worker(_python(runtime, workers), runtime, model, "--settings", json.dumps(settings))
         except BaseException:
             folder.cleanup()
             raise
-        return cls(worker, runtime, language, folder)
+        return cls(worker, bundle, language, folder)
 
     @property
     def runtime(self) -> str:
@@ -78,6 +77,7 @@ class LanguageModel:
         """
         if asked.messages is not None and self._language.chat_template is None:
             raise Malformed("this model has no chat template, it only goes on with a text: ask /v1/completions")
+        _link(Path(self._folder.name), self._files)
         frame = frames.Frame("generate", fields=self._fields(asked))
         wanted = True
         for answer in self._worker.converse(frame, first=FIRST_TIME, following=NEXT_TIME, last=("end", "error")):
@@ -125,6 +125,17 @@ class LanguageModel:
             "seed": asked.seed,
             "stop": list(asked.stop),
         }
+
+
+def _link(folder: Path, files: Mapping[str, Path]) -> None:
+    """Files under the names that they have in the bundle: the store names them by digest.
+
+    What is there already stays. A system cleans its folder of temporary files, and a process may start again after that.
+    """
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for name, path in files.items():
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(path.absolute())
 
 
 def _python(runtime: str, workers: Mapping[str, str]) -> str:

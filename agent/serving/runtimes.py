@@ -60,6 +60,8 @@ def load_graph(runtime: str, path: Path, pipeline: Pipeline, workers: Mapping[st
         return LoadedGraph(_load_onnxruntime(path, [t.name for t in pipeline.outputs]), _packaged(runtime))
     if runtime == "litert":
         return LoadedGraph(_load_litert(path), _packaged(runtime))
+    if runtime in LANGUAGE_MODULES:
+        raise Incompatible(f"runtime {runtime}: it generates text, and the bundle is for {pipeline.task}")
     if runtime in WORKERS:
         return _load_worker(runtime, path, workers)
     if runtime == "tensorrt":

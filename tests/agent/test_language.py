@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import aclosing
@@ -107,6 +108,16 @@ def test_a_runtime_that_dies_costs_one_answer(model: LanguageModel) -> None:
     with pytest.raises(Unavailable, match="SIGKILL"):
         model.generate(Asked(prompt="hello", max_tokens=CONTEXT), kill)
     model._worker._started -= 2  # the pause between two starts, without the wait
+    assert said(model, Asked(prompt="hello", max_tokens=2))
+
+
+def test_a_runtime_starts_again_after_its_folder_of_links_was_cleaned_away(model: LanguageModel) -> None:
+    """Accident: the system removes temporary files that are old."""
+    shutil.rmtree(model._folder.name)
+    process(model).kill()
+    with pytest.raises(Unavailable):
+        said(model, Asked(prompt="hello", max_tokens=2))
+    model._worker._started -= 2
     assert said(model, Asked(prompt="hello", max_tokens=2))
 
 
