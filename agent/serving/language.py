@@ -130,7 +130,7 @@ class LanguageModel:
 def _link(folder: Path, files: Mapping[str, Path]) -> None:
     """Files under the names that they have in the bundle: the store names them by digest.
 
-    What is there already stays. A system cleans its folder of temporary files, and a process may start again after that.
+    What is there stays. A system cleans its folder of temporary files, and a process may start again after that.
     """
     folder.mkdir(mode=0o700, exist_ok=True)
     for name, path in files.items():
