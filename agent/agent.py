@@ -182,6 +182,7 @@ class Agent:
             body_limit=self._settings.body_limit,
             version=version(),
             capture=self._capture(),
+            language_queue=self._settings.language_queue,
         )
 
     def _capture(self) -> Capture | None:

@@ -2,7 +2,8 @@
 
     AgentError
     ├── Malformed      a setting, a kit or a request is not what it must be
-    │   └── NotFound   it names something that is not here
+    │   ├── NotFound   it names something that is not here
+    │   └── TooLong    a prompt leaves a language model no room to answer
     ├── Untrusted      a certificate, token, chunk or statement does not hold
     ├── Incompatible   sound, and this device cannot run it
     └── Unavailable    the network, the disk or a process did not do its part: try again, or make room
@@ -28,6 +29,10 @@ class Malformed(AgentError):
 
 class NotFound(Malformed):
     """A model or a request that is not known here."""
+
+
+class TooLong(Malformed):
+    """More tokens than the model takes."""
 
 
 class Untrusted(AgentError):

@@ -20,7 +20,7 @@ from wire.units import seconds, size
 
 SOCKET_LIMIT: Final = 107
 """Longest path of a Unix socket in bytes (`sun_path`, unix(7))."""
-WORKERS: Final = ("tflite-runtime", "torchscript")
+WORKERS: Final = ("tflite-runtime", "torchscript", "onnxruntime-genai", "gguf")
 """Runtimes that never share the agent's interpreter."""
 PREFIX: Final = "SHOAL_AGENT_"
 
@@ -132,6 +132,8 @@ class AgentSettings:
     """Longest silence of the cloud tier in one request."""
     workers: Mapping[str, str] = field(default_factory=dict, metadata={"parse": _workers})
     """The Python of each runtime that needs a process and an environment of its own; none by default."""
+    language_queue: int = _count("4", "0", "1000")
+    """Requests that may wait for one language model while it answers another; the next one is refused at once."""
     body_limit: int = _size("1 MiB", "1 KiB", "64 MiB")
     """Largest request body of the local API."""
     connections: int = _count("256", "1", "4096")

@@ -70,8 +70,8 @@ def build(
     source: Annotated[
         str,
         typer.Argument(
-            help="Folder in Hugging Face layout, .onnx, .tflite, TorchScript .pt, python:package.module:function, "
-            "or models:/name@alias of MLflow."
+            help="Folder in Hugging Face layout, .onnx, .tflite, .gguf, TorchScript .pt, "
+            "python:package.module:function, or models:/name@alias of MLflow."
         ),
     ],
     model: Annotated[str, typer.Option(help="Family and name: intents/kitchen.")],
@@ -288,7 +288,7 @@ def _variants(output: Path, cached: dict[str, bool], profiles: dict[str, Profile
             "runtime": manifest.runtime,
             "precision": manifest.precision,
             "recipe": evidence.recipe,
-            "bytes": manifest.file("model").size,
+            "bytes": sum(file.size for file in manifest.files if file.role in ("model", "weights")),
             **figures(evidence),
             "cached": cached[bundle.digest],
         }

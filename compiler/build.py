@@ -8,6 +8,7 @@ only when a profile is not in the cache; a failure leaves the output as it was.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from compiler.bundle.layout import Descriptor
@@ -34,9 +35,7 @@ def build(job: BuildJob, report: Reporter) -> None:
     try:
         with Packer(Path(job.output)) as packer:
             if missing:
-                from compiler.search.search import search  # noqa: PLC0415  what the cache answers must not wait for it
-
-                made |= search(inputs, job, missing, results, report)
+                made |= _search(inputs, job, missing, results, report)
             for profile in job.profiles:
                 found = made[profile.name]
                 assert found is not None
@@ -53,6 +52,19 @@ def build(job: BuildJob, report: Reporter) -> None:
     finally:
         results.prune()  # a build that failed may have filled the cache, too
     report.finish(f"{len(job.profiles)} bundles of {job.name} {job.version} written to {job.output}")
+
+
+def _search(
+    inputs: Inputs, job: BuildJob, missing: Sequence[Profile], results: Cache, report: Reporter
+) -> dict[str, Made]:
+    """What the cache answers must not wait for what is imported here."""
+    if inputs.source.language is not None:
+        from compiler.language.build import search_language  # noqa: PLC0415
+
+        return search_language(inputs, job, missing, results, report)
+    from compiler.search.search import search  # noqa: PLC0415
+
+    return search(inputs, job, missing, results, report)
 
 
 def _pack(packer: Packer, job: BuildJob, profile: Profile, made: Made, results: Cache) -> tuple[Descriptor, Descriptor]:

@@ -48,6 +48,8 @@ def open_graph(runtime: Runtime, model: Path, pipeline: Pipeline, worker: str | 
             return onnxruntime(model, pipeline)
         case "tflite-runtime" | "torchscript":
             return Worker(runtime, model, worker)
+        case "onnxruntime-genai" | "gguf":
+            raise Incompatible(f"runtime {runtime}: it runs no graph, it generates: see compiler.language")
 
 
 def version(runtime: Runtime, worker: str | None = None) -> str:

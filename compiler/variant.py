@@ -125,5 +125,5 @@ def _tensors(
             from compiler.passes import litert
 
             return litert.tensors(source, lengths)
-        case "torchscript":
+        case _:
             return source.inputs, source.outputs

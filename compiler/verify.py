@@ -25,7 +25,7 @@ from compiler.workshop.cache import Cache, tool_versions
 from compiler.workshop.children import Failed
 from compiler.workshop.workshop import Workshop
 from wire.build import VerifyJob
-from wire.bundle import BundleFile
+from wire.bundle import BundleFile, Precision, Role
 from wire.chunks import digest
 from wire.lineage import Lineage
 from wire.units import size
@@ -47,8 +47,9 @@ def verify(job: VerifyJob, report: Reporter) -> None:
         report.step(f"making {recorded.recipe} again")
         made = _make(job, inputs, recorded, Path(folder), report)
         report.step("comparing")
-        files, _ = bundle_files(folder_files(made.folder))
-    _compare(found, files, recorded)
+        files, _ = bundle_files(_files(made, inputs))
+        precision = _precision(recorded, inputs)
+    _compare(found, files, recorded, precision)
     report.finish(f"{job.target}: the same bytes, {found.digest}", digest=found.digest)
 
 
@@ -85,8 +86,25 @@ def _check_tools(recorded: Lineage) -> None:
         raise Incompatible(f"recipe {recorded.recipe!r}: this compiler has none of that name")
 
 
-def _make(job: VerifyJob, inputs: Inputs, recorded: Lineage, folder: Path, report: Reporter) -> Variant:
-    """The variant in a folder, with golden set and lineage."""
+def _files(folder: Path, inputs: Inputs) -> list[tuple[Role, str, bytes]]:
+    if inputs.source.language is None:
+        return folder_files(folder)
+    from compiler.language.variant import files_of  # noqa: PLC0415  for language models alone
+
+    return files_of(folder)
+
+
+def _precision(recorded: Lineage, inputs: Inputs) -> Precision:
+    recipe = RECIPES[recorded.recipe]
+    if inputs.source.language is None:
+        return recipe.precision
+    from compiler.language.variant import precision  # noqa: PLC0415  as above
+
+    return precision(recipe, Path(inputs.source.place))
+
+
+def _make(job: VerifyJob, inputs: Inputs, recorded: Lineage, folder: Path, report: Reporter) -> Path:
+    """The folder of the variant, with golden set and lineage."""
     recipe = RECIPES[recorded.recipe]
     candidate = Candidate(recipe, recorded.passes, tuple(recorded.passes[0].parameters.get("lengths", ())))
     shop = Workshop(
@@ -103,6 +121,11 @@ def _make(job: VerifyJob, inputs: Inputs, recorded: Lineage, folder: Path, repor
     (made,) = shop.make([candidate.passes])
     if isinstance(made, Failed):
         raise Unavailable(f"recipe {recipe.name}: {made.name}: {made.reason}")
+    if inputs.source.language is not None:
+        from compiler.language.variant import repeat  # noqa: PLC0415  as above
+
+        python = job.workers.get(recipe.runtime)
+        return repeat(folder / "variant", candidate, made.path, _licensed(inputs, recorded), python)
     around = pipeline_of(inputs.source, recipe.runtime, candidate.lengths)
     lay_out(folder / "variant", made.path, recipe.runtime, around)
     variant = Variant(folder / "variant", recipe.runtime, job.workers.get(recipe.runtime))
@@ -110,7 +133,7 @@ def _make(job: VerifyJob, inputs: Inputs, recorded: Lineage, folder: Path, repor
     if isinstance(scored, Failed):
         raise Unavailable(f"recipe {recipe.name}: {scored.name}: {scored.reason}")
     complete(variant.folder, _licensed(inputs, recorded), candidate, scored.results)
-    return variant
+    return variant.folder
 
 
 def _licensed(inputs: Inputs, recorded: Lineage) -> Inputs:
@@ -125,7 +148,7 @@ def _licensed(inputs: Inputs, recorded: Lineage) -> Inputs:
     return Inputs(job, inputs.source, test, calibration)
 
 
-def _compare(found: FoundBundle, files: tuple[BundleFile, ...], recorded: Lineage) -> None:
+def _compare(found: FoundBundle, files: tuple[BundleFile, ...], recorded: Lineage, precision: Precision) -> None:
     """Raises `Untrusted` with the first file that differs, or when only the manifest does."""
     old = found.manifest
     again = {f.path: f.digest for f in files}
@@ -138,7 +161,7 @@ def _compare(found: FoundBundle, files: tuple[BundleFile, ...], recorded: Lineag
     recipe = RECIPES[recorded.recipe]
     named = {key: getattr(old, key) for key in ("family", "name", "version", "profile")}
     manifest, _ = manifest_of(
-        named, runtime=recipe.runtime, precision=recipe.precision, architecture=recorded.architecture, files=files
+        named, runtime=recipe.runtime, precision=precision, architecture=recorded.architecture, files=files
     )
     made = digest(manifest.to_bytes())
     if made != found.digest:

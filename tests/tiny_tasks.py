@@ -34,8 +34,8 @@ class TinyTask:
     runtime: str = "onnxruntime"
     file: str = "model.onnx"
 
-    def write(self, layout: Path) -> TinyBundle:
-        """As a bundle `tasks/<task>` of version 1.0.0; only the files that the pipeline names."""
+    def write(self, layout: Path, family: str = "tasks") -> TinyBundle:
+        """As a bundle `<family>/<task>` of version 1.0.0; only the files that the pipeline names."""
         files: list[tuple[Role, str, bytes]] = [
             ("model", self.file, self.model),
             ("pipeline", "pipeline.json", self.pipeline.to_bytes()),
@@ -45,7 +45,7 @@ class TinyTask:
             files.append(("labels", "labels.json", Labels(labels=self.labels).to_bytes()))
         if self.pipeline.tokenizer:
             files.append(("tokenizer", "tokenizer.json", tokenizer_json()))
-        return write_bundle(layout, files, family="tasks", name=self.pipeline.task, runtime=self.runtime)
+        return write_bundle(layout, files, family=family, name=self.pipeline.task, runtime=self.runtime)
 
     def golden(self) -> Golden:
         return Golden(max_abs=1e-4, cases=tuple(_golden_case(*case) for case in self.cases))

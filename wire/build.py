@@ -33,7 +33,7 @@ class Data(Document):
 class BuildJob(Document):
     """Compile `source` for every profile.
 
-    `source` is a folder in Hugging Face layout, an `.onnx`, `.tflite` or TorchScript `.pt` file,
+    `source` is a folder in Hugging Face layout, an `.onnx`, `.tflite`, `.gguf` or TorchScript `.pt` file,
     `python:package.module:function` that returns a torch module, or `models:/name@alias` of MLflow. `describe` is a
     TOML file that says what the source does not say itself (task, labels, pre-processing). `test` are the held-out
     examples, `calibration` others that static quantization observes. `output` is the OCI image layout to write, `cache`

@@ -28,9 +28,13 @@ MODEL_CONFIG = "application/vnd.cncf.model.config.v1+json"
 EVIDENCE_ARTIFACT = "application/vnd.shoal.evidence.v1+json"
 OCI_EMPTY = "application/vnd.oci.empty.v1+json"
 
-Role = Literal["model", "tokenizer", "labels", "pipeline", "golden", "lineage", "chunks"]
+Role = Literal["model", "weights", "runtime-config", "tokenizer", "labels", "pipeline", "golden", "lineage", "chunks"]
+"""`model` is the one file that the runtime opens. Beside it, found by their names, may stand `weights` that it refers
+to, and each `runtime-config`: what a runtime that brings its own tokenizer and search reads."""
 MEDIA_TYPES: Mapping[Role, str] = {
     "model": "application/vnd.cncf.model.weight.v1.raw",
+    "weights": "application/vnd.cncf.model.weight.v1.raw",
+    "runtime-config": "application/vnd.cncf.model.weight.config.v1.raw",
     "tokenizer": "application/vnd.cncf.model.weight.config.v1.raw",
     "labels": "application/vnd.cncf.model.weight.config.v1.raw",
     "pipeline": "application/vnd.shoal.pipeline.v1+json",
@@ -40,7 +44,9 @@ MEDIA_TYPES: Mapping[Role, str] = {
 }
 FILEPATH = "org.cncf.model.filepath"
 
-Runtime = Literal["onnxruntime", "litert", "tflite-runtime", "torchscript", "tensorrt"]
+Runtime = Literal["onnxruntime", "litert", "tflite-runtime", "torchscript", "tensorrt", "onnxruntime-genai", "gguf"]
+LANGUAGE_RUNTIMES: tuple[Runtime, ...] = ("onnxruntime-genai", "gguf")
+"""Runtimes that generate text. `gguf` is a file of llama.cpp's format, and whatever reads it there."""
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 """In what a variant's weights are stored."""
 
@@ -90,6 +96,11 @@ class BundleManifest:
         if len(found) != 1:
             raise Malformed(f"bundle {self.target}: {len(found)} files of role {role!r}, expected 1")
         return found[0]
+
+    @property
+    def loaded(self) -> tuple[BundleFile, ...]:
+        """What the runtime opens: the model file, its weights and its configuration."""
+        return tuple(f for f in self.files if f.role in ("model", "weights", "runtime-config"))
 
     @property
     def target(self) -> str:

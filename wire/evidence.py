@@ -123,7 +123,8 @@ class Evidence(Document):
 
     Metrics in use: `accuracy` and `source_accuracy` (fraction of the same labelled examples) or, where the examples
     have no labels, `agreement` with the source's answers (share of equal labels, or how nearly equal the outputs are),
-    `drop` (points), `latency_p50` and `latency_p99` (ms from example to answer, batch 1, one thread), `size` (bytes of
+    `drop` (points), `latency_p50` and `latency_p99` (ms from example to answer, batch 1, one thread; of a
+    language model for each token of its answer, after the first), `size` (bytes of
     the model file), `footprint` (bytes of the whole bundle on a device), `source_size`, `memory` (bytes the process
     grew by with the model loaded). `compile_only`: the runtime was never seen working on the profile's hardware.
     """

@@ -8,6 +8,15 @@ shape) and what else the kind needs; and the tensors' numbers in that order, lit
                       result   outputs by name
                       error    message: why the runtime does not load the model, or does not run it
 
+For a language model:
+
+    to the worker     generate  `messages` [{role, content}] or `prompt`, max_tokens, temperature, top_p, seed, stop
+                      stop      break off the answer under way; between two answers it means nothing
+    from the worker   part      of an answer: `text`, `tokens`, their `logprobs` and `margins` (as in a golden case);
+                                tokens and text may come apart, as with the bytes of one letter
+                      end       of an answer: `finish` (stop, length, stopped), `prompt` and `answer` in tokens
+                      error     as above; with `limit` and `prompt`, in tokens, where a prompt is too long
+
 A worker may run on another Python, from 3.9 on: this file needs the standard library alone and imports nothing of ours.
 """
 

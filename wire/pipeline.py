@@ -23,6 +23,7 @@ Task = Literal[
     "image-classification",
     "audio-frames",
     "tensors",
+    "text-generation",
 ]
 TEXT_TASKS: tuple[Task, ...] = ("text-classification", "token-classification", "sentence-embedding")
 DataType = Literal["float32", "float16", "float64", "int8", "uint8", "int16", "int32", "int64", "bool"]
@@ -30,6 +31,10 @@ IMAGE, AUDIO = "image", "audio"
 """What the one input of a picture or a sound is called by whoever gives it."""
 SCORES, EMBEDDING = "scores", "embedding"
 """What the output is called where a task has one of its own; otherwise outputs keep the graph's names."""
+TOKENS, LOGPROBS, MARGINS = "tokens", "logprobs", "margins"
+"""What a continuation is made of, see `GoldenCase`."""
+CONTINUATION = 16
+"""Most tokens of the continuation that a golden case of a language model holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +127,24 @@ class Audio(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Language(Document):
+    """How a language model is asked. Its runtime brings tokenizer, search and the tokens that end an answer.
+
+    `context` is the most tokens of a prompt and its answer together. `chat_template` is the Jinja template that makes
+    a prompt of messages, None for a model that was not trained to chat: it only completes.
+    """
+
+    context: int
+    chat_template: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 16 <= self.context <= 1 << 20:
+            raise Malformed(f"language.context: {self.context}, expected 16 to {1 << 20} tokens")
+        if self.chat_template is not None and not 0 < len(self.chat_template.encode()) <= 64 * 1024:
+            raise Malformed("language.chat_template: expected a template of 1 byte to 64 KiB")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pipeline(Document):
     """What stands around the graph.
 
@@ -130,6 +153,8 @@ class Pipeline(Document):
     input; `tensors` takes arrays under the graph's names. `activation` is applied to the first output: `softmax` and
     `sigmoid` over its last axis, `normalize` to length 1. `labels` names the file of class names, in the order of that
     last axis.
+
+    A language model (`text-generation`) has no tensors that others would feed or read, and a section `language`.
 
     `lengths` are the token counts of a graph without dynamic shapes, ascending: a text is padded to the first that
     holds it. A graph with more than one has a signature `tokens_<n>` for each.
@@ -143,13 +168,14 @@ class Pipeline(Document):
     tokenizer: Tokenizer | None = None
     image: Image | None = None
     audio: Audio | None = None
+    language: Language | None = None
     labels: str | None = None
     lengths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name, tensors in (("inputs", self.inputs), ("outputs", self.outputs)):
-            if not tensors or len({t.name for t in tensors}) != len(tensors):
-                raise Malformed(f"pipeline.{name}: empty, or a name stands twice")
+            if len({t.name for t in tensors}) != len(tensors) or bool(tensors) == (self.task == "text-generation"):
+                raise Malformed(f"pipeline.{name}: empty, or a name stands twice, or a language model has some")
         self._check_sections()
         self._check_lengths()
         if self.labels is not None:
@@ -157,7 +183,7 @@ class Pipeline(Document):
 
     def _check_sections(self) -> None:
         wanted = {"tokenizer": self.task in TEXT_TASKS, "image": self.task == "image-classification"}
-        wanted["audio"] = self.task == "audio-frames"
+        wanted |= {"audio": self.task == "audio-frames", "language": self.task == "text-generation"}
         for name, needed in wanted.items():
             if needed != (getattr(self, name) is not None):
                 raise Malformed(f"pipeline.{name}: task {self.task} {'needs it' if needed else 'has none'}")
@@ -198,6 +224,11 @@ class GoldenCase(Document):
 
     `outputs` are those of `wire.processing.Result`, by name; `labels` its best labels: one, or one for each word or
     frame.
+
+    For a language model the text is what a user says first, or with no chat template the text to go on with, and the
+    outputs tell how it goes on when it always takes the likeliest token: `tokens` int64 `[n]` with n up to
+    `CONTINUATION`, and float32 `[n]` for each token `logprobs`, the natural logarithm of its probability, and
+    `margins`, how far it lies above the second.
     """
 
     text: str | None = None
@@ -218,6 +249,9 @@ class Golden(Document):
 
     A case holds when no number of an output is further than `max_abs` from the expected one, and every label is the
     expected one wherever its two best scores lie more than `2 * max_abs` apart. All cases must hold.
+
+    A continuation holds by the same rule, token by token: `logprobs` are compared as far as the tokens are the expected
+    ones, and where they part, the expected token's margin must be `2 * max_abs` or less.
     """
 
     LIMIT: ClassVar[int] = 4 * 1024 * 1024

@@ -23,7 +23,10 @@ from wire.pipeline import (
     AUDIO,
     EMBEDDING,
     IMAGE,
+    LOGPROBS,
+    MARGINS,
     SCORES,
+    TOKENS,
     Audio,
     DataType,
     GoldenCase,
@@ -116,6 +119,10 @@ class Processor:
     def words(self, text: str) -> tuple[str, ...]:
         """The words of a text that token classification answers: those that fit."""
         return tuple(text.split()[: len(self._words(text)) - 2])
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text that the graph is fed, frame tokens among them, padding not."""
+        return len(self._ids(text))
 
     # --- text -------------------------------------------------------------------------------------------------
 
@@ -263,6 +270,8 @@ def example_of(case: GoldenCase) -> Example:
 
 def golden_fault(case: GoldenCase, result: Result, max_abs: float) -> str | None:
     """Why a result does not hold for a golden case, in words; None when it does."""
+    if MARGINS in case.outputs:
+        return _continuation_fault(case, result, max_abs)
     for name, tensor in case.outputs.items():
         expected, got = to_array(tensor), result.outputs.get(name)
         if got is None or got.shape != expected.shape:
@@ -273,6 +282,22 @@ def golden_fault(case: GoldenCase, result: Result, max_abs: float) -> str | None
         if not bool((off <= max_abs).all()):
             return f"output {name} is {float(off.max()):.3g} away from what is expected, the tolerance is {max_abs:.3g}"
     return _label_fault(case, result, max_abs)
+
+
+def _continuation_fault(case: GoldenCase, result: Result, max_abs: float) -> str | None:
+    expected, margins, sure = (to_array(case.outputs[name]) for name in (TOKENS, MARGINS, LOGPROBS))
+    got, got_sure = (result.outputs.get(name, np.zeros(0)) for name in (TOKENS, LOGPROBS))
+    pairs = zip(
+        expected, margins, sure, [*got, *[None] * len(expected)], [*got_sure, *[0.0] * len(expected)], strict=False
+    )
+    for i, (token, margin, logprob, found, found_logprob) in enumerate(pairs):
+        if found != token:
+            near = margin <= 2 * max_abs  # two tokens as likely as each other: from here on the texts differ
+            return None if near else f"token {i + 1} of its continuation is {found} where {token} is expected"
+        off = abs(float(found_logprob) - float(logprob))
+        if not off <= max_abs:
+            return f"token {i + 1} of its continuation has a log probability {off:.3g} away from what is expected"
+    return None
 
 
 def _label_fault(case: GoldenCase, result: Result, max_abs: float) -> str | None:

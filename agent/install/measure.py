@@ -179,7 +179,7 @@ class Measurer:
 
     async def _time(self, job: MeasureJob) -> Timing:
         bundle = await asyncio.to_thread(Bundle.open, self._store, job.digest)
-        check_memory(bundle.manifest.file("model").size)
+        check_memory(sum(file.size for file in bundle.manifest.loaded))
         before = await self._look()
         workers = self._settings.workers
         limit = self._settings.measure_timeout

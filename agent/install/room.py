@@ -79,12 +79,10 @@ class Rooms:
         return placed.memory or self._estimate(placed.digest)
 
     def _estimate(self, digest: str) -> int:
-        """By the model file; 0 while the manifest is not here."""
+        """By what its runtime opens; 0 while the manifest is not here."""
         manifest = self._manifest(digest)
-        try:
-            return estimated_memory(manifest.file("model").size) if manifest is not None else 0
-        except WireError:
-            return 0
+        loaded = sum(file.size for file in manifest.loaded) if manifest is not None else 0
+        return estimated_memory(loaded) if loaded else 0
 
     def _files(self, digest: str) -> dict[str, int]:
         """Sizes of a bundle's blobs, its manifest among them; empty while that is not here."""

@@ -5,7 +5,7 @@
     POST /v2/models/{name}[/versions/{digest}]/infer      Open Inference Protocol v2 (`agent.serving.oip`)
     POST /shoal/feedback              {"request": id of an answer, "label": its true label, or "score": 0 to 1}
     GET  /shoal/status  /shoal/capture  /metrics
-    POST /v1/chat/completions         forwarded to the cloud tier; offline: 503 at once
+    /v1/...                           OpenAI's API (`agent.serving.openai`)
 
 Texts are never logged.
 """
@@ -25,15 +25,13 @@ from agent.serving import metrics, oip
 from agent.serving.capture import Capture
 from agent.serving.cloud import Cloud
 from agent.serving.exchange import Reply, Request
+from agent.serving.generating import QUEUE
+from agent.serving.openai import OURS, OpenAi
 from agent.serving.refusals import refusal
 from agent.serving.service import Answer, Served, Service
 
 AGENT_NAME: Final = "shoal-agent"
 Later = Coroutine[Any, Any, Reply]
-
-
-class Offline(Unavailable):
-    """Only the cloud could answer, and it cannot be reached."""
 
 
 class LocalApi:
@@ -50,10 +48,11 @@ class LocalApi:
         body_limit: int,
         version: str,
         capture: Capture | None = None,
+        language_queue: int = QUEUE,
     ) -> None:
         self._service = service
         self._meter = meter
-        self._cloud = cloud
+        self._openai = OpenAi(service, cloud, online, time.time, language_queue)
         self._online = online
         self._version = version
         self._capture = capture
@@ -111,8 +110,8 @@ class LocalApi:
             return Reply.json(200, self._feedback(request.body))
         if method == "POST" and path == "/v2/repository/index":
             return Reply.json(200, self._index())
-        if method == "POST" and path == "/v1/chat/completions":
-            return self._chat(request)
+        if path.startswith(OURS):
+            return self._openai.answer(request)
         raise _no_route(request)
 
     def _model(self, request: Request) -> Reply | Later:
@@ -196,15 +195,6 @@ class LocalApi:
             version=self._version,
             uptime=time.monotonic() - self._since,
         )
-
-    # --- cloud tier -----------------------------------------------------------------------------------------------
-
-    async def _chat(self, request: Request) -> Reply:
-        oip.parse_object(request.body)
-        if not self._online():
-            raise Offline("this device is offline and the model runs in the cloud: try again when it is back")
-        reply = await self._cloud.forward(request.path, request.body)
-        return Reply(reply.status, reply.content_type, reply.body)
 
 
 @lru_cache(256)

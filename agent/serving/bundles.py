@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from agent.errors import Incompatible, Malformed, Unavailable
 from agent.store.blobs import Blobs
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Bundle:
-    """The documents of a bundle, parsed, and where its model file stands."""
+    """The documents of a bundle, parsed, and where its model file stands, with what the runtime finds beside it."""
 
     digest: str
     manifest: BundleManifest
@@ -31,6 +31,7 @@ class Bundle:
     golden: Golden
     tokenizer: bytes | None
     model: Path
+    files: Mapping[str, Path]
 
     @classmethod
     def open(cls, store: Blobs, digest: str) -> Self:
@@ -39,6 +40,7 @@ class Bundle:
         pipeline = Pipeline.from_bytes(store.read(manifest.file("pipeline").digest))
         labels = _named_file(store, manifest, "labels", pipeline.labels)
         tokenizer = _named_file(store, manifest, "tokenizer", pipeline.tokenizer.file if pipeline.tokenizer else None)
+        files = {file.path: _sound(store, file.digest) for file in manifest.loaded}
         return cls(
             digest=digest,
             manifest=manifest,
@@ -46,7 +48,8 @@ class Bundle:
             labels=Labels.from_bytes(labels).labels if labels is not None else (),
             golden=Golden.from_bytes(store.read(manifest.file("golden").digest)),
             tokenizer=tokenizer,
-            model=_model_file(store, manifest),
+            model=files[manifest.file("model").path],
+            files=files,
         )
 
 
@@ -60,9 +63,8 @@ def _named_file(store: Blobs, manifest: BundleManifest, role: Role, named: str |
     return store.read(file.digest)
 
 
-def _model_file(store: Blobs, manifest: BundleManifest) -> Path:
+def _sound(store: Blobs, name: str) -> Path:
     """Hashed like every other file: flipped bits on a memory card would load, and answer wrong."""
-    name = manifest.file("model").digest
     if not store.is_sound(name):
         raise Unavailable(f"{store.path(name)}: absent, or the disk changed it: check the disk, and roll it out again")
     return store.path(name)
@@ -75,6 +77,29 @@ def prepare() -> None:
     thread that ended, it took the process down with a segmentation fault.
     """
     import kitoken  # noqa: F401, PLC0415  7 MB that a device without a text model does not pay
+
+
+class Loaded(Protocol):
+    """A loaded bundle of any task. Blocking, and for one thread at a time."""
+
+    def answer(self, example: Example) -> Result:
+        """One answer; see `Model.answer`."""
+
+    @property
+    def runtime(self) -> str:
+        """The runtime with its version."""
+
+    def close(self) -> None:
+        """Give back what the runtime holds; a worker process ends."""
+
+
+def load_model(bundle: Bundle, workers: Mapping[str, str]) -> Loaded:
+    """Load a bundle of any task. Raises as `Model.load` does."""
+    if bundle.pipeline.language is None:
+        return Model.load(bundle, workers)
+    from agent.serving.language import LanguageModel  # noqa: PLC0415  numpy comes with a model, not with the agent
+
+    return LanguageModel.load(bundle, workers)
 
 
 class Model:
@@ -122,6 +147,10 @@ class Model:
                 _blame_input(example)
                 raise Incompatible("the graph gave numbers that are none")  # and JSON has none for them
         return result
+
+    def count_tokens(self, text: str) -> int:
+        """How many tokens of a text reach the graph, frame tokens among them."""
+        return self._processor.count_tokens(text)
 
     @property
     def runtime(self) -> str:

@@ -51,6 +51,8 @@ class Interface:
 
 
 def _asked(pipeline: Pipeline) -> tuple[TensorInfo, ...]:
+    if pipeline.language is not None:
+        return (TensorInfo("text", "BYTES", (1,)),)
     if pipeline.tokenizer is not None:
         return (TensorInfo("text", "BYTES", (1 if pipeline.task == "token-classification" else -1,)),)
     if pipeline.image is not None:
@@ -62,6 +64,8 @@ def _asked(pipeline: Pipeline) -> tuple[TensorInfo, ...]:
 
 
 def _answered(pipeline: Pipeline, labels: Sequence[str]) -> tuple[TensorInfo, ...]:
+    if pipeline.language is not None:
+        return (TensorInfo("text", "BYTES", (1,)),)
     first = pipeline.outputs[0]
     if pipeline.task == "sentence-embedding":
         return (TensorInfo(EMBEDDING, "FP32", (-1, first.shape[-1])),)

@@ -78,6 +78,8 @@ class Layout:
 
 def parse_request(body: bytes, served: Served, json_length: str | None = None) -> Request:
     """`json_length` is what the header field `JSON_LENGTH` says. Raises `Malformed` with what to send instead."""
+    if served.pipeline.language is not None:
+        raise Malformed("a language model answers on /v1/chat/completions and /v1/completions")
     if json_length is None:
         return _parse(body, len(body), served)
     length = _length(json_length, len(body))

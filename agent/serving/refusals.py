@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from agent.errors import AgentError, Busy, Malformed, NotFound, Unavailable, Untrusted
+from agent.errors import AgentError, Busy, Malformed, NotFound, TooLong, Unavailable, Untrusted
 from agent.serving.exchange import Reply
 
 __all__ = ["BadRequest", "Busy", "Forbidden", "HeadTooLarge", "TooLarge", "TooSlow", "Unauthorised", "refusal"]
@@ -57,6 +57,6 @@ def refusal(path: str, error: AgentError) -> Reply:
         headers["www-authenticate"] = "Bearer"
     if not path.startswith("/v1/"):
         return Reply.json(status, {"error": str(error)}, headers)
-    kind = type(error).__name__.lower()
+    kind = "context_length_exceeded" if isinstance(error, TooLong) else type(error).__name__.lower()
     said = {"message": str(error), "type": kind, "code": kind, "param": None}
     return Reply.json(status, {"error": said}, headers)

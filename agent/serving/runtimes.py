@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from wire.processing import Arrays, Graph
 
 MODULES: Final = {"onnxruntime": "onnxruntime", "litert": "ai_edge_litert"}
+LANGUAGE_MODULES: Final = {"onnxruntime-genai": "onnxruntime_genai", "gguf": "xllamacpp"}
+"""Of the language runtimes, each in a worker process: of this Python where it has them."""
 PACKAGES: Final = {"onnxruntime": "onnxruntime", "litert": "ai-edge-litert"}
 
 
@@ -38,6 +40,7 @@ class LoadedGraph:
 def installed(workers: Mapping[str, str]) -> frozenset[str]:
     """Names of the runtimes that are here, by package or by a worker's Python. Only the self-test proves one works."""
     here = {name for name, module in MODULES.items() if find_spec(module) is not None}
+    here |= {name for name, module in LANGUAGE_MODULES.items() if find_spec(module) is not None}
     return frozenset(here | {name for name, python in workers.items() if Path(python).exists()})
 
 
@@ -57,6 +60,8 @@ def load_graph(runtime: str, path: Path, pipeline: Pipeline, workers: Mapping[st
         return LoadedGraph(_load_onnxruntime(path, [t.name for t in pipeline.outputs]), _packaged(runtime))
     if runtime == "litert":
         return LoadedGraph(_load_litert(path), _packaged(runtime))
+    if runtime in LANGUAGE_MODULES:
+        raise Incompatible(f"runtime {runtime}: it generates text, and the bundle is for {pipeline.task}")
     if runtime in WORKERS:
         return _load_worker(runtime, path, workers)
     if runtime == "tensorrt":

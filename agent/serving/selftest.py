@@ -21,7 +21,7 @@ from typing import Any, Final
 import psutil
 
 from agent.errors import AgentError, Incompatible
-from agent.serving.bundles import Bundle, Model
+from agent.serving.bundles import Bundle, Loaded, load_model
 from agent.serving.runtimes import import_runtime
 from agent.settings import AgentSettings
 from agent.store.blobs import Blobs
@@ -53,7 +53,7 @@ def run_golden_set(bundle: Bundle, workers: Mapping[str, str]) -> Outcome:
     """Load the bundle and run its golden set in this process."""
     import_runtime(bundle.manifest.runtime)
     before, started = resident(), time.perf_counter()
-    model = Model.load(bundle, workers)
+    model = load_model(bundle, workers)
     load_ms = (time.perf_counter() - started) * 1000
     try:
         times, faults = _cases(model, bundle)
@@ -71,7 +71,7 @@ def resident() -> int:
     return sum(process.memory_info().rss for process in (this, *this.children(recursive=True)))
 
 
-def _cases(model: Model, bundle: Bundle) -> tuple[list[float], list[str]]:
+def _cases(model: Loaded, bundle: Bundle) -> tuple[list[float], list[str]]:
     """Milliseconds of every golden case, and what does not hold."""
     from wire.processing import example_of, golden_fault  # noqa: PLC0415  numpy comes with a model, not with the agent
 

@@ -18,11 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from agent.errors import AgentError, Busy, Malformed, NotFound, Unavailable
 from agent.probation import Figures
-from agent.serving.bundles import Bundle, Model
+from agent.serving.bundles import Bundle, Loaded, load_model
 from agent.serving.interface import Interface
 from agent.serving.tally import Tally
 from agent.settings import WORKERS
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from wire.processing import Example, Result
 
 
+T = TypeVar("T")
 INLINE_MS: Final = 1.0
 """A model whose p99 is below may run on the loop's thread."""
 TIMED: Final = 100
@@ -74,7 +75,7 @@ class Answer:
 class Served:
     """A loaded model with its one worker thread."""
 
-    def __init__(self, bundle: Bundle, model: Model) -> None:
+    def __init__(self, bundle: Bundle, model: Loaded) -> None:
         self.digest = bundle.digest
         self.target = bundle.manifest.target
         self.runtime = bundle.manifest.runtime
@@ -105,7 +106,7 @@ class Served:
         """Load and warm up, so that the first request is no slower. Blocking. Raises `Incompatible`."""
         from wire.processing import example_of  # noqa: PLC0415  numpy comes with the first model, not with the agent
 
-        model = Model.load(bundle, workers)
+        model = load_model(bundle, workers)
         try:
             examples = [example_of(case) for case in bundle.golden.cases]
             model.answer(examples[0])
@@ -147,6 +148,10 @@ class Served:
     def _done(self, _job: Future[tuple[Result, ...]]) -> None:
         with self._counting:
             self.in_hand -= 1
+
+    def submit(self, work: Callable[[Loaded], T]) -> Future[T]:
+        """Have something done with the model in the worker thread, in its turn."""
+        return self._worker.submit(lambda: work(self._model))
 
     def note(self, latency_ms: float, fault: str | None = None) -> None:
         """Count a request; `fault` is what went wrong, by the model's fault."""
@@ -249,6 +254,17 @@ class Service:
         # The fleet hears of it: what an exception that is not ours says might quote the input.
         served.note(0.0, str(error) if isinstance(error, AgentError) else type(error).__name__)
 
+    def generated(self, name: str, served: Served, seconds: float, tokens: int) -> None:
+        """Count the answer of a language model; its latency is the time for each token."""
+        self.requests["answered"] += 1
+        served.tally.answered(seconds, 1)
+        self._meter.answered(name, served.digest, seconds * 1000 / tokens, ())
+        served.note(seconds * 1000 / tokens)
+
+    def generated_nothing(self, name: str, served: Served, started: float, error: Exception) -> None:
+        """Count an answer that a language model did not give."""
+        self._failed(name, served, started, error)
+
     # --- for the installer ------------------------------------------------------------------------------------
 
     def place(self, name: str, served: Served) -> None:
@@ -296,7 +312,7 @@ class Service:
             self.remove(name)
 
 
-def _p99_ms(model: Model, examples: Sequence[Example]) -> float:
+def _p99_ms(model: Loaded, examples: Sequence[Example]) -> float:
     """Of the golden inputs in turn, by nearest rank: time of this thread, which a busy machine does not lengthen."""
     times: list[float] = []
     until = time.perf_counter() + TIMING

@@ -19,7 +19,7 @@ from statistics import NormalDist
 from typing import Any, Final
 
 from agent.errors import AgentError, Incompatible
-from agent.serving.bundles import Bundle, Model
+from agent.serving.bundles import Bundle, Loaded, load_model
 from agent.serving.selftest import be_a_child, in_child, resident
 from agent.store.blobs import Blobs
 from wire.errors import WireError
@@ -60,7 +60,7 @@ def time_here(bundle: Bundle, workers: Mapping[str, str], rounds: int, until: fl
     from wire.processing import example_of, golden_fault  # noqa: PLC0415  numpy comes with a model
 
     before, started = resident(), time.perf_counter()
-    model = Model.load(bundle, workers)
+    model = load_model(bundle, workers)
     load_ms = (time.perf_counter() - started) * 1000
     cases = [(case, example_of(case)) for case in bundle.golden.cases]
     found = (golden_fault(case, model.answer(example), bundle.golden.max_abs) for case, example in cases)
@@ -92,7 +92,7 @@ def percentiles(times: Sequence[float]) -> dict[str, float]:
     return found
 
 
-def _rounds(model: Model, examples: Sequence[Any], rounds: int, until: float) -> list[float]:
+def _rounds(model: Loaded, examples: Sequence[Any], rounds: int, until: float) -> list[float]:
     """Times in ms of whole rounds."""
     times = []
     for _ in range(rounds):

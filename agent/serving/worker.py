@@ -13,7 +13,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final
@@ -42,11 +42,14 @@ AT_ONCE: Final = 1 << 20
 class Worker:
     """One process with one model. For one thread at a time, which lives on: the kernel ends the process with it."""
 
-    def __init__(self, python: str, runtime: str, model: Path) -> None:
-        """Start and load. Raises `Incompatible` when the runtime refuses the model, `Unavailable` when it dies."""
+    def __init__(self, python: str, runtime: str, model: Path, *more: str) -> None:
+        """Start and load. Raises `Incompatible` when the runtime refuses the model, `Unavailable` when it dies.
+
+        `more`: further arguments of the worker's program.
+        """
         self._command = [
             *(python, "-I", str(PROGRAM), "--frames", frames.__file__),
-            *("--runtime", runtime, "--model", str(model)),
+            *("--runtime", runtime, "--model", str(model), *more),
         ]
         self._runtime = runtime
         self._process: _Process | None = None
@@ -59,6 +62,29 @@ class Worker:
         process = self._process or self._start()
         asked = frames.Frame("run", [_tensor(name, values) for name, values in feeds.items()])
         return {t.name: _array(t) for t in self._answer(process, asked, "result", RUN_TIME).tensors}
+
+    def converse(
+        self, asked: frames.Frame, *, first: float, following: float, last: Sequence[str]
+    ) -> Iterator[frames.Frame]:
+        """Ask, and give every frame of the answer, the first within `first` seconds, up to one of a `last` kind.
+
+        Raises `Unavailable` when the process died or hung. Who does not take all of them ends the process.
+        """
+        process, seconds, kind = self._process or self._start(), first, ""
+        try:
+            self._send(process, asked, first)
+            while kind not in last:
+                frame = self._next(process, seconds)
+                kind, seconds = frame.kind, following
+                yield frame
+        finally:
+            if kind not in last:
+                self.close()
+
+    def tell(self, said: frames.Frame) -> None:
+        """Say something in the middle of an answer."""
+        if self._process is not None:
+            self._send(self._process, said, RUN_TIME)
 
     def close(self) -> None:
         """End the process."""
@@ -85,24 +111,41 @@ class Worker:
         return process
 
     def _answer(self, process: _Process, asked: frames.Frame | None, wanted: str, seconds: float) -> frames.Frame:
-        """Send a frame, if there is one, and wait for the next; a process that gives none in time is ended."""
-        deadline = time.monotonic() + seconds
-        try:
-            if asked is not None:
-                process.write(frames.pack(asked), deadline)
-            answer = frames.read(lambda n: process.read(n, deadline))
-        except TimeoutError as e:
-            self.close()
-            raise Unavailable(f"worker {self._runtime}: no answer within {seconds:.0f} s: it was ended") from e
-        except (OSError, frames.BadFrame) as e:
-            raise self._broken(process, str(e)) from e
-        if answer is None:
-            raise self._broken(process, "it closed its output")
+        """Send a frame, if there is one, and wait for the next, which must be what is wanted."""
+        if asked is not None:
+            self._send(process, asked, seconds)
+        answer = self._next(process, seconds)
         if answer.kind == "error":
             raise Incompatible(str(answer.fields.get("message", ""))[:500])
         if answer.kind != wanted:
             raise self._broken(process, f"it answered {answer.kind[:40]!r} where {wanted!r} was expected")
         return answer
+
+    def _send(self, process: _Process, said: frames.Frame, seconds: float) -> None:
+        """Raises `Unavailable` for a process that does not take it in time, and ends it."""
+        try:
+            process.write(frames.pack(said), time.monotonic() + seconds)
+        except TimeoutError as e:
+            raise self._silent(seconds) from e
+        except OSError as e:
+            raise self._broken(process, str(e)) from e
+
+    def _next(self, process: _Process, seconds: float) -> frames.Frame:
+        """The next frame; a process that gives none in time is ended."""
+        deadline = time.monotonic() + seconds
+        try:
+            answer = frames.read(lambda n: process.read(n, deadline))
+        except TimeoutError as e:
+            raise self._silent(seconds) from e
+        except (OSError, frames.BadFrame) as e:
+            raise self._broken(process, str(e)) from e
+        if answer is None:
+            raise self._broken(process, "it closed its output")
+        return answer
+
+    def _silent(self, seconds: float) -> Unavailable:
+        self.close()
+        return Unavailable(f"worker {self._runtime}: no answer within {seconds:.0f} s: it was ended")
 
     def _broken(self, process: _Process, reason: str) -> Unavailable:
         """What to raise for a process that broke off, which is ended."""

@@ -1,6 +1,7 @@
 """A runtime in a process of its own: `PYTHON -I worker_program.py --frames FILE --runtime NAME --model FILE`.
 
-For runtimes that cannot share an interpreter with the agent: tflite-runtime with its old numpy, TorchScript with torch.
+For runtimes that cannot share an interpreter with the agent: tflite-runtime with its old numpy, TorchScript with torch,
+and language models (`language_program.py`, with `--settings JSON`), whose memory comes back when they go.
 Needs Python 3.9, numpy and the runtime; of ours it loads only the file `wire/frames.py`, which describes the protocol.
 It ends when its standard input does, and when the thread that started it does.
 """
@@ -35,7 +36,11 @@ def main() -> int:
     """Load, say so, answer until the end."""
     options = _options()
     _be_a_child()
-    door = _Door(_load(options.frames), options.runtime)
+    frames = _load("frames", options.frames)
+    if options.runtime in LANGUAGE:
+        program = _load("language_program", str(Path(__file__).with_name("language_program.py")))
+        return int(program.serve(frames, options.runtime, options.model, options.settings))
+    door = _Door(frames, options.runtime)
     try:
         version, run = RUNTIMES[options.runtime](options.model, options.threads)
     except ImportError as e:
@@ -115,6 +120,7 @@ def torchscript(model: str, threads: int) -> tuple[str, Run]:
 
 
 RUNTIMES: dict[str, Callable[[str, int], tuple[str, Run]]] = {"tflite-runtime": tflite, "torchscript": torchscript}
+LANGUAGE = ("onnxruntime-genai", "gguf")
 
 
 class Flatbuffer:
@@ -216,13 +222,13 @@ def _array(tensor: Any) -> Any:
     return np.frombuffer(tensor.data, kind.newbyteorder("<")).reshape(tensor.shape).astype(kind)
 
 
-def _load(path: str) -> Any:
+def _load(name: str, path: str) -> Any:
     """The module in a file, without the package around it."""
-    spec = importlib.util.spec_from_file_location("frames", path)
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["frames"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -242,9 +248,10 @@ def _be_a_child() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--frames", required=True)
-    parser.add_argument("--runtime", required=True, choices=sorted(RUNTIMES))
+    parser.add_argument("--runtime", required=True, choices=sorted((*RUNTIMES, *LANGUAGE)))
     parser.add_argument("--model", required=True)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--settings", default="{}", help="of a language model, as JSON")
     return parser.parse_args()
 
 

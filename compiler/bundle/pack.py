@@ -59,6 +59,8 @@ _FORMATS = {
     "litert": "tflite",
     "tflite-runtime": "tflite",
     "torchscript": "pt",
+    "onnxruntime-genai": "onnx",
+    "gguf": "gguf",
 }
 
 

@@ -8,6 +8,7 @@
 | --- | --- |
 | text-classification | JSONL `{"text", "label"}`, or CSV with the columns text and label |
 | token-classification | JSONL `{"words": [...], "labels": [...]}`, a label for each word |
+| text-generation | as sentence-embedding, a text of two words or more: its last word is what is asked for |
 | sentence-embedding | JSONL `{"text"}` or CSV with the column text; labels are ignored |
 | image-classification | .npz: `x` uint8 [n, height, width, channels], `y` [n] |
 | audio-frames | .npz: `x` float32 [n, samples], `y` [n] or [n, frames] |
@@ -76,9 +77,10 @@ class Examples:
 
 def read(path: Path, source: Source) -> Examples:
     """Raises `Malformed` for a file that is not what the source's task needs, with its line or row."""
-    with _open(path, TEXTS if source.task in TEXT_TASKS else LARGEST_FILE) as file:
+    texts = source.task in (*TEXT_TASKS, "text-generation")
+    with _open(path, TEXTS if texts else LARGEST_FILE) as file:
         digest = _digest(file)
-        if source.task in TEXT_TASKS:
+        if texts:
             rows = _texts(file.read(), path, source.task)
         elif path.suffix.lower() != ".npz":
             raise Malformed(f"examples {path}: the task {source.task} reads an .npz file of arrays")
@@ -188,6 +190,7 @@ _FORMS = {
     "text-classification": '{"text": string, "label": string}',
     "token-classification": '{"words": [string, ...], "labels": [string, ...]}, as many labels as words',
     "sentence-embedding": '{"text": string}',
+    "text-generation": '{"text": string} of two words or more',
 }
 
 
@@ -229,8 +232,8 @@ def _row(value: object, task: Task) -> Row | None:
         # Without a label nothing else may stand there: a misspelt "label" must not make a test set without labels.
         case "text-classification", {"text": str(text), **rest} if not rest:
             return Row(text)
-        case "sentence-embedding", {"text": str(text)}:
-            return Row(text)
+        case (("sentence-embedding" | "text-generation"), {"text": str(text)}):
+            return Row(text) if task == "sentence-embedding" or len(text.split()) > 1 else None
         case "token-classification", {"words": [*words], "labels": [*labels]} if len(words) == len(labels) > 0:
             good = _are_words(words) and all(isinstance(label, str) and label for label in labels)
             return Row(" ".join(words), tuple(labels)) if good else None
@@ -273,7 +276,8 @@ def _csv_rows(data: bytes, path: Path, task: Task) -> Iterator[tuple[str, Row]]:
 def _columns(header: Sequence[str], path: Path, task: Task) -> tuple[int, ...]:
     """Where text and label stand; text alone where labels are not read, or not there."""
     names = [name.strip() for name in header]
-    wanted = ("text",) if task == "sentence-embedding" or names == ["text"] else ("text", "label")
+    unlabelled = task in ("sentence-embedding", "text-generation")
+    wanted = ("text",) if unlabelled or names == ["text"] else ("text", "label")
     if any(names.count(name) != 1 for name in wanted):
         raise Malformed(
             f"{path}:1: the columns are {', '.join(names)[:200] or 'none'}; expected {' and '.join(wanted)}"

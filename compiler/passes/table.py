@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from compiler.passes import litert, litert_quantize, onnx_export, onnx_quantize, onnx_static, tensorrt, torchscript
+from compiler.passes import (
+    genai,
+    litert,
+    litert_quantize,
+    onnx_export,
+    onnx_quantize,
+    onnx_static,
+    tensorrt,
+    torchscript,
+)
 from compiler.passes.job import Pass
 
 PASSES: Mapping[str, Pass] = {
@@ -23,4 +32,7 @@ PASSES: Mapping[str, Pass] = {
     "litert.int8-dynamic": litert_quantize.int8_dynamic,
     "litert.int8-static": litert_quantize.int8_static,
     "torch.trace": torchscript.trace,
+    "genai.fp32": genai.fp32,
+    "genai.int4": genai.int4,
+    "gguf.take": genai.take,
 }

@@ -19,7 +19,7 @@ Version = tuple[int, ...]
 
 BROUGHT: Final = ("tensorrt",)
 """Runtimes that a system brings itself: no wheel is asked for."""
-NO_GRAPH_VERSION: Final = ("litert", "tflite-runtime", "torchscript")
+NO_GRAPH_VERSION: Final = ("litert", "tflite-runtime", "torchscript", "onnxruntime-genai", "gguf")
 """Runtimes whose files know neither opset nor IR."""
 
 
@@ -45,6 +45,8 @@ WHEELS: Final = (
     Wheel("tflite-runtime", "aarch64", ("2.14", "2.14"), ("3.9", "3.11"), "2.34"),
     Wheel("tflite-runtime", "armv7l", ("2.14", "2.14"), ("3.9", "3.11"), "2.34"),
     Wheel("tflite-runtime", "x86_64", ("2.14", "2.14"), ("3.9", "3.11"), "2.17"),
+    *(Wheel("onnxruntime-genai", m, ("0.18", "0.18"), ("3.11", "3.13"), "2.28") for m in ("aarch64", "x86_64")),
+    *(Wheel("gguf", m, ("2026.10", "2026.10"), ("3.10", "3.14"), "2.17") for m in ("aarch64", "x86_64")),
     Wheel("torchscript", "aarch64", ("2.13", "2.13"), ("3.10", "3.14"), "2.28"),
     Wheel("torchscript", "x86_64", ("2.13", "2.13"), ("3.10", "3.14"), "2.28"),
 )

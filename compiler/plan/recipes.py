@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wire.bundle import Precision, Runtime
+from wire.bundle import LANGUAGE_RUNTIMES, Precision, Runtime
 
 MODEL_FILES: dict[Runtime, str] = {
     "onnxruntime": "model.onnx",
@@ -17,6 +17,8 @@ MODEL_FILES: dict[Runtime, str] = {
     "tflite-runtime": "model.tflite",
     "torchscript": "model.pt",
     "tensorrt": "model.onnx",
+    "onnxruntime-genai": "model.onnx",
+    "gguf": "model.gguf",
 }
 
 
@@ -39,7 +41,14 @@ class Recipe:
     mixed: bool = False
     keep: float = 1.0
 
+    @property
+    def generates(self) -> bool:
+        """Whether it makes a language model."""
+        return self.runtime in LANGUAGE_RUNTIMES
 
+
+LOGPROB = 0.25
+"""What a language model's log probabilities may be off on another processor; of those no ARM was measured."""
 _EXPORT, _PREPARE, _CONVERT = "onnx.export", "onnx.prepare", "litert.convert"
 _ALL = (
     Recipe("onnx-fp32", "onnxruntime", "fp32", (_EXPORT,), 0.005),
@@ -90,5 +99,9 @@ _ALL = (
         mixed=True,
     ),
     Recipe("torchscript-fp32", "torchscript", "fp32", ("torch.trace",), 0.005),
+    Recipe("genai-fp32", "onnxruntime-genai", "fp32", ("genai.fp32",), LOGPROB),
+    Recipe("genai-int4", "onnxruntime-genai", "int4", ("genai.int4",), LOGPROB),
+    # In whatever precision it came: its bundle says which, by the bits of a weight.
+    Recipe("gguf", "gguf", "int4", ("gguf.take",), LOGPROB),
 )
 RECIPES = {recipe.name: recipe for recipe in _ALL}

@@ -23,6 +23,9 @@ _CONVERTERS: Final[dict[str, tuple[Kind, ...]]] = {
     "onnx.export": (*TORCH_KINDS, "onnx"),
     "litert.convert": ("huggingface", "torch-module", "tflite"),
     "torch.trace": TORCH_KINDS,
+    "genai.fp32": ("huggingface",),
+    "genai.int4": ("huggingface",),
+    "gguf.take": ("gguf",),
 }
 _QUANTIZED: Final = ("int8", "uint8")
 _SEVEN_BITS: Final = ("onnx.int8-dynamic", "onnx.int8-static")
@@ -100,6 +103,12 @@ def _no_converter(case: Case) -> str | None:
     if kinds is None or case.source.kind in kinds:
         return None
     return f"there is no way from a source of kind {case.source.kind} to {case.runtime.name}"
+
+
+def _another_task(case: Case) -> str | None:
+    if case.recipe.generates == (case.source.task == "text-generation"):
+        return None
+    return f"{case.runtime.name} {'generates' if case.recipe.generates else 'does not generate'} text"
 
 
 def _already_quantized(case: Case) -> str | None:
@@ -204,6 +213,7 @@ def _named(case: Case) -> str:
 NO_RUNTIME: Final = "runtime-not-in-profile"
 RULES: Final[dict[str, Rule]] = {
     "no-converter": _no_converter,
+    "text-generation": _another_task,
     "already-quantized": _already_quantized,
     "no-wheel": _no_wheel,
     "opset-too-new": _opset_too_new,

@@ -14,6 +14,7 @@ _PIPELINE_TAGS = {
     "token-classification": "token-classification",
     "sentence-embedding": "sentence-similarity",
     "image-classification": "image-classification",
+    "text-generation": "text-generation",
 }
 """The hub's names of tasks. Frames of sound and plain tensors have none."""
 

@@ -1,8 +1,9 @@
 """A Hugging Face folder, checked before anything heavy is imported: safetensors only, and no code of it runs.
 
-Two layouts are read: sentence-transformers (`modules.json`: encoder, pooling, optional normalisation, and a dense head
-for text classification, as `tune` writes it), and a plain folder whose own class has the head
-(`*ForSequenceClassification`, `*ForTokenClassification`, `*ForImageClassification`).
+Language models (`*ForCausalLM`) are left to `compiler.sources.language`. Of others two layouts are read:
+sentence-transformers (`modules.json`: encoder, pooling, optional normalisation, and a dense head for text
+classification, as `tune` writes it), and a plain folder whose own class has the head (`*ForSequenceClassification`,
+`*ForTokenClassification`, `*ForImageClassification`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from compiler.errors import Incompatible, Malformed
 from compiler.sources.assemble import TOKENS, check_labels
 from compiler.sources.describe import Activation, Described
 from compiler.sources.files import check_safetensors, check_size, digest_of, inside, parse_json, read_bytes, read_json
+from compiler.sources.language import CAUSAL, read_causal
 from compiler.sources.preprocessor import image_of
 from compiler.sources.source import HuggingFace, Source, Text
 from wire.errors import WireError
@@ -39,8 +41,11 @@ _OFFSET = ("camembert", "data2vec-text", "ibert", "longformer", "mpnet", "robert
 def read(folder: Path, described: Described) -> Source:
     """Check and describe a folder. Raises `Malformed` for a bad file, `Incompatible` for another kind of model."""
     check_folder(folder)
-    described.refuse(_KEYS, "the folder says it itself")
     config = read_json(folder / "config.json")
+    if any(name.endswith(CAUSAL) for name in architectures(config)):
+        weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        return read_causal(folder, described, config, _files(folder), weights)
+    described.refuse(_KEYS, "the folder says it itself")
     task, loading = _task(folder, config)
     activation = _activation(task, folder, config)
     if loading.normalize and task == "sentence-embedding":

@@ -2,6 +2,7 @@
 
     folder with config.json           Hugging Face
     *.onnx, *.tflite                  graphs
+    *.gguf                            a language model of llama.cpp
     *.pt, *.pth, *.ts, *.torchscript  TorchScript
     python:package.module:function    a function without arguments that returns a torch module
     models:/name@alias, models:/name/1   a registered model of MLflow, which is one of the others
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from compiler.errors import Incompatible, Malformed
-from compiler.sources import code, folder, onnx_graph, registry, tflite_graph
+from compiler.sources import code, folder, language, onnx_graph, registry, tflite_graph
 from compiler.sources.describe import Described, find
 from compiler.sources.source import Source
 from wire.build import SAFE_SOURCES
@@ -45,6 +46,8 @@ def read(reference: str, describe: Path | None, *, safe: bool = False, scratch: 
     path = Path(reference)
     if path.suffix in _TORCHSCRIPT:
         _refuse_code(reference, "TorchScript", safe=safe)
+    if path.suffix == ".gguf":
+        _refuse_code(reference, "a GGUF file, which llama.cpp would read", safe=safe)
     reader = _reader(path)
     if safe and path.is_dir():
         folder.check_links(path)
@@ -59,17 +62,19 @@ def _reader(path: Path) -> Callable[[Path, Described], Source]:
             return onnx_graph.read
         case ".tflite":
             return tflite_graph.read
+        case ".gguf":
+            return language.read_gguf
         case suffix if suffix in _TORCHSCRIPT:
             return code.read_torchscript
         case _ if not path.exists():
             raise Malformed(
-                f"source {path}: no such folder or file; give a Hugging Face folder, an .onnx, .tflite or TorchScript "
-                f".pt file, {FUNCTION}package.module:function or {REGISTERED}name@alias"
+                f"source {path}: no such folder or file; give a Hugging Face folder, an .onnx, .tflite, .gguf or "
+                f"TorchScript .pt file, {FUNCTION}package.module:function or {REGISTERED}name@alias"
             )
         case _:
             raise Incompatible(
                 f"source {path}: not a kind of model that is read here; give a Hugging Face folder, or a file that "
-                "ends in .onnx, .tflite or .pt (TorchScript)"
+                "ends in .onnx, .tflite, .gguf or .pt (TorchScript)"
             )
 
 

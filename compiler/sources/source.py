@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wire.lineage import Dataset
-from wire.pipeline import Audio, Image, Task, TensorSpec
+from wire.pipeline import Audio, Image, Language, Task, TensorSpec
 
-Kind = Literal["huggingface", "torch-module", "torchscript", "onnx", "tflite"]
+Kind = Literal["huggingface", "torch-module", "torchscript", "onnx", "tflite", "gguf"]
 TORCH_KINDS: tuple[Kind, ...] = ("huggingface", "torch-module", "torchscript")
 """Sources whose graph is traced from a torch module; the others are graphs already."""
 
@@ -73,6 +73,7 @@ class Source:
     text: Text | None = None
     image: Image | None = None
     audio: Audio | None = None
+    language: Language | None = None
     huggingface: HuggingFace | None = None
     search: Path | None = None
     trained: tuple[Dataset, ...] = ()

@@ -35,6 +35,7 @@ from wire.errors import WireError
 
 TOOLS = (
     *("torch", "transformers", "optimum", "optimum-onnx", "tokenizers", "kitoken", "numpy", "onnx", "onnxruntime"),
+    *("onnxruntime-genai", "xllamacpp", "gguf"),
     *("litert-torch", "litert-converter", "ai-edge-litert", "ai-edge-quantizer", "flatbuffers", "protobuf"),
 )
 X86_ONLY = ("litert-torch", "ai-edge-quantizer")
@@ -42,7 +43,7 @@ X86_ONLY = ("litert-torch", "ai-edge-quantizer")
 _OTHERS = ("litert-converter", "flatbuffers", "protobuf")
 """What others bring along: they write a file's bytes, and are here or not as those ask for."""
 _SEARCH = (
-    *("judge", "report", "search", "build", "inputs", "progress", "verify"),
+    *("judge", "language", "report", "search", "build", "inputs", "progress", "verify"),
     *("bundle.made", "bundle.pack", "plan.candidates", "plan.rules"),
 )
 """Rooms and modules that no pass and no scoring uses: a better search finds what an older one made."""
@@ -72,7 +73,7 @@ def _version(tool: str) -> str:
 def code_digest(without: tuple[str, ...] = ()) -> str:
     """Digest of the code that makes and runs models: another compiler has another cache."""
     home = Path(__file__).parents[2]
-    patterns = ("compiler/**/*.py", "wire/*.py", "agent/serving/worker_program.py")
+    patterns = ("compiler/**/*.py", "wire/*.py", "agent/serving/*_program.py")
     files = sorted(p for pattern in patterns for p in home.glob(pattern) if not is_in(_dotted(p, home), without))
     lines = [f"{p.relative_to(home)} {hashlib.sha256(p.read_bytes()).hexdigest()}\n" for p in files]
     return digest("".join(lines).encode())

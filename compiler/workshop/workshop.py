@@ -41,6 +41,8 @@ _PASS_MEMORY: tuple[tuple[str, int, float], ...] = (
     (r"onnx\.export", 450 * _MB, 5.0),
     (r"litert\.convert", 700 * _MB, 6.0),
     (r"torch\.", 450 * _MB, 5.0),
+    (r"genai\.", 700 * _MB, 4.0),
+    (r"gguf\.", 50 * _MB, 0.0),
     (r".*static", 300 * _MB, 6.0),
     (r"", 200 * _MB, 5.0),
 )

@@ -34,6 +34,8 @@ TEXT = replace(IMAGE, kind="huggingface", task="text-classification", text=Text(
 BERT = replace(TEXT, huggingface=HuggingFace({"model_type": "bert"}, "mean"))
 ROBERTA = replace(TEXT, huggingface=HuggingFace({"model_type": "roberta"}, "mean"))
 ONNX, SCRIPT, FLAT = (replace(IMAGE, kind=kind) for kind in ("onnx", "torchscript", "tflite"))
+TALK = replace(TEXT, task="text-generation", text=None)
+GGUF = replace(TALK, kind="gguf")
 BYTES = (TensorSpec(name="output", dtype="uint8", shape=(1, 2)),)
 
 
@@ -77,6 +79,7 @@ TFLITE_DYNAMIC = Recipe("d", "tflite-runtime", "int8", ("litert.convert", "liter
 TENSORRT_DYNAMIC = Recipe("t", "tensorrt", "int8", ("onnx.export", "onnx.prepare", "onnx.int8-dynamic"), 0.05)
 TENSORRT_WEIGHTS = Recipe("w", "tensorrt", "int8", ("onnx.export", "onnx.prepare", "onnx.int8-weights"), 0.05)
 LITERT, TFLITE, TORCH = (where(runtime=name) for name in ("litert", "tflite-runtime", "torchscript"))
+GENAI = where(runtime="onnxruntime-genai", version="0.18.0")
 ORIN = where(runtime="tensorrt", machine="aarch64", gpu="sm_87")
 NANO = where(runtime="tensorrt", version="8.2.1", opset=13, machine="aarch64", gpu="sm_53", python="3.6", glibc="2.27")
 A72 = {"machine": "aarch64", "core": "cortex-a72"}
@@ -88,6 +91,14 @@ TABLE: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = [
     ("no-converter", ("litert-fp32", LITERT, SCRIPT), ("litert-fp32", LITERT)),
     ("no-converter", ("onnx-fp32", where(), FLAT), ("litert-fp32", LITERT, FLAT)),
     ("no-converter", ("torchscript-fp32", TORCH, ONNX), ("torchscript-fp32", TORCH)),
+    ("text-generation", ("genai-int4", GENAI, TEXT), ("genai-int4", GENAI, TALK)),
+    ("text-generation", ("onnx-fp32", where(), TALK), ("onnx-fp32", where(), TEXT)),
+    ("no-converter", ("genai-int4", GENAI, GGUF), ("gguf", where(runtime="gguf", version="2026.10.1"), GGUF)),
+    (
+        "no-wheel",
+        ("genai-int4", where(runtime="onnxruntime-genai", version="0.18.0", python="3.10"), TALK),
+        ("gguf", where(runtime="gguf", version="2026.10.1", python="3.10"), GGUF),
+    ),
     (
         "already-quantized",
         ("litert-int8-weights", LITERT, replace(FLAT, outputs=BYTES)),

@@ -1,0 +1,1 @@
+"""Language models: made, asked in the runtime that serves them, and judged by the words that they guess."""
