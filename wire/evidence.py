@@ -125,7 +125,11 @@ class Evidence(Document):
     have no labels, `agreement` with the source's answers (share of equal labels, or how nearly equal the outputs are),
     `drop` (points), `latency_p50` and `latency_p99` (ms from example to answer, batch 1, one thread), `size` (bytes of
     the model file), `footprint` (bytes of the whole bundle on a device), `source_size`, `memory` (bytes the process
-    grew by with the model loaded). `compile_only`: the runtime was never seen working on the profile's hardware.
+    grew by with the model loaded). Of a calibrated variant, on the calibration examples: `calibration_error_before` and
+    `calibration_error` (expected calibration error of the scores as they come, and of the calibrated confidence), and
+    `escalated` (share of answers below the threshold, for which a larger model is worth asking).
+
+    `compile_only`: the runtime was never seen working on the profile's hardware.
     """
 
     LIMIT: ClassVar[int] = 4 * 1024 * 1024
