@@ -32,6 +32,7 @@ from agent.serving.api import LocalApi
 from agent.serving.capture import Capture
 from agent.serving.cloud import Cloud
 from agent.serving.doors import TOKEN_FILE, TcpDoor, token_of
+from agent.serving.router import Router
 from agent.serving.server import LocalServer
 from agent.settings import AgentSettings
 from agent.store.state import StateFile
@@ -85,6 +86,8 @@ class Agent:
             on_time=self._link.check_again,
             on_desired=self._renewal.look_at_epoch,
         )
+        cloud = Cloud(credentials.joined.fleet, credentials.tls, settings.cloud_timeout, self._clock.now)
+        self._router = Router(cloud, lambda: self._link.up, self._core.meter.agreement, settings)
 
     # --- the story --------------------------------------------------------------------------------------------
 
@@ -112,6 +115,7 @@ class Agent:
                 task.cancel()
             await asyncio.gather(*beside, *ending, return_exceptions=True)
             await server.stop(answering)
+            await self._router.stop()
             asked = stop.is_set() or self._restart.is_set()
             await self._core.stop(clean=asked)  # after the last answer, which its last window counts
             await self._link.stop()
@@ -155,6 +159,7 @@ class Agent:
 
     def _line_up(self) -> None:
         self._core.line_is_up()
+        self._router.line_is_up()
 
     def _line_down(self) -> None:
         self._core.line_is_down()
@@ -170,13 +175,10 @@ class Agent:
         return LocalServer(self._api(), settings.socket, settings.tcp, door=door, connections=settings.connections)
 
     def _api(self) -> LocalApi:
-        cloud = Cloud(
-            self._credentials.joined.fleet, self._credentials.tls, self._settings.cloud_timeout, self._clock.now
-        )
         return LocalApi(
             service=self._core.service,
             meter=self._core.meter,
-            cloud=cloud,
+            router=self._router,
             status=self.status,
             online=lambda: self._link.up,
             body_limit=self._settings.body_limit,

@@ -64,6 +64,18 @@ def _loopback(text: str, where: str) -> str:
     return text
 
 
+def _alias(text: str, where: str) -> str:
+    if len(text) > 200 or not text.isprintable():
+        raise Malformed(f"{where}: expected the name of a model of the cloud tier, at most 200 characters")
+    return text
+
+
+def _data(text: str, where: str) -> str:
+    if text not in ("open", "private"):
+        raise Malformed(f"{where}: expected open or private, got {text[:40]!r}")
+    return text
+
+
 def _path(text: str, where: str) -> Path:
     path = Path(text).absolute()
     if len(str(path).encode()) > SOCKET_LIMIT:
@@ -130,6 +142,24 @@ class AgentSettings:
     """Room that stays free on the disk: an update that would take it is not begun."""
     cloud_timeout: float = _duration("60 s", "1 s", "1 h")
     """Longest silence of the cloud tier in one request."""
+    cloud_model: str = field(default="", metadata={"parse": _alias})
+    """The model of the cloud tier that is asked where this device is unsure; without it no input goes up unasked."""
+    cloud_answer: float = _duration("2 s", "50 ms", "10 min")
+    """Time that the cloud has for such an answer when the request names none; then the device's own is given."""
+    data: str = field(default="open", metadata={"parse": _data})
+    """`private` keeps every input on this device, whatever a request says."""
+    unsure_below: int = _count("0", "0", "100")
+    """Percent of confidence below which the cloud is asked; 0 takes the threshold of each model's bundle."""
+    words_below: int = _count("0", "0", "100")
+    """The same for a language model: of the probability that all but a tenth of its answer's tokens reach; 0: never."""
+    escalations: int = _count("60", "0", "1000000")
+    """Inputs that may go up in an hour by this device's own will, checks included; a sixth of them at once."""
+    checked: int = _count("1", "0", "100")
+    """Percent of the answers given here that are also asked of the cloud, to know how often both agree."""
+    queue_requests: int = _count("16", "0", "1000")
+    """Requests that may wait for the line at one time."""
+    queue_longest: float = _duration("10 min", "1 s", "1 d")
+    """Longest that one may ask to wait."""
     workers: Mapping[str, str] = field(default_factory=dict, metadata={"parse": _workers})
     """The Python of each runtime that needs a process and an environment of its own; none by default."""
     language_queue: int = _count("4", "0", "1000")

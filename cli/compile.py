@@ -53,7 +53,11 @@ Describe = Annotated[
 ]
 TestSet = Annotated[Path, typer.Option(help="Held-out examples: JSONL or CSV of text and label, .npz of arrays.")]
 Calibration = Annotated[
-    Path | None, typer.Option(help="Other examples, which static quantization observes.", show_default=False)
+    Path | None,
+    typer.Option(
+        help="Other examples, which static quantization observes and, with labels, confidence is learnt from.",
+        show_default=False,
+    ),
 ]
 Workers = Annotated[
     list[str] | None,
@@ -94,6 +98,10 @@ def build(
         typer.Option(help="What to make small within the limits.", show_default="as the profile says"),
     ] = None,
     confidence: Annotated[float, typer.Option(help="Of the decision on --max-drop, two-sided.")] = 0.95,
+    target_error: Annotated[
+        float,
+        typer.Option(help="Answers of 100 that may be wrong here where the source is right; less sure ones go up."),
+    ] = 0.5,
     recipe: Annotated[
         list[str] | None, typer.Option(help="Try this recipe only; may be repeated.", show_default=False)
     ] = None,
@@ -132,6 +140,7 @@ def build(
         minimise=minimise,
         confidence=confidence,
         recipes=tuple(recipe or ()),
+        target_error=target_error,
         memory=memory,
         processes=processes,
         workers=_workers(worker),

@@ -40,6 +40,35 @@ def show_(
     show(found, as_json, figures_table(found))
 
 
+@app.command("agreement")
+def agreement(data: Data = None, as_json: Json = False) -> None:
+    """Show how often devices' answers agree with the reference in the cloud, and how often they are right.
+
+    Agreement is not accuracy: the reference errs, too. Accuracy stands here once enough checked answers have a label.
+    """
+    models = [m for m in Fleet.connect(data).get("/api/v1/models") if m["agreement"]]
+    values = [{"target": m["target"], "digest": m["digest"], **m["agreement"]} for m in models]
+    show(values, as_json, agreement_table(values))
+
+
+def agreement_table(values: list[dict[str, Any]]) -> RenderableType:
+    """One row a release that devices had checked."""
+    columns = ("Release", "#Answers", "#Checked", "#Agreement", "#95 %", "#Labelled", "#Accuracy, corrected", "#95 % ")
+    rows = [
+        [v["target"], v["answers"], v["checked"], *_share(v["agreement"]), v["labelled"], *_share(v["accuracy"])]
+        for v in values
+    ]
+    return table(
+        "Agreement with the reference", columns, rows, empty="nothing was checked: see cloud_model of the agent"
+    )
+
+
+def _share(estimate: dict[str, float] | None) -> tuple[str | None, str | None]:
+    if estimate is None:
+        return None, None
+    return f"{estimate['value']:.4f}", f"{estimate['low']:.4f} to {estimate['high']:.4f}"
+
+
 def figures_table(m: dict[str, Any]) -> RenderableType:
     """One row a figure. Figures of the build and of devices are never averaged."""
     columns = ("Metric", "#Value", "#Low", "#High", "Unit", "#n", "Is", "Taken on", "Runtime", "From")

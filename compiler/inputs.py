@@ -55,6 +55,11 @@ class Inputs:
         """The file of test examples."""
         return Path(self.job.test.path)
 
+    @property
+    def calibration_path(self) -> Path | None:
+        """The file of calibration examples."""
+        return Path(self.job.calibration.path) if self.job.calibration else None
+
     def plan(self, job: BuildJob, profile: Profile, lengths: tuple[int, ...]) -> Plan:
         """What is to be tried for a profile. Raises `Incompatible` when its rules refuse everything."""
         return plan(
@@ -67,12 +72,16 @@ class Inputs:
             here=profile.matches(machine=platform.machine(), board=board()),
         )
 
-    def datasets(self, candidate: Candidate) -> tuple[Dataset, ...]:
-        """The examples that took part in a candidate: by file name and digest, never by folder."""
-        found = [*self.source.trained, _dataset(self.job.test, self.test, "test")]
-        if candidate.recipe.calibrated and self.calibration and self.job.calibration:
-            found.append(_dataset(self.job.calibration, self.calibration, "calibration"))
-        return tuple(found)
+    def datasets(self, candidate: Candidate, *, calibrated: bool = False) -> tuple[Dataset, ...]:
+        """The examples that took part in a candidate, `calibrated` or not: by file name and digest, never by folder."""
+        found = (*self.source.trained, _dataset(self.job.test, self.test, "test"))
+        return (*found, *self.calibration_set()) if candidate.recipe.calibrated or calibrated else found
+
+    def calibration_set(self) -> tuple[Dataset, ...]:
+        """The calibration examples, where there are some."""
+        if self.calibration is None or self.job.calibration is None:
+            return ()
+        return (_dataset(self.job.calibration, self.calibration, "calibration"),)
 
     def key(self, job: BuildJob, profile: Profile) -> str:
         """Where the cache keeps a profile's result."""
@@ -85,6 +94,7 @@ class Inputs:
             "profile": profile.to_value(),
             "wanted": job.wanted(profile).to_value(),
             "recipes": list(job.recipes),
+            "target_error": job.target_error,
             "workers": _workers(job.workers),
             "device": this_machine(),
         }
@@ -107,7 +117,7 @@ def describe_of(job: BuildJob | VerifyJob) -> Path | None:
 
 
 def _calibration(data: Data, source: Source, test: Examples) -> Examples:
-    """What is observed; its labels are not looked at. Raises `Malformed` where a test example is among it."""
+    """What is observed, and what confidence is learnt from. Raises `Malformed` where a test example is among it."""
     found = examples.read(Path(data.path), source)
     both = examples.shared(found, test)
     if both:

@@ -16,10 +16,11 @@ from compiler.bundle.layout import FoundBundle, Layout
 from compiler.bundle.pack import bundle_files, folder_files, manifest_of
 from compiler.errors import Incompatible, Malformed, Unavailable, Untrusted
 from compiler.inputs import Inputs, describe_of
-from compiler.plan.candidates import Candidate
+from compiler.plan.candidates import Candidate, references
 from compiler.plan.recipes import RECIPES
 from compiler.progress import Reporter
 from compiler.search.bench import complete
+from compiler.search.calibrate import lay, learn, rows_of
 from compiler.variant import Variant, lay_out, pipeline_of
 from compiler.workshop.cache import Cache, tool_versions
 from compiler.workshop.children import Failed
@@ -28,6 +29,7 @@ from wire.build import VerifyJob
 from wire.bundle import BundleFile, Precision, Role
 from wire.chunks import digest
 from wire.lineage import Lineage
+from wire.pipeline import Calibration, Pipeline
 from wire.units import size
 
 _MEMORY = "3 GiB"
@@ -45,7 +47,8 @@ def verify(job: VerifyJob, report: Reporter) -> None:
     _check_tools(recorded)
     with tempfile.TemporaryDirectory(prefix="shoal-verify-") as folder:
         report.step(f"making {recorded.recipe} again")
-        made = _make(job, inputs, recorded, Path(folder), report)
+        pipeline = Pipeline.from_bytes(layout.read(found.manifest.file("pipeline").digest))
+        made = _make(job, inputs, recorded, pipeline.calibration, Path(folder), report)
         report.step("comparing")
         files, _ = bundle_files(_files(made, inputs))
         precision = _precision(recorded, inputs)
@@ -103,8 +106,15 @@ def _precision(recorded: Lineage, inputs: Inputs) -> Precision:
     return precision(recipe, Path(inputs.source.place))
 
 
-def _make(job: VerifyJob, inputs: Inputs, recorded: Lineage, folder: Path, report: Reporter) -> Path:
-    """The folder of the variant, with golden set and lineage."""
+def _make(
+    job: VerifyJob,
+    inputs: Inputs,
+    recorded: Lineage,
+    calibration: Calibration | None,
+    folder: Path,
+    report: Reporter,
+) -> Path:
+    """The folder of the variant, with golden set and lineage, calibrated for the recorded target error if it was."""
     recipe = RECIPES[recorded.recipe]
     candidate = Candidate(recipe, recorded.passes, tuple(recorded.passes[0].parameters.get("lengths", ())))
     shop = Workshop(
@@ -132,8 +142,30 @@ def _make(job: VerifyJob, inputs: Inputs, recorded: Lineage, folder: Path, repor
     (scored,) = shop.score([variant], inputs.test_path)
     if isinstance(scored, Failed):
         raise Unavailable(f"recipe {recipe.name}: {scored.name}: {scored.reason}")
-    complete(variant.folder, _licensed(inputs, recorded), candidate, scored.results)
+    named = _licensed(inputs, recorded)
+    complete(variant.folder, named, candidate, scored.results)
+    if calibration is not None:
+        asked = rows_of(inputs, report.note)
+        if asked is None:
+            raise Malformed(f"calibration of {job.target}: these examples give none: give those of its lineage")
+        source = _source(job, inputs, candidate, shop, folder)
+        fitted = learn(variant, source, asked, shop, inputs, calibration.target_error)
+        lay(variant, fitted.calibration, named)
     return variant.folder
+
+
+def _source(job: VerifyJob, inputs: Inputs, candidate: Candidate, shop: Workshop, folder: Path) -> Variant:
+    """The graph that stood for the source, made as the search makes it: the first that can be."""
+    faults = []
+    for one in references(inputs.source, candidate.lengths, job.workers.keys()):
+        (made,) = shop.make([one.passes])
+        if isinstance(made, Failed):
+            faults.append(made.reason)
+            continue
+        runtime = one.recipe.runtime
+        lay_out(folder / "source", made.path, runtime, pipeline_of(inputs.source, runtime, one.lengths))
+        return Variant(folder / "source", runtime, job.workers.get(runtime))
+    raise Unavailable(f"source {job.source}: no graph can stand for it: {faults[0]}")
 
 
 def _licensed(inputs: Inputs, recorded: Lineage) -> Inputs:

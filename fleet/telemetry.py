@@ -8,6 +8,7 @@ from datetime import datetime
 
 from sqlmodel import Session, col, func, select
 
+from fleet import agreements
 from fleet.devices import record_refusal
 from fleet.errors import Malformed, Untrusted
 from fleet.ledgers import hold_against, note_stored, stream_of
@@ -44,6 +45,8 @@ def store(session: Session, device: Device, batch: TelemetryBatch, now: datetime
     for record in fresh:
         session.add(_row(device.id, batch.boot, record, show_instant(now)))
     _add_up(session.get_one(DeviceStats, device.id), fresh, duplicates=len(known))
+    for record in fresh:
+        agreements.add(session, device.id, record.inference)
     note_stored(session, device.id, fresh)
     for fault in hold_against(session, device.id, batch, epoch):
         record_refusal(session, device.id, LEDGER, fault, now)
@@ -85,7 +88,8 @@ def _check(batch: TelemetryBatch) -> None:
 
 def _counts(stats: InferenceStats) -> tuple[int, ...]:
     feedback = (stats.feedback_total, stats.feedback_correct)
-    return (stats.requests, stats.errors, *feedback, *stats.latency_ms.buckets.values())
+    checks = (n for one in stats.agreement for n in (one.answers, one.checked, one.agreed, one.labelled))
+    return (stats.requests, stats.errors, *feedback, *checks, *stats.latency_ms.buckets.values())
 
 
 def _known(session: Session, device: str, batch: TelemetryBatch) -> set[int]:

@@ -19,14 +19,16 @@ class Client:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+    def ask(
+        self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, Any]:
         connection = http.client.HTTPConnection("localhost")
         connection.sock = socket.socket(socket.AF_UNIX)
         connection.sock.settimeout(20)
         try:
             connection.sock.connect(str(self.path))
             data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-            connection.request(method, path, data)
+            connection.request(method, path, data, headers or {})
             response = connection.getresponse()
             read = response.read()
             kind = response.getheader("content-type")

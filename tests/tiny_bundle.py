@@ -29,7 +29,7 @@ from wire.bundle import (
     Role,
 )
 from wire.chunks import AVERAGE, WHOLE, ChunkList, ChunkRef, digest
-from wire.pipeline import Golden, GoldenCase, Labels, Pipeline, TensorSpec, Tokenizer
+from wire.pipeline import Calibration, Golden, GoldenCase, Labels, Pipeline, TensorSpec, Tokenizer
 from wire.processing import to_tensor
 
 LABELS = ("light-off", "light-on", "music")
@@ -73,6 +73,7 @@ def make_layout(
     name: str = "kitchen",
     broken: bool = False,
     rows: int = 20_000,
+    calibration: Calibration | None = None,
 ) -> TinyBundle:
     """Write a bundle as an OCI image layout, beside those that the folder already holds."""
     table = embedding(version, rows)
@@ -80,7 +81,7 @@ def make_layout(
         ("model", "model.onnx", model(_scrambled(table) if broken else table)),
         ("tokenizer", "tokenizer.json", tokenizer_json()),
         ("labels", "labels.json", Labels(labels=LABELS).to_bytes()),
-        ("pipeline", "pipeline.json", pipeline().to_bytes()),
+        ("pipeline", "pipeline.json", pipeline(calibration).to_bytes()),
         ("golden", "golden.json", golden(table).to_bytes()),
     ]
     return write_bundle(layout, files, profile=profile, version=version, family=family, name=name)
@@ -193,7 +194,7 @@ def tokenizer_json() -> bytes:
     return json.dumps(value, sort_keys=True).encode()
 
 
-def pipeline() -> Pipeline:
+def pipeline(calibration: Calibration | None = None) -> Pipeline:
     tokenizer = Tokenizer(
         kind="huggingface-json", file="tokenizer.json", max_length=MAX_LENGTH, before=(CLS,), after=(SEP,), pad=0
     )
@@ -204,6 +205,7 @@ def pipeline() -> Pipeline:
         outputs=(TensorSpec(name="logits", dtype="float32", shape=(1, len(LABELS))),),
         activation="softmax",
         labels="labels.json",
+        calibration=calibration,
     )
 
 

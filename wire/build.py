@@ -36,13 +36,14 @@ class BuildJob(Document):
     `source` is a folder in Hugging Face layout, an `.onnx`, `.tflite`, `.gguf` or TorchScript `.pt` file,
     `python:package.module:function` that returns a torch module, or `models:/name@alias` of MLflow. `describe` is a
     TOML file that says what the source does not say itself (task, labels, pre-processing). `test` are the held-out
-    examples, `calibration` others that static quantization observes. `output` is the OCI image layout to write, `cache`
-    a folder of earlier results.
+    examples, `calibration` others that static quantization observes and confidence is learnt from. `output` is the OCI
+    image layout to write, `cache` a folder of earlier results.
 
     Limits: `max_drop` in points of the task's metric, `max_ms` of the median latency and `max_mb` (10^6 bytes) of the
     bundle, 0 where there is none; `minimise` None leaves it to each profile. `confidence` is two-sided. `recipes`
-    narrows the search to these. `memory` bounds what the builds of candidates may take at the same time. `workers` name
-    the Python of runtimes that need an environment of their own, by runtime. `safe` refuses sources that run code.
+    narrows the search to these. `target_error`, of 100 answers, sets the confidence below which a larger model is asked
+    (`wire.pipeline.Calibration`). `memory` bounds what the builds of candidates may take at the same time. `workers`
+    name the Python of runtimes that need an environment of their own, by runtime. `safe` refuses sources that run code.
     """
 
     LIMIT: ClassVar[int] = 1024 * 1024
@@ -64,6 +65,7 @@ class BuildJob(Document):
     minimise: Minimise | None = None
     confidence: float = 0.95
     recipes: tuple[str, ...] = ()
+    target_error: float = 0.5
     memory: str = "3 GiB"
     processes: int = 2
     workers: Mapping[str, str] = field(default_factory=dict)
@@ -79,6 +81,8 @@ class BuildJob(Document):
             raise Malformed("build: needs at least one profile, and max_drop from 0 to 100 points")
         if self.max_ms < 0 or self.max_mb < 0:
             raise Malformed("build: max_ms and max_mb are 0 (no limit) or more")
+        if not 0 <= self.target_error <= 100:
+            raise Malformed(f"build: target_error {self.target_error:g}, expected 0 to 100")
         if not 0.5 <= self.confidence < 1:
             raise Malformed(f"build: confidence {self.confidence:g}, expected 0.5 or more and below 1")
         if not 1 <= self.processes <= 64:

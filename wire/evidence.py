@@ -126,7 +126,11 @@ class Evidence(Document):
     `drop` (points), `latency_p50` and `latency_p99` (ms from example to answer, batch 1, one thread; of a
     language model for each token of its answer, after the first), `size` (bytes of
     the model file), `footprint` (bytes of the whole bundle on a device), `source_size`, `memory` (bytes the process
-    grew by with the model loaded). `compile_only`: the runtime was never seen working on the profile's hardware.
+    grew by with the model loaded). Of a calibrated variant, on the calibration examples: `calibration_error_before` and
+    `calibration_error` (expected calibration error of the scores as they come, and of the calibrated confidence), and
+    `escalated` (share of answers below the threshold, for which a larger model is worth asking).
+
+    `compile_only`: the runtime was never seen working on the profile's hardware.
     """
 
     LIMIT: ClassVar[int] = 4 * 1024 * 1024

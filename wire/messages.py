@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar, Literal
 
+from wire.agreement import Agreement
 from wire.chunks import MAX_CHUNKS
 from wire.document import CONTRACT, Document, check_counts, check_device, check_digest, check_name, check_token
 from wire.errors import Malformed
@@ -199,7 +200,11 @@ class Reported(Statement):
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceStats(Document):
-    """What one model did in one window. `labels` counts answers by label; feedback compares them with the true ones."""
+    """What one model did in one window. `labels` counts answers by label; feedback compares them with the true ones.
+
+    `agreement` compares them with the reference in the cloud, by how sure they were. `routes` counts the requests that
+    were routed, by where they were answered and why, such as `local sure`.
+    """
 
     model: str
     digest: str
@@ -210,11 +215,13 @@ class InferenceStats(Document):
     labels: Mapping[str, int] = field(default_factory=dict)
     feedback_total: int = 0
     feedback_correct: int = 0
+    agreement: tuple[Agreement, ...] = ()
+    routes: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_counts(self, "requests", "errors", "feedback_total", "feedback_correct")
-        if any(n < 0 for n in self.labels.values()):
-            raise Malformed(f"inference of {self.model[:80]}: a label is counted below 0")
+        if any(n < 0 for n in (*self.labels.values(), *self.routes.values())):
+            raise Malformed(f"inference of {self.model[:80]}: a label or a route is counted below 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,8 @@ Task = Literal[
     "text-generation",
 ]
 TEXT_TASKS: tuple[Task, ...] = ("text-classification", "token-classification", "sentence-embedding")
+CALIBRATED_TASKS: tuple[Task, ...] = ("text-classification", "image-classification")
+"""Tasks with one label for an example: only there one number says how sure the answer is."""
 DataType = Literal["float32", "float16", "float64", "int8", "uint8", "int16", "int32", "int64", "bool"]
 IMAGE, AUDIO = "image", "audio"
 """What the one input of a picture or a sound is called by whoever gives it."""
@@ -145,6 +147,37 @@ class Language(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Calibration(Document):
+    """How sure an answer is: from its scores to the probability that its label is the right one (`wire.confidence`).
+
+    `temperature`: the scores are sharpened or flattened by it (Guo et al. 2017). `isotonic`: the best score is read off
+    the line through the points `scores`, rising, and `confidences`, never falling (Zadrozny and Elkan 2002).
+
+    An answer whose confidence is below `threshold` is worth asking a larger model; 0 means none is. With it, at most
+    `target_error` of 100 answers are wrong on the device where the source model would be right.
+    """
+
+    method: Literal["temperature", "isotonic"]
+    temperature: float = 1.0
+    scores: tuple[float, ...] = ()
+    confidences: tuple[float, ...] = ()
+    threshold: float
+    target_error: float
+
+    def __post_init__(self) -> None:
+        if not 0.001 <= self.temperature <= 1000:
+            raise Malformed(f"calibration.temperature: {self.temperature:g}, expected 0.001 to 1000")
+        if not 0 <= self.threshold <= 1 or not 0 <= self.target_error <= 100:
+            raise Malformed("calibration: expected a threshold from 0 to 1, and a target error from 0 to 100")
+        if (self.method == "isotonic") != bool(self.scores) or len(self.scores) != len(self.confidences):
+            raise Malformed("calibration: isotonic has as many confidences as scores, at least one; temperature none")
+        if any(b <= a for a, b in pairwise(self.scores)) or any(b < a for a, b in pairwise(self.confidences)):
+            raise Malformed("calibration: expected rising scores, and confidences that never fall")
+        if not all(0 <= c <= 1 for c in self.confidences):
+            raise Malformed("calibration.confidences: expected numbers from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pipeline(Document):
     """What stands around the graph.
 
@@ -158,6 +191,8 @@ class Pipeline(Document):
 
     `lengths` are the token counts of a graph without dynamic shapes, ascending: a text is padded to the first that
     holds it. A graph with more than one has a signature `tokens_<n>` for each.
+
+    `calibration` changes no score and no label: it says how sure an answer is.
     """
 
     contract: str = CONTRACT
@@ -171,6 +206,7 @@ class Pipeline(Document):
     language: Language | None = None
     labels: str | None = None
     lengths: tuple[int, ...] = ()
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         for name, tensors in (("inputs", self.inputs), ("outputs", self.outputs)):
@@ -178,6 +214,7 @@ class Pipeline(Document):
                 raise Malformed(f"pipeline.{name}: empty, or a name stands twice, or a language model has some")
         self._check_sections()
         self._check_lengths()
+        self._check_calibration()
         if self.labels is not None:
             check_file(self.labels, "pipeline.labels")
 
@@ -205,6 +242,14 @@ class Pipeline(Document):
                 f"pipeline.lengths: the longest, {self.lengths[-1]}, is below the {self.tokenizer.max_length} tokens "
                 "of a text"
             )
+
+    def _check_calibration(self) -> None:
+        if self.calibration is None:
+            return
+        if self.task not in CALIBRATED_TASKS:
+            raise Malformed(f"pipeline.calibration: task {self.task} has none")
+        if self.calibration.method == "temperature" and self.activation != "softmax":
+            raise Malformed(f"pipeline.calibration: a temperature needs softmax, not {self.activation}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wire.confidence import confidence
 from wire.errors import Incompatible, Malformed
 from wire.pipeline import (
     AUDIO,
@@ -52,11 +53,13 @@ class Result:
     """An answer. `labels` are the best ones: one, or one for each word or frame; none for a model without labels.
 
     `outputs` by task: `scores` float32 `[classes]`, or `[words, classes]`, or `[frames, classes]`; `embedding` float32
-    `[width]`; else the graph's outputs without the batch axis, by their names.
+    `[width]`; else the graph's outputs without the batch axis, by their names. `confidence` is the probability that the
+    one label is right, where the pipeline is calibrated.
     """
 
     outputs: Arrays
     labels: tuple[str, ...] = ()
+    confidence: float | None = None
 
 
 class Processor:
@@ -112,7 +115,7 @@ class Processor:
             joined = np.concatenate(first)
             return self._labelled(joined) if self._labels else Result({self._pipeline.outputs[0].name: joined})
         if self._labels:
-            return self._labelled(first[0][0])
+            return self._classified(first[0][0])
         rest = {spec.name: _named(outputs[0], spec.name)[0] for spec in self._pipeline.outputs[1:]}
         return Result({self._pipeline.outputs[0].name: first[0][0], **rest})
 
@@ -187,6 +190,10 @@ class Processor:
     def _activated(self, outputs: Sequence[Arrays]) -> list[Array]:
         name, kind = self._pipeline.outputs[0].name, self._pipeline.activation
         return [activate(_named(output, name), kind) for output in outputs]
+
+    def _classified(self, scores: Array) -> Result:
+        found, calibration = self._labelled(scores), self._pipeline.calibration
+        return replace(found, confidence=confidence(scores, calibration)) if calibration else found
 
     def _labelled(self, scores: Array) -> Result:
         if scores.shape[-1:] != (len(self._labels),):

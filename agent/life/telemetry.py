@@ -13,17 +13,19 @@ import asyncio
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from agent.errors import Malformed, NotFound, Unavailable
+from agent.life.agreement import AgreementMeter
 from agent.line.voice import Voice
 from agent.store.queue import Queued
 from agent.store.state import StateFile
 from agent.store.streams import BATCH_BYTES, EVENT, HEALTH, INFERENCE
 from agent.trust.acks import Acks
 from wire import topics
+from wire.agreement import Agreement
 from wire.errors import WireError
 from wire.life import DeviceEvent
 from wire.messages import Health, InferenceStats, TelemetryBatch, TelemetryRecord
@@ -91,6 +93,7 @@ class WindowMeter:
     def __init__(self) -> None:
         self._window: dict[tuple[str, str], _Tally] = {}
         self._recent: OrderedDict[str, tuple[str, str, str | None]] = OrderedDict()
+        self.agreement = AgreementMeter()
 
     def _of(self, model: str, digest: str) -> _Tally:
         tally = self._window.get((model, digest))
@@ -139,12 +142,20 @@ class WindowMeter:
         tally = self._of(model, digest)
         tally.feedback_total += 1
         tally.feedback_correct += correct
+        self.agreement.labelled(request, right=correct)
         return correct
 
     def close(self) -> tuple[InferenceStats, ...]:
         """What the window held; the next one is empty."""
+        beside = self.agreement.close()
+        for key in beside:
+            self._of(*key)
         window, self._window = self._window, {}
-        return tuple(tally.stats(*key) for key, tally in sorted(window.items()))
+        return tuple(_with(tally.stats(*key), *beside.get(key, ((), {}))) for key, tally in sorted(window.items()))
+
+
+def _with(stats: InferenceStats, agreement: tuple[Agreement, ...], routes: dict[str, int]) -> InferenceStats:
+    return replace(stats, agreement=agreement, routes=routes) if agreement or routes else stats
 
 
 def _best(scores: Array) -> Iterable[float]:

@@ -4,8 +4,8 @@
     GET  /v2/models/{name}[/versions/{digest}][/ready | /stats]
     POST /v2/models/{name}[/versions/{digest}]/infer      Open Inference Protocol v2 (`agent.serving.oip`)
     POST /shoal/feedback              {"request": id of an answer, "label": its true label, or "score": 0 to 1}
-    GET  /shoal/status  /shoal/capture  /metrics
-    /v1/...                           OpenAI's API (`agent.serving.openai`)
+    GET  /shoal/status  /shoal/routing  /shoal/capture  /metrics
+    /v1/...                           OpenAI's API (`agent.serving.openai`); the cloud's, as `agent.routing` decides
 
 Texts are never logged.
 """
@@ -16,6 +16,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -23,11 +24,11 @@ from agent.errors import AgentError, Malformed, NotFound, Unavailable
 from agent.life.telemetry import WindowMeter
 from agent.serving import metrics, oip
 from agent.serving.capture import Capture
-from agent.serving.cloud import Cloud
 from agent.serving.exchange import Reply, Request
 from agent.serving.generating import QUEUE
 from agent.serving.openai import OURS, OpenAi
 from agent.serving.refusals import refusal
+from agent.serving.router import Router
 from agent.serving.service import Answer, Served, Service
 
 AGENT_NAME: Final = "shoal-agent"
@@ -42,7 +43,7 @@ class LocalApi:
         *,
         service: Service,
         meter: WindowMeter,
-        cloud: Cloud,
+        router: Router,
         status: Callable[[], dict[str, Any]],
         online: Callable[[], bool],
         body_limit: int,
@@ -52,7 +53,8 @@ class LocalApi:
     ) -> None:
         self._service = service
         self._meter = meter
-        self._openai = OpenAi(service, cloud, online, time.time, language_queue)
+        self._openai = OpenAi(service, router, time.time, language_queue)
+        self._router = router
         self._online = online
         self._version = version
         self._capture = capture
@@ -69,6 +71,7 @@ class LocalApi:
             "/v2/models/stats": self._statistics,
             "/shoal/capture": self._captured,
             "/shoal/status": status,
+            "/shoal/routing": router.view,
         }
 
     # --- the seam with the server ---------------------------------------------------------------------------------
@@ -133,20 +136,33 @@ class LocalApi:
 
     def _infer(self, name: str, served: Served, request: Request) -> Reply | Later:
         asked = oip.parse_request(request.body, served, request.headers.get(oip.JSON_LENGTH))
+        if self._router.concerns(request.headers):
+            return self._infer_routed(name, served, asked, request.headers)
         answer = self._service.at_once(name, asked.examples)
         return self._infer_later(name, asked) if answer is None else self._reply(answer, asked)
 
     async def _infer_later(self, name: str, asked: oip.Request) -> Reply:
         return self._reply(await self._service.infer(name, asked.examples), asked)
 
-    def _reply(self, answer: Answer, asked: oip.Request) -> Reply:
+    async def _infer_routed(self, name: str, served: Served, asked: oip.Request, headers: Mapping[str, str]) -> Reply:
+        async def ask() -> Answer:
+            return self._service.at_once(name, asked.examples) or await self._service.infer(name, asked.examples)
+
+        named = replace(asked, id=asked.id or next(self._ids))
+        assert named.id is not None
+        routed = await self._router.classification(headers, named.id, served, asked.examples, ask)
+        reply = self._reply(routed.local, named, given=routed.answer)
+        return replace(reply, headers={**reply.headers, **routed.headers})
+
+    def _reply(self, answer: Answer, asked: oip.Request, *, given: Answer | None = None) -> Reply:
+        """The device's answer, or one `given` in its place: feedback is on what the device said."""
         request_id = asked.id or next(self._ids)
         if len(answer.results) == 1:  # feedback is on one example
             labels = answer.results[0].labels
             self._meter.remember(request_id, answer.model, answer.digest, labels[0] if len(labels) == 1 else None)
         if self._capture is not None:
             self._capture.take(answer.model, answer.digest, asked.examples, answer.results)
-        return oip.answer_reply(answer, asked, request_id)
+        return oip.answer_reply(given or answer, asked, request_id)
 
     def _feedback(self, body: bytes) -> Any:
         value = oip.parse_object(body)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import http.client
 import ssl
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, TypeVar
 
@@ -22,6 +24,10 @@ READ: Final = 16 * 1024
 AT_ONCE: Final = 8
 """Requests under way at one time, each with one thread."""
 T = TypeVar("T")
+
+
+class Late(Unavailable):
+    """The cloud tier took longer than the request has."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +52,70 @@ class Cloud:
         self._https = Https(fleet, tls, now, timeout)
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="cloud")
         self._under_way = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
-    async def forward(self, path: str, body: bytes) -> Reply:
-        """Post a request as it is. Raises `Unavailable` without an answer, `Untrusted` for a certificate."""
+    async def forward(self, path: str, body: bytes, within: float | None = None) -> Reply:
+        """Post a request as it is. Raises `Unavailable` without an answer, `Untrusted` for a certificate.
+
+        `within`: seconds until the answer must have begun; `Late` after them. A thread counts as busy until its call
+        has ended, which silence does a second later.
+        """
         if self._under_way >= AT_ONCE:
             raise Unavailable(f"{AT_ONCE} requests to the cloud tier are under way: try again in a moment")
         self._under_way += 1
+        call = asyncio.get_running_loop().run_in_executor(self._threads, self._post, path, body, within)
         try:
-            connection, response = await self._in_thread(self._post, path, body)
+            connection, response = await asyncio.wait_for(asyncio.shield(call), within)
+        except TimeoutError as e:
+            call.add_done_callback(self._given_up)
+            raise Late(f"the cloud tier gave no answer within {within:g} s") from e
+        except asyncio.CancelledError:
+            call.add_done_callback(self._given_up)
+            raise
         except BaseException:
-            self._under_way -= 1
+            self._ended()
             raise
         content_type = response.getheader("Content-Type", "application/json")
         return Reply(response.status, content_type, self._read(connection, response))
+
+    async def ask(self, path: str, body: bytes, *, within: float, most: int) -> bytes:
+        """The whole answer, cut at `most` bytes. Raises `Late` after `within` seconds, and as `forward` does."""
+        try:
+            async with asyncio.timeout(within):
+                reply = await self.forward(path, body, within)
+                whole = await first_bytes(reply.body, most)
+        except TimeoutError as e:
+            raise Late(f"the cloud tier gave no whole answer within {within:g} s") from e
+        if reply.status != http.client.OK:
+            raise Unavailable(f"the cloud tier answered {reply.status}: its log says why")
+        return whole
+
+    async def room(self, within: float) -> None:
+        """Wait until one more request may be under way, but no longer than `within` seconds."""
+        try:
+            async with asyncio.timeout(within):
+                while self._under_way >= AT_ONCE:
+                    free: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                    self._waiting.append(free)
+                    await free
+        except TimeoutError:
+            pass  # `forward` says so
+
+    def _ended(self) -> None:
+        self._under_way -= 1
+        while self._waiting:
+            free = self._waiting.popleft()
+            if not free.done():  # nobody's time ran out meanwhile
+                free.set_result(None)
+                return
+
+    def _given_up(self, call: asyncio.Future[tuple[http.client.HTTPSConnection, http.client.HTTPResponse]]) -> None:
+        """Nobody waits for it any more."""
+        self._ended()
+        if not call.cancelled() and call.exception() is None:
+            connection, response = call.result()
+            response.close()
+            connection.close()
 
     async def _in_thread(self, call: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
@@ -72,12 +129,28 @@ class Cloud:
         except (OSError, http.client.HTTPException) as e:
             raise Unavailable(f"the cloud tier broke off its answer: {e or type(e).__name__}") from e
         finally:
-            self._under_way -= 1
+            self._ended()
             response.close()
             connection.close()
 
-    def _post(self, path: str, body: bytes) -> tuple[http.client.HTTPSConnection, http.client.HTTPResponse]:
+    def _post(
+        self, path: str, body: bytes, within: float | None
+    ) -> tuple[http.client.HTTPSConnection, http.client.HTTPResponse]:
+        https = self._https
+        if within is not None and within < https.timeout:
+            https = replace(https, timeout=within + 1)
         try:
-            return self._https.post(path, body, {"Content-Type": "application/json"})
+            return https.post(path, body, {"Content-Type": "application/json"})
         except Unavailable as e:
             raise Unavailable(f"the cloud tier: {e}") from e
+
+
+async def first_bytes(body: AsyncGenerator[bytes, None], most: int) -> bytes:
+    """The first bytes of an answer; the rest is left, and the connection closed."""
+    whole = b""
+    async with aclosing(body) as parts:
+        async for part in parts:
+            whole += part
+            if len(whole) >= most:
+                break
+    return whole[:most]

@@ -17,14 +17,14 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, Final, Literal
 
-from agent.errors import Malformed, NotFound, Unavailable
+from agent.errors import Malformed, NotFound
 from agent.serving import oip
 from agent.serving.bundles import Loaded, Model
-from agent.serving.cloud import Cloud
 from agent.serving.exchange import Reply, Request
 from agent.serving.generating import QUEUE, Generating
 from agent.serving.generation import End, Part
 from agent.serving.openai_requests import Embeddings, Generation, parse_embeddings, parse_generation
+from agent.serving.router import Router
 from agent.serving.service import Service
 from wire.document import dump_json
 from wire.pipeline import EMBEDDING
@@ -37,25 +37,19 @@ TASKS: Final = ("text-generation", "sentence-embedding")
 Route = Literal["local", "cloud"]
 
 
-class Offline(Unavailable):
-    """Only the cloud could answer, and it cannot be reached."""
-
-
 class OpenAi:
-    """The routes under /v1. `online()`: whether the fleet can be reached; `now()` the time in seconds since 1970."""
+    """The routes under /v1. `now()`: the time in seconds since 1970."""
 
     def __init__(
         self,
         service: Service,
-        cloud: Cloud,
-        online: Callable[[], bool],
+        router: Router,
         now: Callable[[], float],
         queue: int = QUEUE,
     ) -> None:
         self._service = service
         self._generating = Generating(service, queue)
-        self._cloud = cloud
-        self._online = online
+        self._router = router
         self._now = now
 
     async def answer(self, request: Request) -> Reply:
@@ -80,7 +74,7 @@ class OpenAi:
         value = oip.parse_object(request.body)
         name = value.get("model")
         if self._route(name) == "cloud":
-            return await self._forward(request)
+            return await self._router.chat(request)
         assert isinstance(name, str)
         if request.path == EMBEDDINGS:
             return await self._embed(name, parse_embeddings(value))
@@ -89,12 +83,6 @@ class OpenAi:
     def _route(self, name: object) -> Route:
         """Where a request for a model is answered."""
         return "local" if name in self._service.names() else "cloud"
-
-    async def _forward(self, request: Request) -> Reply:
-        if not self._online():
-            raise Offline("this device is offline and the model runs in the cloud: try again when it is back")
-        reply = await self._cloud.forward(request.path, request.body)
-        return Reply(reply.status, reply.content_type, reply.body)
 
     # --- models -----------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from typing import Final
 
 from agent.errors import AgentError, Busy, Malformed, NotFound, TooLong, Unavailable, Untrusted
 from agent.serving.exchange import Reply
+from agent.serving.router import Withheld
 
 __all__ = ["BadRequest", "Busy", "Forbidden", "HeadTooLarge", "TooLarge", "TooSlow", "Unauthorised", "refusal"]
 
@@ -40,6 +41,7 @@ _STATUS: Final[tuple[tuple[type[AgentError], int], ...]] = (
     (TooSlow, 408),
     (Unauthorised, 401),
     (Forbidden, 403),
+    (Withheld, 403),
     (NotFound, 404),
     (Malformed, 400),
     (Unavailable, 503),

@@ -7,12 +7,14 @@ health       thin       every second one of the older samples goes; expires afte
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import pairwise
 from typing import Final, Literal
 
+from wire.agreement import merge
 from wire.messages import InferenceStats, TelemetryRecord
 
 EVENT: Final = "event"
@@ -108,4 +110,6 @@ def _added(a: InferenceStats, b: InferenceStats) -> InferenceStats:
         labels={label: a.labels.get(label, 0) + b.labels.get(label, 0) for label in {**a.labels, **b.labels}},
         feedback_total=a.feedback_total + b.feedback_total,
         feedback_correct=a.feedback_correct + b.feedback_correct,
+        agreement=merge((*a.agreement, *b.agreement)),
+        routes=dict(Counter(a.routes) + Counter(b.routes)),
     )

@@ -58,6 +58,28 @@ def sizes(*, model: int, footprint: int, source: int) -> tuple[Measurement, ...]
     )
 
 
+def calibrated(*, before: float, after: float, asked: float, n: int, where: Where) -> tuple[Measurement, ...]:
+    """How far confidence is from the share of right answers, and the share of answers worth asking a larger model."""
+    low, high = _wilson(asked, n, where.confidence)
+    return (
+        _share("calibration_error_before", before, n, where),
+        _share("calibration_error", after, n, where),
+        replace(_share("escalated", asked, n, where), low=low, high=high),
+    )
+
+
+def _share(metric: str, value: float, n: int, where: Where) -> Measurement:
+    return Measurement(
+        metric=metric,
+        value=value,
+        unit="fraction",
+        n=n,
+        kind=where.kind,
+        device=where.device,
+        runtime=where.runtime,
+    )
+
+
 def memory(grown: int, where: Where) -> Measurement:
     """Bytes by which a process grows with the model loaded."""
     return Measurement(
@@ -98,17 +120,7 @@ def board() -> str:
 
 def _mean(metric: str, values: Sequence[float], where: Where) -> Measurement:
     low, high = _interval(values, where.confidence)
-    return Measurement(
-        metric=metric,
-        value=fmean(values),
-        unit="fraction",
-        n=len(values),
-        low=low,
-        high=high,
-        kind=where.kind,
-        device=where.device,
-        runtime=where.runtime,
-    )
+    return replace(_share(metric, fmean(values), len(values), where), low=low, high=high)
 
 
 def _interval(values: Sequence[float], confidence: float) -> tuple[float, float]:
@@ -117,6 +129,11 @@ def _interval(values: Sequence[float], confidence: float) -> tuple[float, float]
     if any(0 < v < 1 for v in values):
         half = z * pstdev(values) / math.sqrt(n)
         return max(0.0, p - half), min(1.0, p + half)
+    return _wilson(p, n, confidence)
+
+
+def _wilson(p: float, n: int, confidence: float) -> tuple[float, float]:
+    z = _z(confidence)
     centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from compiler.bundle.made import Made
 from compiler.bundle.pack import bundle_files, folder_files
@@ -18,7 +19,8 @@ from compiler.judge import figures
 from compiler.judge.figures import Where
 from compiler.plan.candidates import Candidate, Plan
 from compiler.progress import Reporter
-from compiler.search.bench import Bench
+from compiler.search.bench import Bench, footprint
+from compiler.search.calibrate import Rows, calibrate_all, measurements, rows_of
 from compiler.search.choose import Trial, attempt, choose, cost, limit_fault
 from compiler.search.mixed import mix
 from compiler.search.prove import ahead, prove
@@ -29,6 +31,9 @@ from wire.evidence import Kind, Measurement, Sabotage
 from wire.profile import Profile
 from wire.units import size
 
+if TYPE_CHECKING:
+    from compiler.judge.calibrate import Fitted
+
 SAMPLES = 200
 """Times of each variant in the run that evidence quotes."""
 FEW_SAMPLES = 40
@@ -37,7 +42,7 @@ MIXED = 2
 """Failed candidates of one profile that mixed precision is tried on: those that would be best if they held."""
 MARGIN = 0.9
 """They must cost a tenth less than what holds: layers in float take some of it back, and the steps take minutes."""
-_TOKENIZER, _TIMING, _PROOF = 1, 2, 5
+_TOKENIZER, _TIMING, _PROOF, _CALIBRATION = 1, 2, 5, 2
 """Steps of progress: about as long as a pass or the answers of a candidate."""
 Trials = dict[str, Trial]
 """By the candidate's key."""
@@ -53,6 +58,7 @@ def search(
     """
     with results.scratch() as scratch:
         bench = _bench(inputs, job, results, report, scratch)
+        asked = rows_of(inputs, report.note)
         report.more(_TIMING + _PROOF * len(profiles))
         _tell_needed(inputs, job, report)
         if inputs.source.text:
@@ -66,8 +72,11 @@ def search(
         trials = _mix(plans, trials, bench)
         chosen = {plan.profile.name: _choose(plan, trials, bench) for plan in plans}
         proven = _prove(list(chosen.values()), bench)
+        # After the proof: a saboteur's folder is linked to what lies in the variant's.
+        fitted = _calibrate(list(chosen.values()), asked, bench)
         return {
-            plan.profile.name: _keep(plan, chosen[plan.profile.name], trials, proven, bench, results) for plan in plans
+            plan.profile.name: _keep(plan, chosen[plan.profile.name], trials, proven, fitted, bench, results)
+            for plan in plans
         }
 
 
@@ -207,6 +216,15 @@ def _prove(chosen: Sequence[Trial], bench: Bench) -> Mapping[str, tuple[Sabotage
     return found
 
 
+def _calibrate(chosen: Sequence[Trial], asked: Rows | None, bench: Bench) -> Mapping[str, Fitted]:
+    """How sure the answers of each are; profiles that chose the same share it."""
+    if asked is None:
+        return {}
+    bench.report.more(_CALIBRATION)
+    with bench.report.stage(f"asking {_names(chosen)} {len(asked.rows)} examples how sure it is", _CALIBRATION):
+        return calibrate_all(chosen, asked, bench)
+
+
 def _names(trials: Iterable[Trial]) -> str:
     return ", ".join(t.candidate.name for t in trials)
 
@@ -216,13 +234,14 @@ def _keep(
     chosen: Trial,
     trials: Trials,
     proven: Mapping[str, tuple[Sabotage, ...]],
+    fitted: Mapping[str, Fitted],
     bench: Bench,
     results: Cache,
 ) -> Made:
     """Put the chosen variant into the cache, with everything that evidence says of it."""
     inputs, job, profile = bench.inputs, bench.job, plan.profile
     wanted, candidate = job.wanted(profile), chosen.candidate
-    told = [replace(t, measurements=_measurements(t, plan, bench)) for t in _of(plan, trials)]
+    told = [replace(t, measurements=_measurements(t, plan, fitted, bench)) for t in _of(plan, trials)]
     best = next(t for t in told if t.candidate.key == candidate.key)
     files, blobs = bundle_files(folder_files(bench.variant(candidate).folder))
     assert best.decision is not None
@@ -235,7 +254,7 @@ def _keep(
         source=inputs.source.digest,
         architecture=inputs.source.architecture,
         tools=tool_versions(),
-        datasets=inputs.datasets(candidate),
+        datasets=inputs.datasets(candidate, calibrated=candidate.key in fitted),
         wanted=wanted,
         decision=best.decision,
         measurements=best.measurements,
@@ -246,7 +265,7 @@ def _keep(
     return results.put(inputs.key(job, profile), made, blobs)
 
 
-def _measurements(trial: Trial, plan: Plan, bench: Bench) -> tuple[Measurement, ...]:
+def _measurements(trial: Trial, plan: Plan, fitted: Mapping[str, Fitted], bench: Bench) -> tuple[Measurement, ...]:
     """The figures of a candidate; `measured` only on a machine of the profile, in the runtime that serves there."""
     if trial.decision is None:
         return ()
@@ -255,7 +274,10 @@ def _measurements(trial: Trial, plan: Plan, bench: Bench) -> tuple[Measurement, 
     candidate: Candidate = trial.candidate
     found = (
         *figures.answers(trial.decision, bench.values(candidate), bench.reference.values, where),
-        *figures.sizes(model=trial.size, footprint=trial.footprint, source=bench.inputs.source.size),
+        *figures.sizes(
+            model=trial.size, footprint=footprint(bench.variant(candidate).folder), source=bench.inputs.source.size
+        ),
         figures.memory(trial.memory, where),
+        *measurements(fitted.get(candidate.key), where),
     )
     return (*found, *figures.speed(trial.times.ms, trial.times.doubts, where)) if trial.times else found

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from sqlmodel import Session
 from starlette.requests import ClientDisconnect
 
-from fleet import devices, measuring
+from fleet import agreements, devices, measuring
 from fleet.access import Caller
 from fleet.api.auth import caller_of, tell
 from fleet.errors import Malformed
@@ -147,9 +147,15 @@ def _list_models(services: Services, caller: Caller) -> list[dict[str, Any]]:
     with services.database.transaction() as session:
         active = devices.active_counts(session)
         measured = measuring.by_digest(session, caller)
+        agreed = agreements.by_digest(session)
         rows = {t: session.get(EvidenceRow, r.release.digest) for t, r in services.repository.releases.items()}
     return [
-        _model(listed, rows[target], measured.get(listed.release.digest, []), active.get(listed.release.digest, 0))
+        {
+            **_model(
+                listed, rows[target], measured.get(listed.release.digest, []), active.get(listed.release.digest, 0)
+            ),
+            "agreement": agreed.get(listed.release.digest),
+        }
         for target, listed in sorted(services.repository.releases.items())
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from alembic import context
 from sqlmodel import SQLModel
 
+import fleet.store.agreement_table
 import fleet.store.gateway_tables
 import fleet.store.tables  # noqa: F401  registers the tables
 

@@ -11,6 +11,7 @@ import psutil
 import pytest
 import quick_model
 from bench_local_api import binary_request
+from cloud_stand_in import no_cloud
 from raw_http import RawClient
 
 from agent.life.telemetry import WindowMeter
@@ -44,7 +45,7 @@ def test_200_switches_under_load_fail_no_request_and_leave_no_memory_behind(shor
         api = LocalApi(
             service=service,
             meter=meter,
-            cloud=None,
+            router=no_cloud(meter, short_folder),
             status=dict,
             online=lambda: False,
             body_limit=64 * 1024,

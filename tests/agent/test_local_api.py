@@ -22,8 +22,10 @@ from agent.errors import Incompatible, Unavailable
 from agent.identity.identity import Identity, Joined
 from agent.serving.api import LocalApi
 from agent.serving.cloud import Cloud
+from agent.serving.router import Router
 from agent.serving.runtimes import LoadedGraph
 from agent.serving.server import LocalServer
+from agent.settings import AgentSettings
 from wire.profile import Detect, Hardware, Limits, Profile, ProfileRuntime
 
 PROFILE = Profile(
@@ -63,7 +65,12 @@ def serve(new_device, sim, bundles, authority, short_folder):
             api = LocalApi(
                 service=device.service,
                 meter=device.meter,
-                cloud=Cloud(fleet, identity(short_folder, fleet, authority.pem).tls, 5.0, device.clock.now),
+                router=Router(
+                    Cloud(fleet, identity(short_folder, fleet, authority.pem).tls, 5.0, device.clock.now),
+                    lambda: online,
+                    device.meter.agreement,
+                    AgentSettings(state=short_folder, socket=short_folder / "s"),
+                ),
                 status=lambda: {"device": "kitchen-1"},
                 online=lambda: online,
                 body_limit=64 * 1024,

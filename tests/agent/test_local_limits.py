@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import quick_model
 from agent_process import AgentProcess, World
+from cloud_stand_in import no_cloud
 from fleet_process import until
 from local_client import Client
 from raw_http import RawClient, get, post
@@ -50,7 +51,7 @@ def serve(short_folder: Path) -> Callable[..., None]:
             api = LocalApi(
                 service=service,
                 meter=meter,
-                cloud=None,
+                router=no_cloud(meter, short_folder),
                 status=dict,
                 online=lambda: False,
                 body_limit=64 * 1024,

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cloud_stand_in import no_cloud
 from local_client import Client
 from tiny_bundle import TinyBundle, make_layout, write_bundle
 from tiny_tasks import FRAME, HOP, TASKS, TEXT
@@ -19,7 +20,6 @@ from agent.errors import Incompatible
 from agent.life.telemetry import WindowMeter
 from agent.serving.api import LocalApi
 from agent.serving.bundles import Bundle, Model, prepare
-from agent.serving.cloud import Cloud
 from agent.serving.selftest import self_test
 from agent.serving.server import LocalServer
 from agent.serving.service import Served, Service
@@ -50,7 +50,7 @@ def serve(short_folder: Path) -> Callable[[TinyBundle, Story], None]:
             api = LocalApi(
                 service=service,
                 meter=meter,
-                cloud=Cloud("https://localhost:1", lambda: None, 5.0, None),
+                router=no_cloud(meter, short_folder),
                 status=dict,
                 online=lambda: False,
                 body_limit=64 * 1024,

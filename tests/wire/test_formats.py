@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wire import delta, kit, ledger, life, messages, orders
+from wire.agreement import Agreement
 from wire.build import BuildJob, Data, Progress
 from wire.bundle import BundleConfig, BundleFile, BundleManifest
 from wire.chunks import WHOLE, ChunkList, ChunkRef, digest
@@ -21,7 +22,7 @@ from wire.document import Document
 from wire.errors import Malformed, WireError
 from wire.evidence import Attempt, ClassChange, Decision, Evidence, Measurement, Sabotage, Wanted
 from wire.lineage import Dataset, Lineage, PassRecord
-from wire.pipeline import Audio, Golden, GoldenCase, Image, Labels, Pipeline, Tensor, TensorSpec, Tokenizer
+from wire.pipeline import Audio, Calibration, Golden, GoldenCase, Image, Labels, Pipeline, Tensor, TensorSpec, Tokenizer
 from wire.processing import Result, golden_fault, to_tensor
 from wire.profile import Profile
 from wire.secrecy import KeyRing
@@ -32,6 +33,7 @@ DIGEST, TARGET, TIME = digest(b"x"), "models/home/tiny/1.0.0/board", "2026-11-22
 STATS = messages.InferenceStats(
     model="tiny", digest=DIGEST, requests=3, errors=1, latency_ms=Sketch.of([1.0, 2.5]),
     confidence=Histogram.of([0.2, 1.0]), labels={"on": 2},
+    agreement=(Agreement(stratum=10, answers=2, checked=1),), routes={"local sure": 1},
 )  # fmt: skip
 STATE = messages.MachineState(at=TIME, throttled=False, throttle_bits=5, cpu_mhz=600.0, power="battery")
 HEALTH = messages.Health(
@@ -44,7 +46,11 @@ TIMING = messages.Timing(
     confidence=0.95, load_ms=3.5, memory=1, before=STATE, after=STATE,
 )  # fmt: skip
 
+SURE = Calibration(method="isotonic", scores=(0.4, 0.9), confidences=(0.3, 0.8), threshold=0.6, target_error=0.5)
+
 SAMPLES: dict[str, Document] = {
+    "calibration": SURE,
+    "agreement": Agreement(stratum=3, answers=9, checked=5, agreed=4, right_agreed=2, wrong_differed=1),
     "pipeline": Pipeline(
         task="text-classification", activation="softmax", labels="labels.json", lengths=(8, 16),
         inputs=(TensorSpec(name="input_ids", dtype="int32", shape=(1, -1)),),
