@@ -7,6 +7,7 @@ await serve(settings, announce=print, stop=event)      # the same in a loop of o
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -78,6 +79,9 @@ async def serve(settings: FleetSettings, *, announce: Callable[[Running], None],
         await stack.enter_async_context(_https(services, bound))
         RunFile(bound.getsockname()[1], services.broker.address.port, os.getpid()).save(settings.data)
         addresses = services.enrolment.kits.addresses
+        # What is there now stays: a collection need not look at it again, while requests wait.
+        gc.collect()
+        gc.freeze()
         announce(Running(addresses.fleet, addresses.broker, settings.data))
         await stop.wait()
         _log.info("stopping")

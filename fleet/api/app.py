@@ -80,6 +80,8 @@ def _routes() -> FastAPI:
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        # Ours are of our own making; to ask at each request whether somebody wants FastAPI's costs more than a filter.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         dependencies=[Depends(authorize)],
         responses=_RESPONSES,
     )

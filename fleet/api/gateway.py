@@ -27,7 +27,8 @@ from fleet.services import services_of
 
 _PREFIX: Final = "/v1"
 _READER: Final = 60.0
-"""Seconds that a client may take for the next piece of its answer: it holds a place at an upstream meanwhile."""
+"""Seconds that a client may take no piece, beyond the longest silence of its upstream: it holds a place there."""
+_LOOK: Final = 5.0
 
 
 class _Left(Exception):
@@ -176,14 +177,17 @@ async def _events(
 ) -> None:
     begun = False
     async with asyncio.timeout(None) as patience:
+        looked = 0.0
         async for event in events:
+            now = loop.time()
+            if now >= looked:  # to set a timer at each event would cost more than to send it
+                looked = now + _LOOK
+                patience.reschedule(looked + _READER + answer.silence)
             if not begun:
                 begun = True
                 gateway.first_byte(call)
                 await send(_start(answer, {}))
-            patience.reschedule(loop.time() + _READER)
             await send({"type": "http.response.body", "body": event, "more_body": True})
-            patience.reschedule(None)
         if not begun:
             await send(_start(answer, {}))
         await send({"type": "http.response.body", "body": b""})

@@ -7,12 +7,12 @@ data = asked.body_for(target)
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 from fleet.errors import Malformed
+from fleet.gateway.document import parsed, written
 from fleet.gateway.pricing import PART, estimate
 
 CHAT: Final = "/chat/completions"
@@ -73,7 +73,7 @@ class Asked:
             value["max_completion_tokens" if chat else "max_tokens"] = unsaid
         if self.stream and usage and not self.wants_usage:
             value["stream_options"] = {**(value.get("stream_options") or {}), "include_usage": True}
-        return json.dumps(value, separators=(",", ":")).encode("utf-8", "surrogatepass")
+        return written(value)
 
 
 def read(path: str, body: bytes) -> Asked:
@@ -106,8 +106,8 @@ def _object(path: str, body: bytes) -> dict[str, Any]:
     if sum(body.count(sign) for sign in (b",", b"[", b"{")) > _MOST_PARTS:
         raise Malformed(f"{path}: over {_MOST_PARTS} commas and brackets: send less in one request")
     try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as e:
+        value = parsed(body)
+    except ValueError as e:
         raise Malformed(f"{path}: the body is not JSON: {e}") from e
     name = _CONTENT[path]
     if not isinstance(value, dict) or not isinstance(value.get(name), list if path == CHAT else list | str):

@@ -66,5 +66,7 @@ class Answer:
     headers: Mapping[str, str]
     body: bytes = b""
     events: AsyncIterator[bytes] | None = None
+    silence: float = 0.0
+    """Seconds that the upstream of `events` may be silent."""
     outcome: str = ""
     """What the audit says when all of it was sent; empty: what the stream says itself."""

@@ -29,6 +29,7 @@ from fleet.gateway.calls import Answer, Call
 from fleet.gateway.classifier import Classifier
 from fleet.gateway.config import ANY, GatewayConfig, Route
 from fleet.gateway.customers import Customer, customer_of
+from fleet.gateway.document import parsed, written
 from fleet.gateway.filters import check_text
 from fleet.gateway.limits import Limits
 from fleet.gateway.metrics import Metrics
@@ -166,7 +167,9 @@ class Gateway:
             return Answer(sent.status, headers | extra, sent.body, outcome=FAILED)
         if sent.stream is not None:
             headers["Content-Type"] = "text/event-stream"
-            return Answer(200, headers | {"Cache-Control": "no-cache"}, events=self._events(call, sent))
+            silence = self.upstreams[sent.target.upstream].config.timeout
+            headers["Cache-Control"] = "no-cache"
+            return Answer(200, headers, events=self._events(call, sent), silence=silence)
         body = self._checked(call, sent.body)
         if key:
             kept = Kept(body, call.record.upstream, call.record.model)
@@ -189,7 +192,7 @@ class Gateway:
             for rules in rules_of:
                 holder[name] = check_text(rules, holder[name], call.verdicts, "the answer")
             changed = changed or holder[name] is not text
-        return json.dumps(value, separators=(",", ":")).encode("utf-8", "surrogatepass") if changed else body
+        return written(value) if changed else body
 
     async def _events(self, call: Call, sent: Sent) -> AsyncIterator[bytes]:
         stream = sent.stream
@@ -352,8 +355,8 @@ def _plain(text: str) -> str:
 
 def _parsed(body: bytes, upstream: str) -> dict[str, Any]:
     try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as e:
+        value = parsed(body)
+    except ValueError as e:
         raise Unavailable(f"cloud tier: {upstream}: its answer is not JSON: check its address") from e
     if not isinstance(value, dict):
         raise Unavailable(f"cloud tier: {upstream}: its answer is no JSON object: check its address")

@@ -24,36 +24,57 @@ _WHAT: Final = (
 _TELL: Final = r"(?:reveal|print|show|repeat|output|display|leak|tell me|what (?:is|are|was|were))"
 _HIDDEN: Final = r"(?:system|initial|hidden|original|secret) (?:prompts?|instructions?|messages?)"
 _NOTHING: Final = r"(?:restrictions?|limits?|filters?|rules|censorship|guardrails?|safety)"
-_PATTERNS: Final[Sequence[tuple[float, str]]] = (
-    (1.0, rf"\b{_VERB}\b(?:\W+\w+){{0,5}}?\W+{_WHAT}\b"),
-    (1.0, r"<\|(?:im_start|im_end|system|user|assistant|begin_of_text|start_header_id|eot_id)\|>|\[/?INST\]|<</?SYS>>"),
-    (1.0, rf"\b{_TELL}\b(?:\W+\w+){{0,4}}?\W+{_HIDDEN}"),
-    (1.0, r"\brepeat (?:the|all) (?:words|text) above\b"),
-    (1.0, r"\b(?:do anything now|jailbreak(?:ed|ing)?|DAN mode|developer mode (?:enabled|on)|god mode)\b"),
-    (0.6, r"\byou are (?:now|no longer)\b(?! (?:able|allowed|in the))"),
-    (0.6, rf"\b(?:pretend|act|behave)\b(?:\W+\w+){{0,4}}?\W+(?:no|without(?: any)?)\W+{_NOTHING}\b"),
-    (0.6, r"\bfrom now on\b(?:\W+\w+){0,3}?\W+(?:you|answer|respond|reply)\b"),
-    (0.6, r"(?:^|\n)\W{0,4}(?:system|assistant|developer)\W{0,3}:"),
-    (0.5, r"\b(?:new|updated|real|actual) (?:instructions?|task|system prompt)\W*(?::|are|is)"),
-    (0.5, rf"\b(?:no|without|remove|disable|turn off)\b(?:\W+\w+){{0,3}}?\W+{_NOTHING}\b"),
-    (0.5, r"\bbase64\b(?:\W+\w+){0,6}?\W+(?:decode|execute|follow|run)\b"),
-    (0.5, r"\b(?:decode|execute|follow)\b(?:\W+\w+){0,6}?\W+base64\b"),
+_PATTERNS: Final[Sequence[tuple[float, str, str]]] = (
+    # weight, words of which the pattern needs one, pattern
+    (
+        1.0,
+        "ignor, disregard, forget, overrid, bypass, skip, drop, vergiss, vergessen, oublie, olvida",
+        rf"\b{_VERB}\b(?:\W+\w+){{0,5}}?\W+{_WHAT}\b",
+    ),
+    (
+        1.0,
+        "<|, inst], sys>",
+        r"<\|(?:im_start|im_end|system|user|assistant|begin_of_text|start_header_id|eot_id)\|>|\[/?inst\]|<</?sys>>",
+    ),
+    (1.0, "system, initial, hidden, original, secret", rf"\b{_TELL}\b(?:\W+\w+){{0,4}}?\W+{_HIDDEN}"),
+    (1.0, "repeat", r"\brepeat (?:the|all) (?:words|text) above\b"),
+    (
+        1.0,
+        "anything, jailbreak, mode",
+        r"\b(?:do anything now|jailbreak(?:ed|ing)?|dan mode|developer mode (?:enabled|on)|god mode)\b",
+    ),
+    (0.6, "you are no", r"\byou are (?:now|no longer)\b(?! (?:able|allowed|in the))"),
+    (
+        0.6,
+        "pretend, act, behave",
+        rf"\b(?:pretend|act|behave)\b(?:\W+\w+){{0,4}}?\W+(?:no|without(?: any)?)\W+{_NOTHING}\b",
+    ),
+    (0.6, "from now on", r"\bfrom now on\b(?:\W+\w+){0,3}?\W+(?:you|answer|respond|reply)\b"),
+    (0.6, "system, assistant, developer", r"(?:^|\n)\W{0,4}(?:system|assistant|developer)\W{0,3}:"),
+    (
+        0.5,
+        "new, updated, real, actual",
+        r"\b(?:new|updated|real|actual) (?:instructions?|task|system prompt)\W*(?::|are|is)",
+    ),
+    (
+        0.5,
+        "restriction, limit, filter, rules, censorship, guardrail, safety",
+        rf"\b(?:no|without|remove|disable|turn off)\b(?:\W+\w+){{0,3}}?\W+{_NOTHING}\b",
+    ),
+    (0.5, "base64", r"\bbase64\b(?:\W+\w+){0,6}?\W+(?:decode|execute|follow|run)\b"),
+    (0.5, "base64", r"\b(?:decode|execute|follow)\b(?:\W+\w+){0,6}?\W+base64\b"),
 )
-_COMPILED: Final = tuple((weight, re.compile(pattern, re.IGNORECASE)) for weight, pattern in _PATTERNS)
-_HINTS: Final = re.compile(
-    r"ignor|disreg|forget|overrid|bypass|skip|drop|vergi|oublie|olvida|<\||inst\]|sys>|reveal|print|show|repeat|output|"
-    r"display|leak|tell|what |anything now|jailbreak|mode|you are|pretend|act|behave|from now|system|assistant|"
-    r"developer|new |updated|real|actual|restrict|safety|filter|guardrail|censor|base64",
-    re.IGNORECASE,
-)
-"""A text without any of these fits no pattern: most texts are done with one look."""
+_COMPILED: Final = tuple((weight, words.split(", "), re.compile(pattern)) for weight, words, pattern in _PATTERNS)
 
 
 def score(text: str) -> float:
     """The weights of the patterns that a plain text fits; `ENOUGH` or more is suspect."""
-    if _HINTS.search(text) is None:
-        return 0.0
-    return sum(weight for weight, pattern in _COMPILED if pattern.search(text))
+    lower = text.lower()
+    return sum(
+        weight
+        for weight, words, pattern in _COMPILED
+        if any(word in lower for word in words) and pattern.search(lower) is not None
+    )
 
 
 def plain(text: str) -> str:

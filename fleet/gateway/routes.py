@@ -26,6 +26,8 @@ def plan(route: Route, admitted: Collection[str], draws: Iterable[float]) -> lis
 
     Short of `attempts` it starts again from the front. Empty when no upstream of the route is admitted.
     """
+    if len(route.targets) == 1:
+        return [route.targets[0]] * route.attempts if route.targets[0].upstream in admitted else []
     there = [target for target in route.targets if target.upstream in admitted]
     # Efraimidis and Spirakis 2006: the smallest -log(u) / weight comes first with a chance of its share of the weights.
     keyed = sorted(

@@ -5,12 +5,12 @@ The format is WHATWG HTML 9.2, of which OpenAI-compatible servers use `data:` li
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import Any, Final
 
 from fleet.errors import UpstreamDown
+from fleet.gateway.document import parsed
 
 DONE: Final = b"[DONE]"
 _LONGEST: Final = 4 * 1024 * 1024
@@ -54,8 +54,8 @@ def data_of(event: bytes) -> bytes:
 def value_of(data: bytes) -> dict[str, Any] | None:
     """The JSON object of an event."""
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
+        value = parsed(data)
+    except ValueError:
         return None
     return value if isinstance(value, dict) else None
 

@@ -11,13 +11,13 @@ as many as the longest thing that is looked for. What a client has is checked; w
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from fleet.gateway import injection, personal
 from fleet.gateway.asked import Place
+from fleet.gateway.document import written
 from fleet.gateway.filters import NOTED, REDACTED, Filter, Verdicts
 
 _CONTEXT: Final = 16
@@ -168,7 +168,7 @@ def _places(event: dict[str, Any]) -> Iterator[tuple[Channel, Place]]:
 
 def as_event(value: dict[str, Any]) -> bytes:
     """A value as a server-sent event."""
-    return b"data: " + json.dumps(value, separators=(",", ":")).encode("utf-8", "surrogatepass") + b"\n\n"
+    return b"data: " + written(value) + b"\n\n"
 
 
 def end_of(event: dict[str, Any] | None) -> bytes:
