@@ -169,7 +169,7 @@ class Gateway:
             headers["Content-Type"] = "text/event-stream"
             silence = self.upstreams[sent.target.upstream].config.timeout
             headers["Cache-Control"] = "no-cache"
-            return Answer(200, headers, events=self._events(call, sent), silence=silence)
+            return Answer(200, headers, events=sent.stream.events(), silence=silence)
         body = self._checked(call, sent.body)
         if key:
             kept = Kept(body, call.record.upstream, call.record.model)
@@ -193,18 +193,6 @@ class Gateway:
                 holder[name] = check_text(rules, holder[name], call.verdicts, "the answer")
             changed = changed or holder[name] is not text
         return written(value) if changed else body
-
-    async def _events(self, call: Call, sent: Sent) -> AsyncIterator[bytes]:
-        stream = sent.stream
-        assert stream is not None
-        try:
-            async for piece in stream.events():
-                call.record.sent += 1
-                yield piece
-        finally:
-            if stream.cut:
-                call.record.detail = "a filter cut the answer"
-            stream.close()
 
     # --- who asks -----------------------------------------------------------------------------------------------
 

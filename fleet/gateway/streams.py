@@ -27,7 +27,7 @@ class BrokeOff(Exception):
 
 
 class Stream:
-    """One answer. `start` before anything is sent, then `events`; `close` in any case."""
+    """One answer. `start` before anything is sent, then `events`, which close it; else `close`."""
 
     def __init__(self, call: Call, upstream: Upstream, answer: aiohttp.ClientResponse) -> None:
         self._call, self._upstream, self._answer = call, upstream, answer
@@ -37,8 +37,6 @@ class Stream:
         self._first = b""
         self._newest: dict[str, Any] | None = None
         self._closed = False
-        self.cut = False
-        """Whether a filter ended it."""
 
     async def start(self) -> None:
         """Wait for the first bytes. Raises `Failed` without any: another upstream may do better still."""
@@ -52,14 +50,18 @@ class Stream:
 
     async def events(self) -> AsyncIterator[bytes]:
         """What the client is sent. Raises `BrokeOff` where the upstream did, after an event that says so."""
+        piece, read, split = self._first, self._answer.content.readany, self._splitter.feed
         try:
-            async for piece in self._pieces():
-                out = b"".join([self._passed(event) for event in self._splitter.feed(piece)])
+            while piece:
+                out = b"".join([self._passed(event) for event in split(piece)])
                 if out:
+                    self._call.record.sent += 1
                     yield out
-            yield self._end()
+                piece = await read()
+            if end := self._end():
+                yield end
         except Blocked:
-            self.cut = True
+            self._call.record.detail = "a filter cut the answer"
             yield end_of(self._newest)
         except (TimeoutError, aiohttp.ClientError, ConnectionError, UpstreamDown) as e:
             name = self._upstream.config.name
@@ -68,6 +70,8 @@ class Stream:
             message = f"cloud tier: {name} broke off in the middle of its answer: ask again"
             yield as_event({"error": {"code": "unavailable", "message": message}})
             raise BrokeOff from e
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Give the connection and the place back; an answer that is not at its end is cut off."""
@@ -78,12 +82,6 @@ class Stream:
             self._answer.release()
             self._upstream.give_back()
 
-    async def _pieces(self) -> AsyncIterator[bytes]:
-        piece = self._first
-        while piece:
-            yield piece
-            piece = await self._answer.content.readany()
-
     def _passed(self, event: bytes) -> bytes:
         """An event as the client gets it; empty when it gets none."""
         if sse.tells_usage(event):
@@ -91,7 +89,7 @@ class Stream:
             self._call.usage = usage_of(value) or self._call.usage
             if value is not None and not value.get("choices") and not self._wants_usage:
                 return b""
-        else:
+        elif self._window is None:
             size = sse.text_size(event)
             self._call.size += size
             self._call.pieces += size > 0
@@ -107,7 +105,9 @@ class Stream:
         if value is None:
             raise UpstreamDown("an event that is not JSON, which no filter can read")
         self._newest = value
-        return b"".join(map(as_event, window.feed(value)))
+        out = window.feed(value)
+        self._call.pieces, self._call.size = window.pieces, window.size
+        return as_event(out[0]) if len(out) == 1 else b"".join(map(as_event, out))
 
     def _end(self) -> bytes:
         """What is left when the upstream is at its end without `[DONE]`."""

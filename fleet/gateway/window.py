@@ -41,23 +41,34 @@ class Window:
 
     filters: Sequence[Filter]
     verdicts: Verdicts
+    pieces: int = 0
+    """Events with text so far."""
+    size: int = 0
+    """Characters in them."""
     _texts: dict[Channel, _Text] = field(default_factory=dict)
 
-    @property
-    def hold(self) -> int:
-        """Characters that wait."""
-        return max(rules.hold for rules in self.filters)
+    def __post_init__(self) -> None:
+        self._hold = max(rules.hold for rules in self.filters)
+        self._denied = [(rules, rules.denied) for rules in self.filters if rules.denied is not None]
+        self._personal = [rules for rules in self.filters if rules.personal != "off"]
 
     def feed(self, event: dict[str, Any]) -> list[dict[str, Any]]:
         """The events to send for one that came, in order. Raises `Blocked`."""
-        ended = {c["index"] for c in _choices(event) if c.get("finish_reason") is not None}
-        for channel, place in _places(event):
-            text = self._texts.setdefault(channel, _Text())
-            text.template = text.template or _template(event, channel)
-            text.waiting += place.get()
+        choices, before = _choices(event), self.size
+        for channel, place in _places(choices):
+            text = self._texts.get(channel)
+            if text is None:
+                text = self._texts[channel] = _Text(template=_template(event, channel))
+            came = place.get()
+            self.size += len(came)
+            text.waiting += came
             place.set(self._let_go(text, whole=False))
+        self.pieces += self.size > before
+        ended = {c["index"] for c in choices if c.get("finish_reason") is not None}
+        if not ended:
+            return [] if self.size > before and _says_nothing(choices) else [event]
         rest = [e for channel in list(self._texts) if channel[0] in ended for e in self._flush(channel)]
-        return [*rest, event] if not rest or not any(True for _ in _places(event)) else _ordered(rest, event)
+        return _ordered(rest, event) if rest and any(True for _ in _places(choices)) else [*rest, event]
 
     def close(self) -> list[dict[str, Any]]:
         """What still waits. Raises `Blocked`."""
@@ -67,33 +78,31 @@ class Window:
         text = self._texts.pop(channel)
         rest = self._let_go(text, whole=True)
         if rest:
-            for _, place in _places(text.template):
+            for _, place in _places(_choices(text.template)):
                 place.set(rest)
             yield text.template
 
     def _let_go(self, text: _Text, *, whole: bool) -> str:
         """The part of a text that nothing still to come can change, redacted."""
-        seen = text.before + text.waiting
-        for rules in self.filters:
-            if rules.denied is not None and rules.denied.search(injection.plain(seen), 0):
+        seen, start = text.before + text.waiting, len(text.before)
+        for rules, denied in self._denied:
+            if denied.search(injection.plain(seen)):
                 raise self.verdicts.block(rules.name, "deny", "the answer")
         found = [
-            (f, rules)
-            for rules in self.filters
-            if rules.personal != "off"
-            for f in personal.find(seen, rules.personal_kinds)
-            if f.end > len(text.before)
+            (f, rules) for rules in self._personal for f in personal.find(seen, rules.personal_kinds) if f.end > start
         ]
-        for _, rules in found:
+        for f, rules in found:
             if rules.personal == "block":
-                raise self.verdicts.block(rules.name, f"personal {found[0][0].kind}", "the answer")
-        until = len(seen) if whole else max(len(text.before), len(seen) - self.hold)
+                raise self.verdicts.block(rules.name, f"personal {f.kind}", "the answer")
+        until = len(seen) if whole else max(start, len(seen) - self._hold)
         for f, _ in found:
-            if f.start < until < f.end or (f.end == until and not whole):
-                until = max(len(text.before), f.start)
+            if f.start < until < f.end:
+                until = max(start, f.start)
         return self._release(text, seen, until, [pair for pair in found if pair[0].end <= until])
 
     def _release(self, text: _Text, seen: str, until: int, found: list[tuple[personal.Found, Filter]]) -> str:
+        if not found and until == len(text.before):
+            return ""
         taken: list[personal.Found] = []
         for f, rules in sorted(found, key=lambda pair: (pair[0].start, pair[1].personal != "redact")):
             if taken and f.start < taken[-1].end:
@@ -108,10 +117,21 @@ class Window:
         return out
 
 
+def _says_nothing(choices: list[dict[str, Any]]) -> bool:
+    """Whether all that an event brought waits, so that it need not be sent."""
+    for choice in choices:
+        delta = choice.get("delta")
+        if choice.get("logprobs") or choice.get("text") or not isinstance(delta, dict):
+            return False
+        if any(found or name not in _FIELDS for name, found in delta.items()):
+            return False
+    return True
+
+
 def _ordered(rest: list[dict[str, Any]], event: dict[str, Any]) -> list[dict[str, Any]]:
     """An event that brings text and ends its choice: its own text first, then what waited, then the end alone."""
     last = copy.deepcopy(event)
-    for _, place in _places(last):
+    for _, place in _places(_choices(last)):
         place.set("")
     for choice in _choices(event):
         choice["finish_reason"] = None
@@ -148,9 +168,9 @@ def _choices(event: dict[str, Any]) -> list[dict[str, Any]]:
     )
 
 
-def _places(event: dict[str, Any]) -> Iterator[tuple[Channel, Place]]:
-    """Every text of an event: of chat, of tool calls, of completions."""
-    for choice in _choices(event):
+def _places(choices: list[dict[str, Any]]) -> Iterator[tuple[Channel, Place]]:
+    """Every text of the choices of an event: of chat, of tool calls, of completions."""
+    for choice in choices:
         index, delta = choice["index"], choice.get("delta")
         if isinstance(choice.get("text"), str):
             yield (index, "text"), Place(choice, "text")
