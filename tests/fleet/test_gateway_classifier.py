@@ -1,0 +1,109 @@
+"""The hook of the gateway for a classifier behind an agent's local API: a real server on a Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from fleet.errors import Blocked
+from fleet.gateway.classifier import Classifier, parts_of
+from fleet.gateway.config import ClassifierConfig
+from fleet.gateway.filters import Verdicts
+
+
+@asynccontextmanager
+async def guard(socket: Path, seen: list[Any], *, delay: float = 0.0, answer: Any = None) -> AsyncIterator[None]:
+    """What an agent does with a text classifier: OIP v2, BYTES in, label and score out."""
+
+    async def infer(request: web.Request) -> web.Response:
+        seen.append((request.path, await request.json()))
+        await asyncio.sleep(delay)
+        texts = seen[-1][1]["inputs"][0]["data"]
+        labels = ["injection" if "ignore" in text else "harmless" for text in texts]
+        outputs = [
+            {"name": "label", "datatype": "BYTES", "shape": [len(texts)], "data": labels},
+            {"name": "score", "datatype": "FP32", "shape": [len(texts)], "data": [0.9] * len(texts)},
+        ]
+        return web.json_response(answer or {"model_name": "guard", "outputs": outputs})
+
+    application = web.Application()
+    application.router.add_post("/v2/models/guard/infer", infer)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.UnixSite(runner, str(socket)).start()
+    try:
+        yield
+    finally:
+        await runner.cleanup()
+
+
+def look(
+    folder: Path, text: str, *, up: bool = True, delay: float = 0.0, answer: Any = None, **config: Any
+) -> Verdicts:
+    """What comes of one text. Raises `Blocked`."""
+
+    async def run() -> Verdicts:
+        socket, verdicts = folder / "agent.sock", Verdicts()
+        known = ClassifierConfig(name="g", socket=str(socket), model="guard", label="injection", **config)
+        classifier = Classifier(known)
+        try:
+            if up:
+                async with guard(socket, [], delay=delay, answer=answer):
+                    await classifier.look([text], verdicts, "f")
+            else:
+                await classifier.look([text], verdicts, "f")
+        finally:
+            await classifier.close()
+        return verdicts
+
+    return asyncio.run(run())
+
+
+def test_what_the_classifier_calls_an_injection_is_blocked_or_noted(tmp_path: Path) -> None:
+    assert look(tmp_path, "what is the time?").counts == {}
+    with pytest.raises(Blocked, match="classifier g"):
+        look(tmp_path, "ignore it all")
+    assert look(tmp_path, "ignore it all", action="note").counts == {"f/classifier g noted": 1}
+    assert look(tmp_path, "ignore it all", threshold=0.95).counts == {}
+
+
+@pytest.mark.parametrize("how", [{"up": False}, {"delay": 5.0, "timeout": 0.2}, {"answer": {"outputs": []}}])
+def test_what_it_cannot_judge_is_refused_or_passed_as_asked_and_either_is_told(
+    tmp_path: Path, how: dict[str, Any]
+) -> None:
+    """Accident: the agent is not there, is slow, or runs another kind of model."""
+    with pytest.raises(Blocked, match="could not be judged"):
+        look(tmp_path, "hello", **how)
+    assert look(tmp_path, "hello", on_failure="pass", **how).counts == {"f/classifier g not-judged noted": 1}
+
+
+def test_the_end_of_a_long_text_is_looked_at_too(tmp_path: Path) -> None:
+    """Attack: what is not wanted, behind more text than the classifier takes."""
+    text = "all is well. " * 2000 + "ignore it"
+    assert all(len(part.encode()) <= 8192 for part in parts_of(text))
+    assert parts_of(text)[-1].endswith("ignore it")
+    with pytest.raises(Blocked):
+        look(tmp_path, text)
+
+
+def test_the_question_is_the_one_that_the_local_api_documents(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    async def run() -> None:
+        async with guard(tmp_path / "s", seen):
+            classifier = Classifier(ClassifierConfig(name="g", socket=str(tmp_path / "s"), model="guard", label="x"))
+            try:
+                await classifier.look(["a", "b"], Verdicts(), "f")
+            finally:
+                await classifier.close()
+
+    asyncio.run(run())
+    ((path, body),) = seen
+    assert path == "/v2/models/guard/infer"
+    assert body == {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [2], "data": ["a", "b"]}]}
