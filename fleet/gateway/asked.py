@@ -25,6 +25,8 @@ _DEEPEST: Final = 100
 _NO_TEXT: Final = frozenset({"role", "type", "model", "id", "tool_call_id", "encoding_format"})
 """Keys of words that the interface itself knows, when they are short."""
 _MEDIA: Final = frozenset({"image_url", "input_audio", "file"})
+_MOST_OUTPUT: Final = 1_000_000_000
+"""Tokens: more is no request, and its cost would not fit the database."""
 _PER_MESSAGE: Final = 4
 """Tokens that a chat template puts around a message."""
 
@@ -63,7 +65,9 @@ class Asked:
 
     def most_output(self, unsaid: int) -> int:
         """Tokens that may come back, when one answer that says no number has `unsaid` at most."""
-        return 0 if self.path == EMBEDDINGS else self.choices * (self.output if self.output is not None else unsaid)
+        if self.path == EMBEDDINGS:
+            return 0
+        return min(self.choices * (self.output if self.output is not None else unsaid), _MOST_OUTPUT)
 
     def body_for(self, model: str, kind: str, unsaid: int, *, usage: bool) -> bytes:
         """What an upstream is sent: the model as it is called there, a longest answer, and a wish for its usage."""
@@ -80,7 +84,7 @@ def read(path: str, body: bytes) -> Asked:
     """Raises `Malformed` for what is no request of this kind."""
     value = _object(path, body)
     model = value.get("model")
-    if not isinstance(model, str) or not 0 < len(model) <= 200:
+    if not isinstance(model, str) or not 0 < len(model) <= 200 or not model.isprintable():
         raise Malformed(f"{path}: model: expected the name of a model: GET /v1/models lists them")
     media, texts = _texts(path, value)
     options = value.get("stream_options")

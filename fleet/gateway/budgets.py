@@ -17,6 +17,7 @@ from typing import Final
 
 from fleet.errors import OverBudget
 from fleet.gateway.limits import Limits
+from fleet.gateway.pricing import MOST_STORED
 
 DAY: Final = "%Y-%m-%d"
 MONTH: Final = "%Y-%m"
@@ -160,7 +161,8 @@ class Budgets:
 
     def _row(self, key: tuple[str, str]) -> SpendRow:
         spend = self._spent.get(key) or _Spend()
-        return SpendRow(*key, spend.requests, spend.tokens + spend.held_tokens, spend.nanos + spend.held_nanos)
+        tokens, nanos = spend.tokens + spend.held_tokens, spend.nanos + spend.held_nanos
+        return SpendRow(*key, spend.requests, min(tokens, MOST_STORED), min(nanos, MOST_STORED))
 
     def _check(self, account: str, window: str, asked: int, most: int | None, what: str, now: datetime) -> None:
         if most is None:

@@ -15,7 +15,7 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from fleet.access import Caller
 from fleet.errors import Blocked, FleetError, Malformed, NotFound, Unavailable
 from fleet.gateway import cache, filters
 from fleet.gateway.asked import CHAT, Asked, has_numbers, read
+from fleet.gateway.book import Book
 from fleet.gateway.budgets import Budgets
 from fleet.gateway.cache import Cache, Kept
 from fleet.gateway.calls import Answer, Call
@@ -71,13 +72,13 @@ class Gateway:
         self._classifiers = {name: Classifier(one) for name, one in config.classifiers.items()}
         self._keys: dict[str, Limits] = {}
         self._customers: dict[Caller, Customer] = {}
-        self._waiting: list[Record] = []
+        self._book = Book(store, serial, self.budgets)
 
     # --- one request --------------------------------------------------------------------------------------------
 
     def begin(self, caller: Caller, path: str) -> Call:
         """A request of somebody who may ask the gateway. Raises `Unavailable` when it could not be recorded."""
-        if len(self._waiting) >= MOST:
+        if self._book.is_full:
             raise Unavailable(f"gateway: {MOST} records wait for the database: look at the disk of the fleet")
         customer = self._customer(caller)
         at = show_instant(self._clock())
@@ -116,7 +117,7 @@ class Gateway:
         if self.config.audit_text:
             record.text = call.text()
         self.metrics.count(record, call.verdicts.counts)
-        self._waiting.append(record)
+        self._book.keep(record)
 
     def first_byte(self, call: Call) -> None:
         """The client gets the first byte of its answer now."""
@@ -250,18 +251,7 @@ class Gateway:
 
     async def write(self) -> bool:
         """Write what waits; whether the database took it."""
-        records, self._waiting = self._waiting, []
-        spent = self.budgets.changed()
-        if not records and not spent:
-            return True
-        try:
-            await asyncio.shield(self._serial.run(self.store.write, records, spent))
-        except FleetError as e:
-            _log.error("gateway: %d records could not be written, and wait: %s", len(records), e)
-            self._waiting = records + self._waiting
-            self.budgets.not_stored(spent)
-            return False
-        return True
+        return await self._book.write()
 
     async def _write_for_ever(self) -> None:
         forget_at = self._tick()
@@ -271,15 +261,17 @@ class Gateway:
             if self._tick() >= forget_at:
                 forget_at = self._tick() + _FORGET_EVERY
                 self.budgets.forget(self._clock())
-                with suppress(FleetError):  # the disk: the next write tells of it
+                try:
                     await self._serial.run(self.store.forget, timedelta(seconds=self.config.audit_kept))
+                except Exception as e:  # noqa: BLE001  this task must not end: nothing would be written any more
+                    _log.error("gateway: old records are still there: %s", type(e).__name__)
 
     def metrics_text(self) -> str:
         """For Prometheus."""
         now = self._tick()
         states = {name: one.breaker.state(now) for name, one in self.upstreams.items()}
         queues = {name: one.waiting for name, one in self.upstreams.items()}
-        return self.metrics.text(states, queues, len(self._waiting), self.cache.held)
+        return self.metrics.text(states, queues, self._book.waiting, self.cache.held)
 
     def routes_view(self) -> list[dict[str, Any]]:
         """Every route with its targets and how their upstreams are."""

@@ -18,6 +18,8 @@ BYTES_PER_TOKEN: Final = 3
 """Of UTF-8. English has four to a token and Chinese about three: an estimate is rather too high than too low."""
 PART: Final = 1500
 """Tokens counted for a picture or a sound, whose real number only the model knows."""
+MOST_STORED: Final = 2**63 - 1
+"""The largest number of the database."""
 _MOST: Final = 1_000_000_000
 
 

@@ -1,8 +1,8 @@
 """What the audit of the gateway keeps of a request: who, which model, tokens, cost, verdicts, times. Never the text,
 unless `audit_text` asks for it.
 
-Records wait in memory and are written together, off the path of requests (`Book.keep`). At `MOST` of them the gateway
-answers nobody any more: a request that could not be recorded is not served.
+Records wait in memory and are written together, off the path of requests (`fleet.gateway.book`). At `MOST` of them the
+gateway answers nobody any more: a request that could not be recorded is not served.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fleet.gateway.pricing import Usage
+from fleet.gateway.pricing import MOST_STORED, Usage
 
 MOST: Final = 20_000
 
@@ -62,5 +62,12 @@ class Record:
         self.estimated, self.nanos = usage.estimated, nanos
 
     def to_row(self) -> dict[str, Any]:
-        """As a row of the database."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        """As a row of the database, which takes neither lone surrogates, nor NUL, nor numbers of over 64 bits."""
+        return {name: _storable(getattr(self, name)) for name in self.__slots__}
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, str):
+        plain = value.isascii() and "\0" not in value
+        return value if plain else value.encode("utf-8", "replace").decode().replace("\0", "?")
+    return min(value, MOST_STORED) if isinstance(value, int) else value

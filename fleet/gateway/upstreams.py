@@ -183,7 +183,7 @@ class Upstream:
             return self._down("key-refused", f"refuses the fleet's key: check {where}")
         if answer.content_type != "application/json":
             answer.release()
-            what = f"answered {status} {answer.reason}, and not in JSON: retry later, or check that"
+            what = f"answered {status} {_plain(answer.reason or '')}, and not in JSON: retry later, or check that"
             what = f"{what} the setting upstream is the address of an OpenAI-compatible endpoint"
             failed = self._down(f"status-{status}", what)
             failed.broken = status in BROKEN or status < 400
@@ -246,3 +246,8 @@ class Upstream:
         if self._session is not None:
             with suppress(aiohttp.ClientError):
                 await self._session.close()
+
+
+def _plain(text: str) -> str:
+    """Words of an upstream that a log and a database take."""
+    return "".join(c if c.isprintable() else "?" for c in text[:100])

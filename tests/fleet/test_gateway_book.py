@@ -1,0 +1,95 @@
+"""What the gateway writes to its database, and what becomes of what no database takes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from fleet.errors import Malformed, Unavailable
+from fleet.gateway.asked import CHAT, read
+from fleet.gateway.book import Book
+from fleet.gateway.budgets import Account, Budgets, SpendRow
+from fleet.gateway.limits import NO_LIMITS
+from fleet.gateway.records import Record
+from fleet.gateway.store import GatewayStore
+from fleet.serial import Serial
+from fleet.store.database import Database
+
+NOW = datetime(2026, 11, 30, 23, 59, 0, tzinfo=UTC)
+
+
+class Choosy(GatewayStore):
+    """The real store, whose database takes nothing that holds one word."""
+
+    refuses: str | None = "poison"
+    full = False
+
+    def write(self, records: Sequence[Record], spent: Sequence[SpendRow]) -> None:
+        if self.full:
+            raise Unavailable("database: no room")
+        if self.refuses is None or any(self.refuses in r.model for r in records):
+            raise sa.exc.DataError("insert", {}, ValueError())
+        super().write(records, spent)
+
+
+def opened(folder: Path) -> tuple[Choosy, Budgets]:
+    return Choosy(Database.in_folder(folder), lambda: NOW), Budgets()
+
+
+def record(model: str) -> Record:
+    return Record(at="2026-11-30T23:59:00Z", who="device:d", tenant="device:d", groups="", path=CHAT, model=model)
+
+
+def write(store: Choosy, budgets: Budgets, *models: str) -> tuple[bool, Book]:
+    serial = Serial()
+    book = Book(store, serial, budgets)
+    for model in models:
+        book.keep(record(model))
+    try:
+        return asyncio.run(book.write()), book
+    finally:
+        serial.close()
+
+
+def test_one_record_that_no_database_takes_costs_the_others_and_the_budgets_nothing(tmp_path: Path) -> None:
+    """Accident: one value that the driver refuses; from then on nothing was written, and nobody was answered."""
+    store, budgets = opened(tmp_path)
+    budgets.reserve([Account("key:1", NO_LIMITS)], 60, 5, NOW)
+    taken, book = write(store, budgets, *(f"m{i}" for i in range(9)), "poison", "last")
+    assert (taken, book.waiting, budgets.changed()) == (False, 0, [])
+    assert {r["model"] for r in store.newest(50, "", "")} == {*(f"m{i}" for i in range(9)), "last"}
+    assert {row.tokens for row in store.spent()} == {60}
+
+
+@pytest.mark.parametrize("how", [{"full": True}, {"refuses": None}])
+def test_a_database_that_takes_nothing_loses_nothing(tmp_path: Path, how: dict[str, object]) -> None:
+    store, budgets = opened(tmp_path)
+    vars(store).update(how)
+    budgets.reserve([Account("key:1", NO_LIMITS)], 60, 5, NOW)
+    taken, book = write(store, budgets, "a", "b")
+    assert (taken, book.waiting, len(budgets.changed())) == (False, 2, 2)
+
+
+def test_what_a_request_or_an_upstream_says_fits_the_database(tmp_path: Path) -> None:
+    """Attack: a name with a lone surrogate, a NUL, a price of over 64 bits."""
+    store, budgets = opened(tmp_path)
+    odd = record("a\ud800b\0")
+    odd.detail, odd.nanos = "upstream: \udce9", 2**70
+    store.write([odd], [])
+    (row,) = store.newest(1, "", "")
+    assert (row["model"], row["detail"]) == ("a?b?", "upstream: ?")
+    budgets.reserve([Account("key:1", NO_LIMITS)], 2**64, 2**70, NOW)
+    assert write(store, budgets)[0]
+    assert {row.nanos for row in store.spent()} == {2**63 - 1}
+
+
+def test_a_model_is_a_name_that_can_be_printed_and_an_answer_has_an_end() -> None:
+    with pytest.raises(Malformed, match="expected the name of a model"):
+        read(CHAT, b'{"model": "a\\u0000", "messages": []}')
+    asked = read(CHAT, b'{"model": "a", "n": 10000000, "max_tokens": 10000000, "messages": []}')
+    assert asked.most_output(4096) == 1_000_000_000
