@@ -38,8 +38,8 @@ class Filter:
     name: str
     deny: tuple[str, ...] = setting(texts, [])
     """Phrases, whatever their case and the spaces between their words."""
-    max_chars: int = setting(count(0, 100_000_000), "0")
-    """Of all texts of a request together; 0: any number."""
+    max_chars: int = setting(count(1, 10_000_000), "200000")
+    """Of all texts of a request together: to look at them takes time, in which nobody else is answered."""
     personal: str = setting(choice("off", "note", "redact", "block"), "off")
     personal_kinds: tuple[str, ...] = setting(_kinds, list(personal_data.KINDS))
     injection: str = setting(choice("off", "note", "block"), "off")
@@ -94,7 +94,7 @@ class Verdicts:
 def check(filters: Iterable[Filter], places: Sequence[Place], verdicts: Verdicts) -> None:
     """Every text of a request by every rule. Redacts in place. Raises `Blocked`."""
     for rules in filters:
-        if rules.max_chars and sum(len(p.get()) for p in places) > rules.max_chars:
+        if sum(len(p.get()) for p in places) > rules.max_chars:
             raise verdicts.block(rules.name, "max_chars", f"the request has over {rules.max_chars} characters")
         for place in places:
             original = place.get()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -53,8 +53,21 @@ def find(text: str, kinds: Collection[str] = KINDS) -> list[Found]:
     found: list[Found] = []
     for kind in KINDS:
         if kind in kinds:
-            found += [f for f in _of_kind(text, kind) if all(f.end <= g.start or g.end <= f.start for g in found)]
-    return sorted(found)
+            found = list(_merged(found, _of_kind(text, kind)))
+    return found
+
+
+def _merged(held: list[Found], new: Iterable[Found]) -> Iterator[Found]:
+    """Both in the order of the text, without what of the new overlaps the held. Both come so, each without overlaps."""
+    at, before = 0, 0
+    for one in new:
+        while at < len(held) and held[at].start < one.end:
+            before = max(before, held[at].end)
+            yield held[at]
+            at += 1
+        if one.start >= before:
+            yield one
+    yield from held[at:]
 
 
 def redacted(text: str, found: Collection[Found]) -> str:

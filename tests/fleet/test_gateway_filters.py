@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -88,6 +89,21 @@ def test_no_text_takes_long() -> None:
         personal.find(text)
         injection.score(text)
     assert time.monotonic() - started < 10
+
+
+def test_what_is_full_of_personal_data_is_read_in_one_pass() -> None:
+    """Attack: thousands of finds, each held against all others, while the fleet answers nobody."""
+    text, started = "a@b.cc +4912345678 " * 20_000, time.process_time()
+    assert [f.kind for f in personal.find(text)] == ["mail", "phone"] * 20_000
+    assert time.process_time() - started < 5
+    with pytest.raises(Blocked, match="max_chars"):
+        check([Filter(name="f")], asked("x" * 200_001).texts, Verdicts())
+
+
+@given(st.text("a@b.org 4111-:+9DE", max_size=120))
+def test_no_find_overlaps_another_and_they_come_in_order(text: str) -> None:
+    found = personal.find(text)
+    assert all(f.end <= g.start for f, g in pairwise(found))
 
 
 def asked(text: str) -> Any:
