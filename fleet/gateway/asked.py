@@ -92,14 +92,18 @@ def read(path: str, body: bytes) -> Asked:
         raise Malformed(f"{path}: stream_options: expected an object")
     messages = len(value["messages"]) if path == CHAT else 1
     choices = _count(path, value, "n") or 1
+    if not isinstance(value.get("stream"), bool | None):
+        raise Malformed(f"{path}: stream: expected true or false")
+    said = [n for name in ("max_completion_tokens", "max_tokens") if (n := _count(path, value, name)) is not None]
     return Asked(
         path=path,
         model=model,
         value=value,
         texts=texts,
         prompt=sum(estimate(t.get()) for t in texts) + media * PART + messages * _PER_MESSAGE + _numbers(path, value),
-        output=_count(path, value, "max_completion_tokens") or _count(path, value, "max_tokens"),
-        choices=max(choices, _count(path, value, "best_of") or 1),
+        # Which of the two an upstream goes by, it alone knows.
+        output=max(said) if said else None,
+        choices=max(choices, _count(path, value, "best_of") or 1) * _prompts(path, value),
         stream=value.get("stream") is True and path != EMBEDDINGS,
         wants_usage=bool(options and options.get("include_usage") is True),
     )
@@ -133,7 +137,19 @@ def _numbers(path: str, value: dict[str, Any]) -> int:
     found = value[_CONTENT[path]]
     if path == CHAT or isinstance(found, str):
         return 0
-    return sum(len(one) if isinstance(one, list) else type(one) is int for one in found)
+    return sum(_not_texts(one) if isinstance(one, list) else not isinstance(one, str) for one in found)
+
+
+def _not_texts(values: list[Any]) -> int:
+    return sum(not isinstance(one, str) for one in values)
+
+
+def _prompts(path: str, value: dict[str, Any]) -> int:
+    """How many prompts a completion is asked for: each gets answers of its own. A list of tokens is one."""
+    found = value[_CONTENT[path]]
+    if path != COMPLETIONS or isinstance(found, str):
+        return 1
+    return max(sum(isinstance(one, list | str | dict) for one in found), 1)
 
 
 def _texts(path: str, value: dict[str, Any]) -> tuple[int, tuple[Place, ...]]:
