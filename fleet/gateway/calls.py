@@ -12,7 +12,7 @@ from fleet.gateway.budgets import Reservation
 from fleet.gateway.customers import Customer
 from fleet.gateway.filters import Verdicts
 from fleet.gateway.pricing import FREE, Price, Usage, tokens_of
-from fleet.gateway.records import LEFT, Record
+from fleet.gateway.records import ANSWERED, Record
 
 TEXT_KEPT: Final = 64 * 1024
 """Characters of a request that the audit keeps where it keeps texts."""
@@ -48,7 +48,7 @@ class Call:
         if not self.sent or self.asked is None or self.reservation is None:
             return Usage(0, 0)
         prompt = self.asked.prompt
-        if outcome == LEFT and not self.streaming:
+        if not self.pieces and (outcome != ANSWERED or not self.streaming):
             # The upstream may have worked on it to the end: nobody can say that it did not.
             return Usage(prompt, max(self.reservation.tokens - prompt, 0), estimated=True)
         return Usage(prompt, max(self.pieces, tokens_of(self.size)), estimated=True)

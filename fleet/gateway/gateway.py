@@ -161,8 +161,7 @@ class Gateway:
         call.price = self.config.price(sent.target.upstream, call.record.model) or FREE
         headers = _headers(call, sent, "miss" if key else "")
         if sent.status != 200:
-            # The upstream's own refusal: what it did not do is not paid for.
-            call.sent = False
+            # The upstream's own refusal: what it did not do is not paid for, only a try before that it may have done.
             call.record.detail = f"{sent.target.upstream} answered {sent.status}"
             extra = {"Retry-After": sent.retry_after} if sent.retry_after else {}
             return Answer(sent.status, headers | extra, sent.body, outcome=FAILED)

@@ -15,7 +15,9 @@ from fleet.gateway.document import parsed
 DONE: Final = b"[DONE]"
 _LONGEST: Final = 4 * 1024 * 1024
 _BREAK: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
-_TEXT: Final = re.compile(rb'"(?:content|reasoning_content|text|arguments)"\s*:\s*"((?:[^"\\]|\\.)*)"')
+_TEXT: Final = re.compile(
+    rb'"(?:content|reasoning(?:_content)?|refusal|text|arguments)"\s*:\s*"((?:[^"\\]|\\.)*)"'
+)
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*\{')
 
 

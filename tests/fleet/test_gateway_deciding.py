@@ -17,10 +17,12 @@ from fleet.gateway.asked import CHAT, COMPLETIONS, EMBEDDINGS, has_numbers, read
 from fleet.gateway.breaker import LONGEST, TRIAL_FOR, Breaker
 from fleet.gateway.budgets import Account, Budgets, SpendRow
 from fleet.gateway.cache import Cache, Kept, key_of, may_keep
+from fleet.gateway.calls import Call
 from fleet.gateway.config import GatewayConfig, Route, Target
 from fleet.gateway.customers import customer_of
 from fleet.gateway.limits import Limits, limits_from
 from fleet.gateway.pricing import NANOS, Price, Usage, estimate, usage_of
+from fleet.gateway.records import Record
 from fleet.gateway.routes import pause, plan
 
 NOW = datetime(2026, 11, 30, 23, 59, 0, tzinfo=UTC)
@@ -232,6 +234,7 @@ def test_every_text_of_a_request_is_found_wherever_it_stands() -> None:
         (CHAT, {"max_tokens": -1}, "max_tokens: expected a whole number"),
         (CHAT, {"n": True}, "n: expected"),
         (CHAT, {"stream_options": 3}, "stream_options"),
+        (CHAT, {"stream": 1}, "stream: expected true or false"),
         (COMPLETIONS, {}, "an object with prompt"),
     ],
 )
@@ -249,6 +252,17 @@ def test_an_upstream_is_told_its_own_model_a_longest_answer_and_to_count() -> No
     assert request(max_tokens=5, n=3).most_output(77) == 15
     assert request(EMBEDDINGS, input="Hi").most_output(77) == 0
     assert has_numbers(request(EMBEDDINGS, input=[[1, 2], [3]]))
+
+
+def test_what_is_set_aside_is_the_most_that_an_upstream_may_make_of_a_request() -> None:
+    """Attack: two words for the longest answer, many prompts in one request, tokens that do not look like numbers."""
+    assert request(max_completion_tokens=1, max_tokens=100_000).most_output(7) == 100_000
+    assert request(COMPLETIONS, prompt=["a", "b", "c"], max_tokens=5, n=2).most_output(7) == 30
+    assert request(COMPLETIONS, prompt=[[1, 2], [3]]).most_output(7) == 14
+    assert request(COMPLETIONS, prompt=[1, 2, 3]).most_output(7) == 7
+    for tokens in ([1.0, 2.0], [[1.5], [True]], [None]):
+        assert has_numbers(request(EMBEDDINGS, input=tokens))
+    assert not has_numbers(request(EMBEDDINGS, input=["a", ["b"]]))
 
 
 def test_tokens_and_money_are_rather_too_many_than_too_few() -> None:
@@ -313,3 +327,24 @@ def test_an_event_tells_its_usage_and_how_much_text_it_has() -> None:
     assert sse.tells_usage(b'data: {"usage": {"prompt_tokens": 1}}\n\n')
     assert not sse.tells_usage(b'data: {"usage": null}\n\n')
     assert sse.text_size(b'data: {"delta":{"content":"a\\"b"}}\n\n') == 4
+    assert sse.text_size(b'data: {"delta":{"reasoning":"abc","refusal":"d"}}\n\n') == 4
+
+
+@pytest.mark.parametrize(
+    ("outcome", "sent", "pieces", "streaming", "tokens"),
+    [
+        ("failed", True, 0, False, 107),  # a deadline that passed while the upstream worked
+        ("client-left", True, 0, True, 107),
+        ("broke-off", True, 3, True, 10),
+        ("answered", True, 0, True, 7),
+        ("failed", False, 0, False, 0),
+    ],
+)
+def test_what_an_upstream_may_have_done_is_paid_for(
+    outcome: str, sent: bool, pieces: int, streaming: bool, tokens: int
+) -> None:
+    asked = request()
+    call = Call(customer_of(Caller("x", frozenset()), GatewayConfig(), {}), Record("", "", "", "", ""), 0.0)
+    call.asked, call.reservation = asked, Budgets().reserve([], asked.prompt + 100, 0, NOW)
+    call.sent, call.pieces, call.streaming = sent, pieces, streaming
+    assert call.used(outcome).total == tokens - (7 - asked.prompt if sent else 0)
