@@ -19,6 +19,7 @@ from fleet.gateway.records import OUTCOMES, Record
 from fleet.store.database import Database
 from fleet.store.gateway_tables import GatewayKey, GatewayRequest, GatewaySpend
 from fleet.store.tables import ApiToken
+from fleet.tokens import SESSION
 from wire.units import instant, show_instant
 
 BY: Final[Mapping[str, Any]] = {
@@ -119,6 +120,8 @@ class GatewayStore:
             row = session.get(ApiToken, token)
             if row is None:
                 raise NotFound(f"key {token[:40]!r}: no such key: `shoal gateway keys list` shows their ids")
+            if row.name == SESSION:
+                raise Conflict(f"key {token}: it is a login, which ends by itself: make a key for it")
             if row.revoked is not None:
                 raise Conflict(f"key {token}: it is revoked: make another one")
             caller.check_may_give(json.loads(row.roles), json.loads(row.groups))
@@ -131,7 +134,7 @@ class GatewayStore:
         with self._database.transaction() as session:
             rows = session.exec(select(ApiToken).order_by(col(ApiToken.owner), col(ApiToken.name))).all()
             able = [row for row in rows if "gateway.use" in permissions_of(json.loads(row.roles))]
-            return [_key_view(row, limits.get(row.id)) for row in able if row.name != "session"]
+            return [_key_view(row, limits.get(row.id)) for row in able if row.name != SESSION]
 
 
 def _since(text: str) -> str:

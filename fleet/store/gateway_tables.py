@@ -55,5 +55,5 @@ class GatewayKey(SQLModel, table=True):
 
     __tablename__ = "gateway_key"
 
-    token: str = Field(primary_key=True, foreign_key="api_token.id")
+    token: str = Field(primary_key=True, foreign_key="api_token.id", ondelete="CASCADE")
     limits: str = Field(sa_type=Text)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
-from fleet.errors import Malformed, Unavailable
+from fleet.access import Caller
+from fleet.errors import Conflict, Malformed, Unavailable
 from fleet.gateway.asked import CHAT, read
 from fleet.gateway.book import Book
 from fleet.gateway.budgets import Account, Budgets, SpendRow
-from fleet.gateway.limits import NO_LIMITS
+from fleet.gateway.limits import NO_LIMITS, Limits
 from fleet.gateway.records import Record
 from fleet.gateway.store import GatewayStore
 from fleet.serial import Serial
 from fleet.store.database import Database
+from fleet.store.gateway_tables import GatewayKey
+from fleet.tokens import SESSION, forget_expired_sessions, issue
 
 NOW = datetime(2026, 11, 30, 23, 59, 0, tzinfo=UTC)
 
@@ -93,3 +96,19 @@ def test_a_model_is_a_name_that_can_be_printed_and_an_answer_has_an_end() -> Non
         read(CHAT, b'{"model": "a\\u0000", "messages": []}')
     asked = read(CHAT, b'{"model": "a", "n": 10000000, "max_tokens": 10000000, "messages": []}')
     assert asked.most_output(4096) == 1_000_000_000
+
+
+def test_a_login_is_no_key_and_limits_never_keep_one_from_being_forgotten(tmp_path: Path) -> None:
+    """Accident: limits for the token of a login; once it ran out nobody could log in any more."""
+    database = Database.in_folder(tmp_path)
+    admin = Caller("first", frozenset({"admin"}), token="f")
+    with database.transaction() as session:
+        made = issue(session, name=SESSION, owner="", roles=[], groups=[], now=NOW, lifetime=timedelta(hours=1))
+    token = made[1].id
+    with pytest.raises(Conflict, match="it is a login"):
+        GatewayStore(database, lambda: NOW).set_limits(admin, token, Limits())
+    with database.transaction() as session:
+        session.add(GatewayKey(token=token, limits="{}"))
+    with database.transaction() as session:
+        forget_expired_sessions(session, NOW + timedelta(hours=2))
+    assert GatewayStore(database, lambda: NOW).key_limits() == {}

@@ -53,6 +53,6 @@ def upgrade() -> None:
         "gateway_key",
         sa.Column("token", sa.String(), nullable=False),
         sa.Column("limits", sa.Text(), nullable=False),
-        sa.ForeignKeyConstraint(["token"], ["api_token.id"]),
+        sa.ForeignKeyConstraint(["token"], ["api_token.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("token"),
     )
