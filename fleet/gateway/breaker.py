@@ -42,7 +42,9 @@ class Breaker:
         self._until = self._trial_until = 0.0
 
     def failed(self, now: float) -> None:
-        """It did not. A failed trial opens the breaker again at once."""
+        """It did not. A failed trial opens the breaker again at once; what began before it opened says nothing new."""
+        if self.state(now) == "open":
+            return
         self._in_a_row += 1
         if self._in_a_row >= self.failures or self._openings:
             self._openings += 1

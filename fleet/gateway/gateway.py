@@ -163,7 +163,7 @@ class Gateway:
         if sent.status != 200:
             # The upstream's own refusal: what it did not do is not paid for, only a try before that it may have done.
             call.record.detail = f"{sent.target.upstream} answered {sent.status}"
-            extra = {"Retry-After": sent.retry_after} if sent.retry_after else {}
+            extra = {"Retry-After": _plain(sent.retry_after)} if sent.retry_after else {}
             return Answer(sent.status, headers | extra, sent.body, outcome=FAILED)
         if sent.stream is not None:
             headers["Content-Type"] = "text/event-stream"

@@ -13,7 +13,7 @@ from fleet.gateway.config import Route, Target
 from fleet.gateway.metrics import Metrics
 from fleet.gateway.routes import pause, plan
 from fleet.gateway.streams import Stream
-from fleet.gateway.upstreams import Failed, Said, Upstream
+from fleet.gateway.upstreams import Busy, Failed, Said, Upstream
 
 
 @dataclass(frozen=True)
@@ -86,30 +86,36 @@ class Sender:
         config = upstream.config
         data = asked.body_for(target.model, config.kind, route.max_output, usage=config.stream_usage)
         await upstream.take(until)
+        if not upstream.breaker.admits(self.tick()):  # it opened while this waited
+            upstream.give_back()
+            raise Failed("shut", self._none(route, self.tick()), broken=False)
         upstream.breaker.begin(self.tick())
+        answered = upstream.answered
         stream: Stream | None = None
         kept = known = False
         sent_before, call.sent = call.sent, True
         try:
             answer = await upstream.post(asked.path, data)
             if asked.stream and answer.content_type == "text/event-stream":
-                stream = Stream(call, upstream, answer)
+                stream = Stream(call, upstream, answer, self.metrics, self.tick)
                 await stream.start()
                 kept = known = True
-                upstream.breaker.succeeded()
+                upstream.well()
                 return b"", stream
             body = await upstream.whole(answer)
             known = True
-            upstream.breaker.succeeded()
+            upstream.well()
         except Failed as e:
             known = True
             call.sent = sent_before or e.sent
+            # One answer that takes long is not an upstream that is down: others were answered meanwhile.
+            e.broken = e.broken and not (e.why == "slow" and upstream.answered > answered)
             raise
         else:
             return body, None
         finally:
             if not known:
-                self._given_up(call, upstream)
+                self._given_up(call, upstream, well=upstream.answered > answered)
             if stream is not None and not kept:
                 stream.close()
             elif not kept:
@@ -121,13 +127,16 @@ class Sender:
         if failed.broken:
             upstream.breaker.failed(self.tick())
         elif isinstance(failed, Said):
-            upstream.breaker.succeeded()
-        else:
+            upstream.well()
+        elif not isinstance(failed, Busy) and failed.why != "shut":  # those never went out: they are not the trial
             upstream.breaker.given_up()
 
-    def _given_up(self, call: Call, upstream: Upstream) -> None:
-        """Nobody waits any more: a client that left says nothing of the upstream, a deadline that passed does."""
-        if call.left:
+    def _given_up(self, call: Call, upstream: Upstream, *, well: bool) -> None:
+        """Nobody waits any more: a client that left says nothing of the upstream, a deadline that passed does.
+
+        Not where it answered others meanwhile: one long answer must not shut it for everybody.
+        """
+        if call.left or well:
             upstream.breaker.given_up()
         else:
             upstream.breaker.failed(self.tick())

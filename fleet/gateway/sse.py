@@ -15,9 +15,8 @@ from fleet.gateway.document import parsed
 DONE: Final = b"[DONE]"
 _LONGEST: Final = 4 * 1024 * 1024
 _BREAK: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
-_TEXT: Final = re.compile(
-    rb'"(?:content|reasoning(?:_content)?|refusal|text|arguments)"\s*:\s*"((?:[^"\\]|\\.)*)"'
-)
+_TEXT: Final = re.compile(rb'"(?:content|reasoning(?:_content)?|refusal|text|arguments)"\s*:\s*"((?:[^"\\]|\\.)*)"')
+_END: Final = re.compile(rb'"finish_reason"\s*:\s*"')
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*\{')
 
 
@@ -65,6 +64,11 @@ def value_of(data: bytes) -> dict[str, Any] | None:
 def tells_usage(event: bytes) -> bool:
     """Whether it is worth reading for its usage."""
     return b'"usage"' in event and _USAGE.search(event) is not None
+
+
+def ends(event: bytes) -> bool:
+    """Whether it says that the answer is at its end: `[DONE]`, or the reason why a choice ended."""
+    return (b"[DONE]" in event and data_of(event) == DONE) or (b'"finish_reason"' in event and bool(_END.search(event)))
 
 
 def text_size(event: bytes) -> int:

@@ -7,7 +7,7 @@ client did not ask for, the event that tells the usage, stays here.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import aiohttp
@@ -15,6 +15,7 @@ import aiohttp
 from fleet.errors import Blocked, UpstreamDown
 from fleet.gateway import sse
 from fleet.gateway.calls import Call
+from fleet.gateway.metrics import Metrics
 from fleet.gateway.pricing import usage_of
 from fleet.gateway.upstreams import Failed, Upstream
 from fleet.gateway.window import Window, as_event, end_of
@@ -29,14 +30,22 @@ class BrokeOff(Exception):
 class Stream:
     """One answer. `start` before anything is sent, then `events`, which close it; else `close`."""
 
-    def __init__(self, call: Call, upstream: Upstream, answer: aiohttp.ClientResponse) -> None:
+    def __init__(
+        self,
+        call: Call,
+        upstream: Upstream,
+        answer: aiohttp.ClientResponse,
+        metrics: Metrics,
+        tick: Callable[[], float],
+    ) -> None:
         self._call, self._upstream, self._answer = call, upstream, answer
+        self._metrics, self._tick = metrics, tick
         filters = [rules for rules in call.customer.filters if rules.checks_answers]
         self._window = Window(filters, call.verdicts) if filters else None
         self._splitter = sse.Splitter()
         self._first = b""
         self._newest: dict[str, Any] | None = None
-        self._closed = False
+        self._closed = self._ended = False
 
     async def start(self) -> None:
         """Wait for the first bytes. Raises `Failed` without any: another upstream may do better still."""
@@ -60,6 +69,7 @@ class Stream:
                 piece = await read()
             if end := self._end():
                 yield end
+            self._check_ended()
         except Blocked:
             self._call.record.detail = "a filter cut the answer"
             yield end_of(self._newest)
@@ -67,11 +77,17 @@ class Stream:
             name = self._upstream.config.name
             _log.warning("%s: the upstream broke off: %s: %s", self._call.customer.who, name, e or type(e).__name__)
             self._call.record.detail = f"{name} broke off: {type(e).__name__}"
+            self._metrics.failed(name, "broke-off")
+            self._upstream.breaker.failed(self._tick())
             message = f"cloud tier: {name} broke off in the middle of its answer: ask again"
             yield as_event({"error": {"code": "unavailable", "message": message}})
             raise BrokeOff from e
         finally:
             self.close()
+
+    def _check_ended(self) -> None:
+        if not self._ended:
+            raise UpstreamDown("it ended before its answer did")
 
     def close(self) -> None:
         """Give the connection and the place back; an answer that is not at its end is cut off."""
@@ -84,6 +100,7 @@ class Stream:
 
     def _passed(self, event: bytes) -> bytes:
         """An event as the client gets it; empty when it gets none."""
+        self._ended = self._ended or sse.ends(event)
         if sse.tells_usage(event):
             value = sse.value_of(sse.data_of(event))
             self._call.usage = usage_of(value) or self._call.usage

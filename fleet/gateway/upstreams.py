@@ -63,6 +63,8 @@ class Upstream:
     def __init__(self, config: UpstreamConfig, tick: Callable[[], float] = time.monotonic) -> None:
         self.config, self._tick = config, tick
         self.breaker = Breaker(config.failures, config.pause)
+        self.answered = 0
+        """Requests that it answered so far."""
         self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if config.key_file is not None:
             self._headers["Authorization"] = f"Bearer {config.key_file.read_text().strip()}"
@@ -221,6 +223,11 @@ class Upstream:
                 auto_decompress=False,
             )
         return self._session
+
+    def well(self) -> None:
+        """It answered a request."""
+        self.answered += 1
+        self.breaker.succeeded()
 
     # --- health -------------------------------------------------------------------------------------------------
 

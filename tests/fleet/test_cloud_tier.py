@@ -77,6 +77,9 @@ upstream = "main"
 [routes.break]
 [[routes.break.targets]]
 upstream = "main"
+[routes.short]
+[[routes.short.targets]]
+upstream = "main"
 [routes.frail]
 [[routes.frail.targets]]
 upstream = "frail"
@@ -393,12 +396,14 @@ def test_a_full_queue_says_no_at_once(fleet: FleetProcess, cloud: CloudStub, new
         assert {w.result().status_code for w in waiting} == {502}
 
 
-def test_a_stream_that_breaks_off_ends_in_an_error(fleet: FleetProcess, new_key: Any) -> None:
+@pytest.mark.parametrize("model", ["break", "short"])
+def test_a_stream_that_breaks_off_ends_in_an_error(fleet: FleetProcess, new_key: Any, model: str) -> None:
     key = new_key()
     with client(fleet, key) as gpt, pytest.raises(openai.APIError, match="broke off in the middle"):
-        text_of(gpt.chat.completions.create(model="break", messages=[{"role": "user", "content": "Hi"}], stream=True))
+        text_of(gpt.chat.completions.create(model=model, messages=[{"role": "user", "content": "Hi"}], stream=True))
     record = the_record(fleet, key)
     assert (record["outcome"], record["estimated"]) == ("broke-off", True)
+    assert 'upstream_errors_total{upstream="main",why="broke-off"}' in metrics(fleet)
     assert record["completion_tokens"] >= 5
 
 

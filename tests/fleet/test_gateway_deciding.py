@@ -177,8 +177,19 @@ def test_a_breaker_opens_lets_one_trial_through_and_closes() -> None:
     breaker.succeeded()
     assert (breaker.admits(40), breaker.state(40)) == (True, "closed")
     for i in range(50):
-        breaker.failed(i)
-    assert breaker.wait(49) == LONGEST
+        breaker.failed(i * LONGEST)
+    assert breaker.wait(49 * LONGEST) == LONGEST
+
+
+def test_what_began_before_a_breaker_opened_is_no_failed_trial() -> None:
+    """Accident: sixty requests are under way when an upstream dies, and it was left alone for five minutes."""
+    breaker = Breaker(failures=2, pause=10)
+    for _ in range(60):
+        breaker.failed(1)
+    assert breaker.wait(1) == 10
+    breaker.begin(11)
+    breaker.failed(12)
+    assert breaker.wait(12) == 20
 
 
 def test_weights_share_the_requests_and_fallbacks_come_last() -> None:
@@ -321,6 +332,12 @@ def test_events_come_out_whole_however_they_were_cut(cuts: list[int]) -> None:
         at += cut
     assert b"".join(events) + splitter.rest == stream
     assert [sse.data_of(e) for e in events] == [b'{"a": 1}', b"", b'{"b":\n2}', b"[DONE]"]
+
+
+def test_an_event_says_whether_the_answer_is_at_its_end() -> None:
+    assert sse.ends(b"data: [DONE]\n\n")
+    assert sse.ends(b'data: {"choices":[{"finish_reason": "stop"}]}\n\n')
+    assert not sse.ends(b'data: {"choices":[{"finish_reason": null,"delta":{"content":"[DONE]"}}]}\n\n')
 
 
 def test_an_event_tells_its_usage_and_how_much_text_it_has() -> None:
