@@ -13,11 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from fleet.gateway.asked import EMBEDDINGS, Asked
 from fleet.gateway.config import Route
+from fleet.gateway.filters import Filter
 
 _NOT_ASKED: Final = frozenset({"stream", "stream_options"})
 _OVERHEAD: Final = 512
@@ -80,8 +82,8 @@ def may_keep(route: Route, asked: Asked) -> bool:
     return asked.path == EMBEDDINGS or route.cache_sampled or asked.value.get("temperature") == 0
 
 
-def key_of(tenant: str, asked: Asked) -> str:
-    """Of everything that could change the answer."""
+def key_of(tenant: str, asked: Asked, filters: Sequence[Filter] = ()) -> str:
+    """Of everything that could change the answer, also the filters that it passed."""
     value = {name: found for name, found in asked.value.items() if name not in _NOT_ASKED}
-    text = json.dumps([tenant, asked.path, value], sort_keys=True, separators=(",", ":"))
+    text = json.dumps([tenant, asked.path, value, *map(repr, filters)], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

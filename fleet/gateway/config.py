@@ -255,13 +255,14 @@ def _check(config: GatewayConfig, where: str) -> None:
     for name in config.prices:
         _known(name, config.upstreams, f"{where}: prices")
     for at, limits in _all_limits(config):
-        _check_limits(config, limits, f"{where}: limits.{at}")
+        check_limits(config, limits, f"{where}: limits.{at}")
     for rules in config.filters.values():
         if rules.classifier:
             _known(rules.classifier, config.classifiers, f"{where}: filters.{rules.name}: classifier")
 
 
-def _check_limits(config: GatewayConfig, limits: Limits, where: str) -> None:
+def check_limits(config: GatewayConfig, limits: Limits, where: str) -> None:
+    """Whether the file has what limits name: filters, routes, prices. Raises `Malformed`."""
     for name in limits.filters or ():
         _known(name, config.filters, f"{where}: filters")
     if ANY not in config.routes:

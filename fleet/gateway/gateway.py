@@ -28,7 +28,7 @@ from fleet.gateway.budgets import Budgets
 from fleet.gateway.cache import Cache, Kept
 from fleet.gateway.calls import Answer, Call
 from fleet.gateway.classifier import Classifier
-from fleet.gateway.config import ANY, GatewayConfig, Route
+from fleet.gateway.config import ANY, GatewayConfig, Route, check_limits
 from fleet.gateway.customers import Customer, customer_of
 from fleet.gateway.document import parsed, written
 from fleet.gateway.filters import check_text
@@ -91,7 +91,8 @@ class Gateway:
         call.customer.check_model(asked.model)
         self.budgets.admit(call.customer.accounts, self._tick())
         await self._filter(call, asked)
-        key = cache.key_of(call.customer.tenant, asked) if cache.may_keep(route, asked) else ""
+        customer = call.customer
+        key = cache.key_of(customer.tenant, asked, customer.filters) if cache.may_keep(route, asked) else ""
         if key and (kept := self.cache.get(key, self._tick())):
             return _from_cache(call, kept)
         self._reserve(call, route, asked)
@@ -233,6 +234,8 @@ class Gateway:
         """Serve while this is entered; at its end everything that was recorded is on the disk."""
         self.budgets.load(await self._serial.run(self.store.spent))
         self._keys = await self._serial.run(self.store.key_limits)
+        for key, limits in self._keys.items():
+            check_limits(self.config, limits, f"the limits of key {key}")
         async with AsyncExitStack() as stack:
             for upstream in self.upstreams.values():
                 stack.push_async_callback(upstream.close)

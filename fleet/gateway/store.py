@@ -109,9 +109,10 @@ class GatewayStore:
             return [_request_view(row) for row in rows]
 
     def key_limits(self) -> dict[str, Limits]:
-        """The limits of keys that have some of their own."""
+        """The limits of keys that have some of their own and are not revoked."""
         with self._database.transaction() as session:
-            rows = session.exec(select(GatewayKey)).all()
+            live = sa.exists().where(col(ApiToken.id) == col(GatewayKey.token), col(ApiToken.revoked).is_(None))
+            rows = session.exec(select(GatewayKey).where(live)).all()
             return {row.token: limits_from(json.loads(row.limits), f"key {row.token}") for row in rows}
 
     def set_limits(self, caller: Caller, token: str, limits: Limits) -> dict[str, Any]:

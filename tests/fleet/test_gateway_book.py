@@ -15,6 +15,8 @@ from fleet.errors import Conflict, Malformed, Unavailable
 from fleet.gateway.asked import CHAT, read
 from fleet.gateway.book import Book
 from fleet.gateway.budgets import Account, Budgets, SpendRow
+from fleet.gateway.config import GatewayConfig, Route, Target, UpstreamConfig
+from fleet.gateway.gateway import Gateway
 from fleet.gateway.limits import NO_LIMITS, Limits
 from fleet.gateway.records import Record
 from fleet.gateway.store import GatewayStore
@@ -112,3 +114,32 @@ def test_a_login_is_no_key_and_limits_never_keep_one_from_being_forgotten(tmp_pa
     with database.transaction() as session:
         forget_expired_sessions(session, NOW + timedelta(hours=2))
     assert GatewayStore(database, lambda: NOW).key_limits() == {}
+
+
+def test_a_key_whose_filter_or_price_is_gone_stops_the_start_and_is_named(tmp_path: Path) -> None:
+    """Accident: gateway.toml loses a filter; its keys would go unfiltered, or every request of theirs fail."""
+    database, serial = Database.in_folder(tmp_path), Serial()
+    store = GatewayStore(database, lambda: NOW)
+    with database.transaction() as session:
+        key = issue(session, name="k", owner="", roles=[], groups=[], now=NOW, lifetime=None)[1].id
+    targets = (Target(upstream="a"),)
+    upstreams = {"a": UpstreamConfig(name="a", url="http://127.0.0.1:9/v1")}
+    config = GatewayConfig(upstreams=upstreams, routes={"r": Route(name="r", targets=targets)})
+
+    async def start() -> None:
+        async with Gateway(config, store, serial, lambda: NOW).running():
+            pass
+
+    admin = Caller("first", frozenset({"admin"}), token="f")
+    try:
+        for limits, words in (
+            (Limits(filters=("gone",)), "filters: 'gone'"),
+            (Limits(money_per_day=1), "has no price"),
+        ):
+            store.set_limits(admin, key, limits)
+            with pytest.raises(Malformed, match=f"the limits of key {key}.*{words}"):
+                asyncio.run(start())
+        store.set_limits(admin, key, Limits(tokens_per_day=1))
+        asyncio.run(start())
+    finally:
+        serial.close()

@@ -20,6 +20,7 @@ from fleet.gateway.cache import Cache, Kept, key_of, may_keep
 from fleet.gateway.calls import Call
 from fleet.gateway.config import GatewayConfig, Route, Target
 from fleet.gateway.customers import customer_of
+from fleet.gateway.filters import Filter
 from fleet.gateway.limits import Limits, limits_from
 from fleet.gateway.pricing import NANOS, Price, Usage, estimate, usage_of
 from fleet.gateway.records import Record
@@ -298,6 +299,8 @@ def test_a_key_of_the_cache_covers_who_asks_and_all_that_could_change_the_answer
     ]
     keys = {key_of("key:1", asked) for asked in others} | {key_of("key:2", same), key_of("key:1", same)}
     assert len(keys) == 5
+    filters = [(Filter(name="f"),), (Filter(name="f", deny=("x",)),), (Filter(name="f"), Filter(name="g")), ()]
+    assert len({key_of("key:1", same, some) for some in filters}) == 4
 
 
 def test_only_what_gives_the_same_answer_again_is_kept() -> None:
