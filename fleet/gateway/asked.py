@@ -7,6 +7,7 @@ data = asked.body_for(target)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -27,6 +28,9 @@ _NO_TEXT: Final = frozenset({"role", "type", "model", "id", "tool_call_id", "enc
 _MEDIA: Final = frozenset({"image_url", "input_audio", "file"})
 _MOST_OUTPUT: Final = 1_000_000_000
 """Tokens: more is no request, and its cost would not fit the database."""
+LOGPROBS: Final = ("logprobs", "top_logprobs", "prompt_logprobs")
+_WORDS: Final = frozenset({"role", "type", "id", "name", "finish_reason", "stop_reason", "index"})
+_WORD: Final = re.compile(r"[\w./:-]{0,64}")
 _PER_MESSAGE: Final = 4
 """Tokens that a chat template puts around a message."""
 
@@ -176,6 +180,17 @@ def _walk(path: str, value: Any, depth: int) -> Iterator[Place | None]:
             yield None
         elif isinstance(one, dict | list):
             yield from _walk(path, one, depth + 1)
+
+
+def texts_below(value: Any) -> Iterator[Place]:
+    """Every text of an answer, whatever it is called; not the interface's own words, when they are words."""
+    items: Any = value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ())
+    for name, one in items:
+        if isinstance(one, str):
+            if not (name in _WORDS and _WORD.fullmatch(one)):
+                yield Place(value, name)
+        elif isinstance(one, dict | list):
+            yield from texts_below(one)
 
 
 def has_numbers(asked: Asked) -> bool:

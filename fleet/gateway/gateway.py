@@ -22,7 +22,7 @@ from typing import Any, Final
 from fleet.access import Caller
 from fleet.errors import Blocked, FleetError, Malformed, NotFound, Unavailable
 from fleet.gateway import cache, filters
-from fleet.gateway.asked import CHAT, Asked, has_numbers, read
+from fleet.gateway.asked import CHAT, LOGPROBS, Asked, has_numbers, read, texts_below
 from fleet.gateway.book import Book
 from fleet.gateway.budgets import Budgets
 from fleet.gateway.cache import Cache, Kept
@@ -144,6 +144,8 @@ class Gateway:
             return
         if has_numbers(asked):
             raise Malformed(f"{asked.path}: tokens as numbers cannot be filtered: send text")
+        if any(asked.value.get(name) for name in LOGPROBS) and any(f.checks_answers for f in call.customer.filters):
+            raise Malformed(f"{asked.path}: logprobs: the tokens in them cannot be filtered: ask without them")
         filters.check(call.customer.filters, asked.texts, call.verdicts)
         texts = [place.get() for place in asked.texts]
         for rules in call.customer.filters:
@@ -188,8 +190,8 @@ class Gateway:
         if not rules_of or call.record.path not in (CHAT, "/completions"):
             return body
         changed = False
-        for holder, name in _answer_texts(value):
-            text = holder[name]
+        for place in texts_below(value.get("choices")):
+            holder, name, text = place.holder, place.key, place.get()
             for rules in rules_of:
                 holder[name] = check_text(rules, holder[name], call.verdicts, "the answer")
             changed = changed or holder[name] is not text

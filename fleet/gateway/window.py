@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from fleet.gateway import injection, personal
-from fleet.gateway.asked import Place
+from fleet.gateway.asked import Place, texts_below
 from fleet.gateway.document import written
 from fleet.gateway.filters import NOTED, REDACTED, Filter, Verdicts
 
@@ -55,7 +55,9 @@ class Window:
     def feed(self, event: dict[str, Any]) -> list[dict[str, Any]]:
         """The events to send for one that came, in order. Raises `Blocked`."""
         choices, before = _choices(event), self.size
-        for channel, place in _places(choices):
+        places = list(_places(choices))
+        self._check_all_seen(choices, places)
+        for channel, place in places:
             text = self._texts.get(channel)
             if text is None:
                 text = self._texts[channel] = _Text(template=_template(event, channel))
@@ -69,6 +71,12 @@ class Window:
             return [] if self.size > before and _says_nothing(choices) else [event]
         rest = [e for channel in list(self._texts) if channel[0] in ended for e in self._flush(channel)]
         return _ordered(rest, event) if rest and any(True for _ in _places(choices)) else [*rest, event]
+
+    def _check_all_seen(self, choices: list[dict[str, Any]], places: list[tuple[Channel, Place]]) -> None:
+        """Raises `Blocked` for a text where none is looked for: what no window holds would pass unchecked."""
+        seen = {(id(place.holder), place.key) for _, place in places}
+        if any(one.get() and (id(one.holder), one.key) not in seen for one in texts_below(choices)):
+            raise self.verdicts.block(self.filters[0].name, "unknown-text", "the answer")
 
     def close(self) -> list[dict[str, Any]]:
         """What still waits. Raises `Blocked`."""
@@ -163,9 +171,11 @@ def _belongs(channel: Channel, key: str) -> bool:
 
 def _choices(event: dict[str, Any]) -> list[dict[str, Any]]:
     choices = event.get("choices")
-    return (
-        [c for c in choices if isinstance(c, dict) and type(c.get("index")) is int] if isinstance(choices, list) else []
-    )
+    found = [c for c in choices if isinstance(c, dict)] if isinstance(choices, list) else []
+    for choice in found:
+        if type(choice.get("index")) is not int:
+            choice["index"] = 0
+    return found
 
 
 def _places(choices: list[dict[str, Any]]) -> Iterator[tuple[Channel, Place]]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fleet.errors import Blocked
 from fleet.gateway import injection, personal
-from fleet.gateway.asked import CHAT, read
+from fleet.gateway.asked import CHAT, read, texts_below
 from fleet.gateway.filters import Filter, Verdicts, check
 from fleet.gateway.window import Window, end_of
 
@@ -211,6 +211,27 @@ def test_arguments_of_tools_are_looked_at_too() -> None:
             for call in out["choices"][0]["delta"].get("tool_calls", []):
                 got += call["function"]["arguments"]
     assert got == '{"to": "[mail]", "x": "' + "y" * 80 + '"}'
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"index": 0, "delta": {"function_call": {"arguments": "project nautilus"}}},
+        {"index": 0, "delta": {"content": [{"type": "text", "text": "project nautilus"}]}},
+        {"index": 0, "delta": {"audio": {"transcript": "project nautilus"}}},
+        {"index": 0, "delta": {"tool_calls": [{"index": 0, "custom": {"input": "project nautilus"}}]}},
+        {"index": 0, "delta": {}, "logprobs": {"content": [{"token": "project"}]}},
+        {"delta": {"content": "project nautilus"}},
+        {"index": "0", "delta": {"content": "project nautilus"}},
+    ],
+)
+def test_a_text_where_none_is_looked_for_does_not_pass(choice: dict[str, Any]) -> None:
+    """Attack: the model says it where no window holds it."""
+    with pytest.raises(Blocked):
+        Window([STRICT], Verdicts()).feed({"choices": [choice]})
+    whole = {"choices": [{"message": {"role": "assistant", **choice["delta"]}}]}
+    if choice["delta"]:
+        assert "project nautilus" in [place.get() for place in texts_below(whole["choices"])]
 
 
 def _cut(text: str, cuts: list[int]) -> list[str]:
