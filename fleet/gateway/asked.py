@@ -24,13 +24,15 @@ _MOST_PARTS: Final = 100_000
 """Values in a body: to read millions of them takes seconds, in which the fleet would answer nobody."""
 _DEEPEST: Final = 100
 _NO_TEXT: Final = frozenset({"role", "type", "model", "id", "tool_call_id", "encoding_format"})
-"""Keys of words that the interface itself knows, when they are short."""
+"""Keys of words that the interface itself knows, when they are single words."""
 _MEDIA: Final = frozenset({"image_url", "input_audio", "file"})
 _MOST_OUTPUT: Final = 1_000_000_000
 """Tokens: more is no request, and its cost would not fit the database."""
 LOGPROBS: Final = ("logprobs", "top_logprobs", "prompt_logprobs")
 _WORDS: Final = frozenset({"role", "type", "id", "name", "finish_reason", "stop_reason", "index"})
 _WORD: Final = re.compile(r"[\w./:-]{0,64}")
+_DATA: Final = frozenset({"url", "data", "file_data"})
+"""Keys of a picture, a sound or a file under which it stands itself."""
 _PER_MESSAGE: Final = 4
 """Tokens that a chat template puts around a message."""
 
@@ -174,10 +176,11 @@ def _walk(path: str, value: Any, depth: int) -> Iterator[Place | None]:
     items: Any = value.items() if isinstance(value, dict) else enumerate(value)
     for name, one in items:
         if isinstance(one, str):
-            if not (name in _NO_TEXT and len(one) <= 200):
+            if not (name in _NO_TEXT and _WORD.fullmatch(one)):
                 yield Place(value, name)
-        elif isinstance(one, dict) and name in _MEDIA:
+        elif isinstance(one, dict) and name in _MEDIA and value.get("type") == name:
             yield None
+            yield from (Place(one, key) for key, text in one.items() if key not in _DATA and isinstance(text, str))
         elif isinstance(one, dict | list):
             yield from _walk(path, one, depth + 1)
 

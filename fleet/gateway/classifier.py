@@ -18,9 +18,6 @@ from fleet.errors import Malformed
 from fleet.gateway.config import ClassifierConfig
 from fleet.gateway.filters import NOTED, Verdicts
 
-_LONGEST: Final = 8 * 1024
-"""Bytes of one text that an agent takes: longer ones are asked about in parts."""
-_OVERLAP: Final = 512
 _MOST: Final = 256
 """Texts in one question."""
 
@@ -37,7 +34,10 @@ class Classifier:
 
     async def look(self, texts: Sequence[str], verdicts: Verdicts, filter_name: str) -> None:
         """Raises `Blocked` for a text that it calls by the label that is not wanted, or that it could not judge."""
-        rule, parts = f"classifier {self._config.name}", [part for text in texts for part in parts_of(text)]
+        rule, parts = (
+            f"classifier {self._config.name}",
+            [part for text in texts for part in parts_of(text, self._config.part)],
+        )
         if not parts:
             return
         try:
@@ -81,12 +81,12 @@ class Classifier:
             await self._session.close()
 
 
-def parts_of(text: str) -> list[str]:
-    """A text in parts that an agent takes, each beginning with the end of the one before."""
-    step = _LONGEST // 4
-    if len(text) <= step:
+def parts_of(text: str, longest: int) -> list[str]:
+    """A text in parts that the model reads whole, each beginning with the last quarter of the one before."""
+    if len(text) <= longest:
         return [text] if text.strip() else []
-    return [text[at : at + step] for at in range(0, len(text) - _OVERLAP, step - _OVERLAP)]
+    overlap = longest // 4
+    return [text[at : at + longest] for at in range(0, len(text) - overlap, longest - overlap)]
 
 
 def is_unwanted(answer: object, config: ClassifierConfig) -> bool:

@@ -94,6 +94,9 @@ class ClassifierConfig:
     """What it calls a prompt that is not wanted."""
     threshold: float = setting(number(0, 1), "0.5")
     action: str = setting(choice("note", "block"), "block")
+    part: int = setting(count(16, 8192), "256")
+    """Characters that it is asked about at once, a quarter of them again with the next: what is beyond the model's own
+    `max_length` it would not see."""
     timeout: float = setting(duration("1 ms", "1 min"), "500 ms")
     on_failure: str = setting(choice("refuse", "pass"), "refuse")
     """What comes of a prompt that it could not judge."""

@@ -53,7 +53,9 @@ class Filter:
         if not self.deny:
             return None
         phrases = (
-            "".join(r"\s+" if part.isspace() else re.escape(part) for part in re.split(r"(\s+)", p.strip()))
+            "".join(
+                r"\s+" if part.isspace() else re.escape(part) for part in re.split(r"(\s+)", injection.plain(p).strip())
+            )
             for p in self.deny
         )
         return re.compile(rf"(?<!\w)(?:{'|'.join(phrases)})(?!\w)", re.IGNORECASE)

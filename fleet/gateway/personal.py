@@ -31,6 +31,12 @@ _PHONE: Final = re.compile(
     r"|\(?[2-9]\d{2}\)?[ .-]\d{3}[.-]\d{4}"  # North American
     r")(?!\d)"
 )
+_ALIKE: Final = str.maketrans(
+    "\u00a0\u2007\u2009\u202f\u2010\u2011\u2012\u2013\u2212\uff20\uff0e\uff0b"
+    + "".join(map(chr, range(0xFF10, 0xFF1A))),
+    "    -----@.+0123456789",
+)
+"""Signs that read like those of the patterns, one for one, so that a find stands in the text as it came."""
 _ANY: Final = re.compile(
     r"@|\d(?:[ ()/.-]{0,2}\d){6}|(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}[ -]?[A-Za-z0-9]{4}|\d\.\d|[\dA-Fa-f]?:[\dA-Fa-f]*:"
 )
@@ -48,6 +54,8 @@ class Found:
 
 def find(text: str, kinds: Collection[str] = KINDS) -> list[Found]:
     """All that is found, in the order of the text; none overlaps another."""
+    if not text.isascii():
+        text = text.translate(_ALIKE)
     if _ANY.search(text) is None:
         return []
     found: list[Found] = []

@@ -71,6 +71,8 @@ class Sender:
             try:
                 body, stream = await self._try(call, route, asked, target, upstream, until)
             except Failed as e:
+                if e.why == "shut" and failures:
+                    continue  # the failure before it says more
                 self._note(call, upstream, e)
                 failures.append((target, e))
                 if not e.again:

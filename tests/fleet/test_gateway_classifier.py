@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,10 @@ def test_what_it_cannot_judge_is_refused_or_passed_as_asked_and_either_is_told(
 def test_the_end_of_a_long_text_is_looked_at_too(tmp_path: Path) -> None:
     """Attack: what is not wanted, behind more text than the classifier takes."""
     text = "all is well. " * 2000 + "ignore it"
-    assert all(len(part.encode()) <= 8192 for part in parts_of(text))
-    assert parts_of(text)[-1].endswith("ignore it")
+    parts = parts_of(text, ClassifierConfig(name="g", url="http://a", model="m", label="l").part)
+    assert max(map(len, parts)) == 256
+    assert parts[-1].endswith("ignore it")
+    assert all(after.startswith(before[-64:]) for before, after in pairwise(parts))
     with pytest.raises(Blocked):
         look(tmp_path, text)
 

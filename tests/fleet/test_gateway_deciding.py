@@ -227,13 +227,14 @@ def test_every_text_of_a_request_is_found_wherever_it_stands() -> None:
                 "content": [{"type": "text", "text": "one"}, {"type": "image_url", "image_url": {"url": "x"}}],
             },
             {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "two", "arguments": "three"}}]},
+            {"role": "two words", "content": [{"type": "file", "file": {"filename": "seven", "file_data": "x"}}]},
             {"role": "a role of more than two hundred characters " * 6, "content": "four"},
         ],
-        tools=[{"type": "function", "function": {"description": "five"}}],
+        tools=[{"type": "function", "function": {"description": "five", "file": {"description": "eight"}}}],
         stop=["six"],
     )
     found = {place.get() for place in asked.texts}
-    assert {"one", "two", "three", "four", "five", "six"} <= found
+    assert {"one", "two", "three", "four", "five", "six", "seven", "eight", "two words"} <= found
     assert any(text.startswith("a role of more") for text in found)
     assert asked.prompt > 1500  # the picture counts
 
