@@ -34,17 +34,22 @@ class Routes:
         return refusal(path, error)
 
     def handle(self, request: Request) -> Reply | Coroutine[Any, Any, Reply]:
-        match request.path:
-            case "/echo":
-                return Reply(200, "text/plain", request.body or b"nothing")
-            case "/later":
-                return self._later(request)
-            case "/parts" | "/cut" | "/endless":
-                return Reply(200, "text/event-stream", self._parts(request.path))
-            case "/fields":
-                return Reply(200, "text/plain", " ".join(request.headers).encode())
-            case "/bug":
-                raise KeyError(request.body.decode())
+        if request.path == "/later":
+            return self._later(request)
+        if request.path == "/bug":
+            raise KeyError(request.body.decode())
+        replies: dict[str, Callable[[], Reply]] = {
+            "/echo": lambda: Reply(200, "text/plain", request.body or b"nothing"),
+            "/status": lambda: Reply(int(request.body), "text/plain", b"so"),
+            "/large": lambda: Reply(200, "text/plain", b"x" * 5_000_000),
+            "/fields": lambda: Reply(200, "text/plain", " ".join(request.headers).encode()),
+            "/unwritable": lambda: Reply(200, "text/\u20ac", self._parts(request.path)),
+            **dict.fromkeys(
+                ("/parts", "/cut", "/endless"), lambda: Reply(200, "text/event-stream", self._parts(request.path))
+            ),
+        }
+        if request.path in replies:
+            return replies[request.path]()
         return refusal(request.path, Unavailable(f"{request.method} {request.path}"))
 
     async def _later(self, request: Request) -> Reply:

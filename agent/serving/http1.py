@@ -67,16 +67,30 @@ class _Refused:
 
 
 class Connection(asyncio.BufferedProtocol):
-    """One client. `deadline`: moment on the loop's clock at which it has been silent for too long."""
+    """One client. `deadline`: moment on the loop's clock at which it has been silent for too long.
+
+    Each `door` has its own number of connections: who is at one cannot fill the other.
+    """
 
     __slots__ = (
-        *("_body", "_complete", "_deaf", "_door", "_drained", "_fields", "_head", "_hub", "_in_head", "_last", "_loop"),
-        *("_named", "_parser", "_received", "_receiving", "_task", "_transport", "_url", "_waiting", "deadline"),
+        *("_body", "_complete", "_deaf", "_drained", "_fields", "_head", "_hub", "_in_head", "_last", "_loop"),
+        *(
+            "_named",
+            "_parser",
+            "_received",
+            "_receiving",
+            "_task",
+            "_transport",
+            "_url",
+            "_waiting",
+            "deadline",
+            "door",
+        ),
     )
 
     def __init__(self, hub: Hub, door: Door | None, loop: asyncio.AbstractEventLoop) -> None:
         self._hub = hub
-        self._door = door
+        self.door = door
         self._loop = loop
         self._parser = httptools.HttpRequestParser(self)
         self._waiting: deque[_Asked | _Refused] = deque()
@@ -95,12 +109,14 @@ class Connection(asyncio.BufferedProtocol):
         """A client is here."""
         self._transport = cast(asyncio.Transport, transport)
         hub = self._hub
-        if len(hub.connections) >= hub.most + LINGERING:
+        here = sum(other.door is self.door for other in hub.connections)
+        if here >= hub.most + LINGERING:
             self._transport.abort()
-        if len(hub.connections) >= hub.most:
+        if here >= hub.most:
             self._refuse(Busy(f"{hub.most} connections are open: close some, or raise the setting 'connections'"))
         hub.connections.add(self)
-        self.deadline = self._loop.time() + IDLE
+        # Who has to show something at a door has not shown it yet.
+        self.deadline = self._loop.time() + (IDLE if self.door is None else HEAD_WITHIN)
         self._serve()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
@@ -193,7 +209,7 @@ class Connection(asyncio.BufferedProtocol):
             self._refuse(_head_too_large())
         if self._deaf:
             return
-        error = self._door(self._fields) if self._door is not None else None
+        error = self.door(self._fields) if self.door is not None else None
         length = int(self._fields.get("content-length", 0))
         if error is not None:
             self._refuse(error)
@@ -263,16 +279,24 @@ class Connection(asyncio.BufferedProtocol):
             reply = coming if isinstance(coming, Reply) else await coming
         except Exception as e:  # noqa: BLE001  as above
             reply = self._broken(asked.request, e)
-        whole = True
-        if isinstance(reply.body, bytes):
-            self._send(reply, reply.body, asked)
-        else:
-            whole = await self._stream(reply, asked)
+        try:
+            whole = await self._deliver(reply, asked)
+        except Exception as e:  # noqa: BLE001  a reply that cannot be written must not hold the connection for ever
+            self._broken(asked.request, e)
+            self._transport.abort()
+            return
         self._task = None
         if whole:
             self._next(asked)
         else:
-            self._transport.close()
+            self._end()
+
+    async def _deliver(self, reply: Reply, asked: _Asked) -> bool:
+        if isinstance(reply.body, bytes):
+            self._send(reply, reply.body, asked)
+            return True
+        async with aclosing(reply.body):
+            return await self._stream(reply, asked)
 
     async def _stream(self, reply: Reply, asked: _Asked) -> bool:
         """Send the parts as they come; whether all came. The client can tell when not: the body has no end."""
@@ -313,7 +337,7 @@ class Connection(asyncio.BufferedProtocol):
     def _next(self, asked: _Asked) -> None:
         """Wait for the next request, or end."""
         if not asked.keep or self._hub.closing:
-            self._transport.close()
+            self._end()
         elif self._waiting:
             self._loop.call_soon(self._serve)  # not here: the others come first
         elif self._drained is None:
@@ -336,6 +360,12 @@ class Connection(asyncio.BufferedProtocol):
             self._deaf = True
             self._waiting.append(_Refused(_path(self._url), error))
 
+    def _end(self) -> None:
+        """Close once the client has read what is written, if it does."""
+        self._deaf = True
+        self._transport.close()
+        self.deadline = self._loop.time() + SILENCE
+
     def _send_last(self, reply: Reply) -> None:
         body = cast(bytes, reply.body)
         self._write_head(reply, f"content-length: {len(body)}\r\n", keep=False, body=body)
@@ -354,7 +384,7 @@ class Connection(asyncio.BufferedProtocol):
     def finish(self) -> None:
         """Answer what is under way and end; at once where there is nothing."""
         if self._task is None and not self._waiting and (self._deaf or not self._receiving):
-            self._transport.close()
+            self._end()
 
     def abort(self) -> None:
         """End, whatever is under way."""

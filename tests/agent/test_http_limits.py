@@ -184,6 +184,78 @@ def test_a_slow_body_in_small_chunks_is_taken(serve) -> None:
     serve(story)
 
 
+@pytest.mark.parametrize("status", [529, 520, 499])
+def test_a_status_that_has_no_name_is_passed_on(serve, status: int) -> None:
+    async def story(_routes: Routes, path: Path) -> None:
+        assert (await ask(path, post("/status", b"%d" % status)))[0][::2] == (status, b"so")
+
+    serve(story)
+
+
+def test_a_reply_that_cannot_be_written_ends_the_connection(serve) -> None:
+    async def story(routes: Routes, path: Path) -> None:
+        assert await converse(path, get("/unwritable")) == b""
+        await until(lambda: not routes.hub.connections)
+
+    serve(story)
+
+
+@pytest.mark.parametrize("path", ["/large", "/endless"])
+def test_a_last_reply_that_is_never_read_does_not_keep_its_connection(serve, monkeypatch, path: str) -> None:
+    fast(monkeypatch, SILENCE=0.2)
+
+    async def story(routes: Routes, at: Path) -> None:
+        with RawClient(at) as client:
+            client.socket.sendall(b"GET %b HTTP/1.1\r\nconnection: close\r\n\r\n" % path.encode())
+            await connections(routes)
+            await until(lambda: not routes.hub.connections)
+
+    serve(story)
+
+
+def test_an_end_that_waits_for_its_reader_has_a_deadline(serve) -> None:
+    """Accident: the rest of a reply is less than what pauses the writing."""
+
+    async def story(routes: Routes, path: Path) -> None:
+        with RawClient(path) as client:
+            client.socket.sendall(post("/later", b"a", {"connection": "close"}))
+            await routes.begun.wait()
+            (connection,) = routes.hub.connections
+            routes.go.set()
+            await until(lambda: connection._task is None)
+            assert connection.deadline < asyncio.get_running_loop().time() + http1.SILENCE + 1
+
+    serve(story)
+
+
+def test_who_fills_one_door_leaves_the_other_open(serve) -> None:
+    """Attack: a process without the token holds as many connections as there may be over TCP."""
+
+    async def story(routes: Routes, path: Path) -> None:
+        held = [tcp(routes.tcp) for _ in range(2)]
+        await until(lambda: len(routes.hub.connections) == 2)
+        assert (await ask(path, get("/echo")))[0][0] == 200
+        one_more = tcp(routes.tcp)
+        assert (await asyncio.to_thread(one_more.recv, 100)).startswith(b"HTTP/1.1 503")
+        for one in (*held, one_more):
+            one.close()
+
+    serve(story, tcp="127.0.0.1:0", door=lambda _fields: None, connections=2)
+
+
+def test_who_has_shown_nothing_at_the_door_is_soon_gone(serve, monkeypatch) -> None:
+    fast(monkeypatch, HEAD_WITHIN=0.2)
+
+    async def story(routes: Routes, path: Path) -> None:
+        silent, trusted = tcp(routes.tcp), RawClient(path)
+        assert await asyncio.to_thread(silent.recv, 100) == b""
+        assert len(routes.hub.connections) == 1
+        silent.close()
+        trusted.socket.close()
+
+    serve(story, tcp="127.0.0.1:0", door=lambda _fields: None)
+
+
 def tcp(address: str) -> socket.socket:
     host, _, port = address.rpartition(":")
     return socket.create_connection((host, int(port)), timeout=30)
