@@ -234,8 +234,13 @@ def resize(values: Array, height: int, width: int) -> Array:
         return values
     top, bottom, down = _between(values.shape[0], height)
     left, right, across = _between(values.shape[1], width)
-    rows = values[top] * (1 - down[:, None, None]) + values[bottom] * down[:, None, None]
-    return np.asarray(rows[:, left] * (1 - across[:, None]) + rows[:, right] * across[:, None], np.float32)
+    down = down[:, None, None]
+
+    def column(at: Array) -> Array:
+        """Rows and columns are picked at once: whole rows of a picture 1 high and 350 000 wide took 2.7 GB."""
+        return np.asarray(values[top[:, None], at] * (1 - down) + values[bottom[:, None], at] * down)
+
+    return np.asarray(column(left) * (1 - across[:, None]) + column(right) * across[:, None], np.float32)
 
 
 def _between(old: int, new: int) -> tuple[Array, Array, Array]:

@@ -29,7 +29,7 @@ from agent.serving.generating import QUEUE
 from agent.serving.openai import OURS, OpenAi
 from agent.serving.refusals import refusal
 from agent.serving.router import Router
-from agent.serving.service import Answer, Served, Service
+from agent.serving.service import Answer, Begun, Served, Service
 
 AGENT_NAME: Final = "shoal-agent"
 Later = Coroutine[Any, Any, Reply]
@@ -138,15 +138,20 @@ class LocalApi:
         asked = oip.parse_request(request.body, served, request.headers.get(oip.JSON_LENGTH))
         if self._router.concerns(request.headers):
             return self._infer_routed(name, served, asked, request.headers)
-        answer = self._service.at_once(name, asked.examples)
-        return self._infer_later(name, asked) if answer is None else self._reply(answer, asked)
+        answer = self._service.at_once(name, served, asked.examples)
+        if answer is not None:
+            return self._reply(answer, asked)
+        # Queued here, not later: another model may answer under this name by then.
+        return self._infer_later(self._service.begin(name, served, asked.examples), asked)
 
-    async def _infer_later(self, name: str, asked: oip.Request) -> Reply:
-        return self._reply(await self._service.infer(name, asked.examples), asked)
+    async def _infer_later(self, begun: Begun, asked: oip.Request) -> Reply:
+        return self._reply(await self._service.finish(begun), asked)
 
     async def _infer_routed(self, name: str, served: Served, asked: oip.Request, headers: Mapping[str, str]) -> Reply:
         async def ask() -> Answer:
-            return self._service.at_once(name, asked.examples) or await self._service.infer(name, asked.examples)
+            now = self._service.answering(name)  # another may answer by then
+            answer = self._service.at_once(name, now, asked.examples)
+            return answer or await self._service.infer(name, asked.examples)
 
         named = replace(asked, id=asked.id or next(self._ids))
         assert named.id is not None

@@ -20,13 +20,22 @@ if TYPE_CHECKING:
 
 LONGEST: Final = 1000
 """Characters that are kept of a text."""
+MOST: Final = 8
+"""Examples that are kept of a request: the redacting of each takes a moment of the loop's thread."""
+_GROUP: Final = r"[0-9A-Fa-f]{1,4}"
+_IPV6: Final = re.compile(
+    rf"(?<![\w:])(?:{_GROUP}(?::{_GROUP}){{7}}|(?:{_GROUP}(?::{_GROUP}){{0,6}})?::(?:{_GROUP}(?::{_GROUP}){{0,6}})?)"
+    r"(?:%\w{1,16})?(?![\w:])"
+)
+"""Eight groups, or some around a `::`, so that no time of day is one."""
 _CARD: Final = re.compile(r"(?<!\d)\d(?:[ -]?\d){12,18}(?!\d)")
 _PATTERNS: Final = (
     ("mail", re.compile(r"[^\s@<>()\[\],;:\"]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}")),
     ("iban", re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")),
-    ("address", re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])")),
+    ("address", re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?!\.?\d)")),
+    ("address", _IPV6),
     ("phone", re.compile(r"(?<![\w.])(?:\+|\(?0)\d(?:[ ()/.-]{0,2}\d){5,14}(?!\w)")),
-    ("number", re.compile(r"(?<!\d)\d(?:[ .-]?\d){6,}(?!\d)")),
+    ("number", re.compile(r"(?<!\d)\d(?:[ .,/-]?\d){6,}(?!\d)")),
 )
 """What is taken out, in this order. What is not a pattern, such as a name, stays: that is why capture is off."""
 
@@ -48,8 +57,8 @@ class Capture:
         self.seen += 1
         if self._chance() * 100 >= self._percent:
             return
-        texts = [redacted(example) if isinstance(example, str) else None for example in examples]
-        labels = [list(result.labels) for result in results]
+        texts = [redacted(example) if isinstance(example, str) else None for example in examples[:MOST]]
+        labels = [list(result.labels) for result in results[:MOST]]
         weight = sum(100 + len((text or "").encode()) for text in texts) + sum(len(x) for row in labels for x in row)
         pairs = [{"text": text, "labels": row} for text, row in zip(texts, labels, strict=True)]
         self._samples.append((weight, {"request": self.seen, "model": model, "digest": digest, "examples": pairs}))

@@ -1,8 +1,9 @@
 """HTTP/1.1 on one connection, parsed by httptools: requests in, replies out, in order.
 
-Guarantees: a body over the limit is refused before it is read; one request of a connection is answered at a time, and
-what a client sends ahead waits in its own buffers; an answer that takes time is cancelled when the client leaves, and
-the parts of a stream are asked for only as fast as the client reads. A client that ends its side has left.
+Guarantees: a body over the limit is refused before it is read; one request of a connection is answered at a time, one
+more may wait, and what a client sends ahead of that stays in its own buffers; an answer that takes time is cancelled
+when the client leaves, and the parts of a stream are asked for only as fast as the client reads. A client that ends its
+side has left.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ SILENCE: Final = 30.0
 """Seconds that a body may pause, or a client may leave a reply unread."""
 IDLE: Final = 75.0
 """Seconds that a connection may wait for its next request."""
+AHEAD: Final = 1
+"""Requests that may wait behind the one under way while more is read: who sends none is seen to leave."""
 LINGER: Final = 2.0
 """Seconds in which a client whose body is not wanted may read why: closing at once would take the reply from it."""
 LINGERING: Final = 64
@@ -64,16 +67,30 @@ class _Refused:
 
 
 class Connection(asyncio.BufferedProtocol):
-    """One client. `deadline`: moment on the loop's clock at which it has been silent for too long."""
+    """One client. `deadline`: moment on the loop's clock at which it has been silent for too long.
+
+    Each `door` has its own number of connections: who is at one cannot fill the other.
+    """
 
     __slots__ = (
-        *("_body", "_complete", "_deaf", "_door", "_drained", "_fields", "_head", "_hub", "_in_head", "_last", "_loop"),
-        *("_parser", "_received", "_receiving", "_task", "_transport", "_url", "_waiting", "deadline"),
+        *("_body", "_complete", "_deaf", "_drained", "_fields", "_head", "_hub", "_in_head", "_last", "_loop"),
+        *(
+            "_named",
+            "_parser",
+            "_received",
+            "_receiving",
+            "_task",
+            "_transport",
+            "_url",
+            "_waiting",
+            "deadline",
+            "door",
+        ),
     )
 
     def __init__(self, hub: Hub, door: Door | None, loop: asyncio.AbstractEventLoop) -> None:
         self._hub = hub
-        self._door = door
+        self.door = door
         self._loop = loop
         self._parser = httptools.HttpRequestParser(self)
         self._waiting: deque[_Asked | _Refused] = deque()
@@ -81,7 +98,8 @@ class Connection(asyncio.BufferedProtocol):
         self._drained: asyncio.Future[None] | None = None
         self._transport: asyncio.Transport
         self._deaf = self._last = self._in_head = self._receiving = False
-        self._head = self._received = self._complete = 0
+        self._head = self._named = self._complete = 0
+        self._received = -1  # bytes of the body, from the end of the head on
         self._url, self._fields, self._body = b"", dict[str, str](), list[bytes]()
         self.deadline = math.inf
 
@@ -91,12 +109,14 @@ class Connection(asyncio.BufferedProtocol):
         """A client is here."""
         self._transport = cast(asyncio.Transport, transport)
         hub = self._hub
-        if len(hub.connections) >= hub.most + LINGERING:
+        here = sum(other.door is self.door for other in hub.connections)
+        if here >= hub.most + LINGERING:
             self._transport.abort()
-        if len(hub.connections) >= hub.most:
+        if here >= hub.most:
             self._refuse(Busy(f"{hub.most} connections are open: close some, or raise the setting 'connections'"))
         hub.connections.add(self)
-        self.deadline = self._loop.time() + IDLE
+        # Who has to show something at a door has not shown it yet.
+        self.deadline = self._loop.time() + (IDLE if self.door is None else HEAD_WITHIN)
         self._serve()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
@@ -107,7 +127,7 @@ class Connection(asyncio.BufferedProtocol):
         """Parse it, and answer what is whole."""
         if self._deaf:
             return
-        complete = self._complete
+        complete, received = self._complete, self._received
         try:
             self._parser.feed_data(self._hub.buffer[:nbytes])
         except httptools.HttpParserUpgrade:
@@ -115,13 +135,20 @@ class Connection(asyncio.BufferedProtocol):
         except httptools.HttpParserError as e:
             if not self._last:
                 self._refuse(BadRequest(f"not HTTP/1.1: {e}"))
-        if self._in_head and complete == self._complete:
-            self._head += nbytes
-            if self._head > HEAD:
-                self._refuse(HeadTooLarge(f"request line and header fields: over {HEAD} bytes"))
-        if self._receiving and not self._in_head and self._task is None:
-            self.deadline = self._loop.time() + SILENCE
+        if self._receiving and complete == self._complete:
+            self._look_at_part(nbytes, grew=self._received > received)
         self._serve()
+
+    def _look_at_part(self, nbytes: int, *, grew: bool) -> None:
+        """What came ended nothing. Only a body that begins or grows gives the client more time, and room between."""
+        if grew:
+            self._head = 0
+            if self._task is None and self._drained is None:
+                self.deadline = self._loop.time() + SILENCE
+            return
+        self._head += nbytes  # of the head, or of chunks and trailers that hold nothing
+        if self._head > HEAD:
+            self._refuse(_head_too_large())
 
     def eof_received(self) -> bool:
         """The client sends no more: it has left."""
@@ -156,23 +183,33 @@ class Connection(asyncio.BufferedProtocol):
         """A request begins."""
         self._url, self._fields, self._body = b"", {}, []
         self._in_head = self._receiving = True
-        self._head = self._received = 0
-        if self._task is None:
+        self._head = self._named = 0
+        if self._task is None and self._drained is None:
             self.deadline = self._loop.time() + HEAD_WITHIN
 
     def on_url(self, url: bytes) -> None:
         """A part of its target."""
         self._url += url
+        self._named += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A field of it."""
+        """A field of it; those behind a body are dropped, for the door has looked already."""
+        self._named += len(name) + len(value) + 4
+        if self._named > HEAD:
+            self._refuse(_head_too_large())
+        if self._deaf or not self._in_head:
+            return
         key, text = name.decode("latin-1").lower(), value.decode("latin-1")
         self._fields[key] = f"{self._fields[key]}, {text}" if key in self._fields else text
 
     def on_headers_complete(self) -> None:
         """Whether the rest of it is wanted."""
-        self._in_head = False
-        error = self._door(self._fields) if self._door is not None else None
+        self._in_head, self._received = False, 0
+        if self._named > HEAD:  # without a field it is the target alone
+            self._refuse(_head_too_large())
+        if self._deaf:
+            return
+        error = self.door(self._fields) if self.door is not None else None
         length = int(self._fields.get("content-length", 0))
         if error is not None:
             self._refuse(error)
@@ -196,7 +233,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._deaf:
             return
         self._complete += 1
-        self._receiving = False
+        self._receiving, self._received = False, -1
         version, method = self._parser.get_http_version(), self._parser.get_method().decode("latin-1")
         keep = self._parser.should_keep_alive() and version == "1.1" and not self._parser.should_upgrade()
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
@@ -211,13 +248,10 @@ class Connection(asyncio.BufferedProtocol):
         if not self._waiting:
             return
         if self._task is not None or self._drained is not None:
-            self._transport.pause_reading()
+            self._read_on()
             return
         asked = self._waiting.popleft()
-        if self._waiting:
-            self._transport.pause_reading()
-        else:
-            self._transport.resume_reading()
+        self._read_on()
         if isinstance(asked, _Refused):
             self._send_last(self._hub.routes.refuse(asked.path, asked.error))
             return
@@ -234,21 +268,35 @@ class Connection(asyncio.BufferedProtocol):
             if not isinstance(coming, Reply):  # left before its first step, it would never be waited for
                 self._task.add_done_callback(lambda _task: coming.close())
 
+    def _read_on(self) -> None:
+        if len(self._waiting) > AHEAD:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
     async def _later(self, coming: Reply | Coroutine[Any, Any, Reply], asked: _Asked) -> None:
         try:
             reply = coming if isinstance(coming, Reply) else await coming
         except Exception as e:  # noqa: BLE001  as above
             reply = self._broken(asked.request, e)
-        whole = True
-        if isinstance(reply.body, bytes):
-            self._send(reply, reply.body, asked)
-        else:
-            whole = await self._stream(reply, asked)
+        try:
+            whole = await self._deliver(reply, asked)
+        except Exception as e:  # noqa: BLE001  a reply that cannot be written must not hold the connection for ever
+            self._broken(asked.request, e)
+            self._transport.abort()
+            return
         self._task = None
         if whole:
             self._next(asked)
         else:
-            self._transport.close()
+            self._end()
+
+    async def _deliver(self, reply: Reply, asked: _Asked) -> bool:
+        if isinstance(reply.body, bytes):
+            self._send(reply, reply.body, asked)
+            return True
+        async with aclosing(reply.body):
+            return await self._stream(reply, asked)
 
     async def _stream(self, reply: Reply, asked: _Asked) -> bool:
         """Send the parts as they come; whether all came. The client can tell when not: the body has no end."""
@@ -289,7 +337,7 @@ class Connection(asyncio.BufferedProtocol):
     def _next(self, asked: _Asked) -> None:
         """Wait for the next request, or end."""
         if not asked.keep or self._hub.closing:
-            self._transport.close()
+            self._end()
         elif self._waiting:
             self._loop.call_soon(self._serve)  # not here: the others come first
         elif self._drained is None:
@@ -312,6 +360,12 @@ class Connection(asyncio.BufferedProtocol):
             self._deaf = True
             self._waiting.append(_Refused(_path(self._url), error))
 
+    def _end(self) -> None:
+        """Close once the client has read what is written, if it does."""
+        self._deaf = True
+        self._transport.close()
+        self.deadline = self._loop.time() + SILENCE
+
     def _send_last(self, reply: Reply) -> None:
         body = cast(bytes, reply.body)
         self._write_head(reply, f"content-length: {len(body)}\r\n", keep=False, body=body)
@@ -330,11 +384,15 @@ class Connection(asyncio.BufferedProtocol):
     def finish(self) -> None:
         """Answer what is under way and end; at once where there is nothing."""
         if self._task is None and not self._waiting and (self._deaf or not self._receiving):
-            self._transport.close()
+            self._end()
 
     def abort(self) -> None:
         """End, whatever is under way."""
         self._transport.abort()
+
+
+def _head_too_large() -> HeadTooLarge:
+    return HeadTooLarge(f"request line and header fields: over {HEAD} bytes")
 
 
 def _path(url: bytes) -> str:

@@ -33,7 +33,7 @@ class Routes(Protocol):
 
 @dataclass(eq=False)
 class Hub:
-    """What connections share. `body`: largest body in bytes; `most`: connections at one time."""
+    """What connections share. `body`: largest body in bytes; `most`: connections of each door at one time."""
 
     routes: Routes
     body: int

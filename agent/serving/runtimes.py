@@ -92,7 +92,7 @@ def _load_onnxruntime(path: Path, outputs: list[str]) -> Graph:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     # Spinning threads took 2.8 times the CPU at 50 requests/s.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # its errors quote values of the input, and are raised besides
     failures: tuple[type[Exception], ...] = (RuntimeError, ValueError, *_onnxruntime_errors())
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -14,13 +14,14 @@ import asyncio
 import ctypes
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
-from agent.errors import AgentError, Busy, Malformed, NotFound, Unavailable
+from agent.errors import Busy, Malformed, NotFound, Unavailable
 from agent.probation import Figures
 from agent.serving.bundles import Bundle, Loaded, load_model
 from agent.serving.interface import Interface
@@ -35,9 +36,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 INLINE_MS: Final = 1.0
 """A model whose p99 is below may run on the loop's thread."""
+SLOW_MS: Final = 10 * INLINE_MS
+SLOW: Final = 3
+"""Answers on that thread that took longer, after which the model has none there any more ..."""
+SLOW_WITHIN: Final = 60.0
+"""... when they came within so many seconds: a busy machine makes one slow now and then."""
 TIMED: Final = 100
 """Answers that the p99 is taken of, fewer when `TIMING` seconds are over before."""
 TIMING: Final = 0.1
+
+
+Job = Future["tuple[Result, ...]"]
 
 
 class Meter(Protocol):
@@ -97,6 +106,7 @@ class Served:
         self.in_hand = 0
         """Requests that wait for the worker thread, or that it runs."""
         self._largest = 0
+        self._slow: deque[float] = deque(maxlen=SLOW)
         self._model = model
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"model-{bundle.manifest.name}")
         self._counting = threading.Lock()
@@ -129,17 +139,27 @@ class Served:
         """Whether `answer_here` may be asked: the model is quick, free, and the input no larger than those timed."""
         return self._largest > 0 and not self.in_hand and len(examples) == 1 and _size(examples[0]) <= self._largest
 
+    def was_slow(self, now: float) -> None:
+        """An answer given here held up the loop; a model that does so again and again is not asked here any more."""
+        self._slow.append(now)
+        if len(self._slow) == SLOW and now - self._slow[0] < SLOW_WITHIN:
+            self._largest = 0
+
     def answer_here(self, examples: tuple[Example, ...]) -> tuple[Result, ...]:
         """On this thread. Raises as `Model.answer`."""
         return tuple([self._model.answer(example) for example in examples])
 
     async def answer(self, examples: tuple[Example, ...]) -> tuple[Result, ...]:
         """In the worker thread. Raises as `Model.answer`. Cancelled before its turn, it is never run."""
+        return await asyncio.wrap_future(self.begin(examples))
+
+    def begin(self, examples: tuple[Example, ...]) -> Job:
+        """Queue it for the worker thread."""
         with self._counting:
             self.in_hand += 1
         job = self._worker.submit(self._answer, examples, time.perf_counter())
         job.add_done_callback(self._done)
-        return await asyncio.wrap_future(job)
+        return job
 
     def _answer(self, examples: tuple[Example, ...], since: float) -> tuple[Result, ...]:
         self.tally.queued += time.perf_counter() - since
@@ -175,6 +195,16 @@ class _Standing:
     active: Served | None
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A request in the queue of the model that it was read for."""
+
+    name: str
+    served: Served
+    job: Job
+    started: float
+
+
 class Service:
     """Models by name. Everything but `infer` is called by the installer alone."""
 
@@ -198,61 +228,79 @@ class Service:
             raise Unavailable("no model is installed yet: roll one out to this device")
         raise NotFound(f"model {name[:80]!r}: not on this device, there are: {', '.join(self.names())}")
 
-    def at_once(self, name: str, examples: tuple[Example, ...]) -> Answer | None:
-        """Answer one request if nothing has to be waited for; None: await `infer`. Raises as that does."""
-        served = self.answering(name)
+    def at_once(self, name: str, served: Served, examples: tuple[Example, ...]) -> Answer | None:
+        """Answer one request if nothing has to be waited for; None: `begin` it. Raises as `Model.answer`."""
         if not served.is_quick(examples):
             return None
         started = time.perf_counter()
         try:
             results = served.answer_here(examples)
         except Exception as e:  # whatever it is, it counts, and goes on to the caller
-            self._failed(name, served, started, e)
+            self._failed(name, served, time.perf_counter() - started, e)
             raise
-        return self._answered(name, served, started, results)
+        answer = self._answered(name, served, seconds := time.perf_counter() - started, results)
+        if seconds * 1000 > SLOW_MS:
+            served.was_slow(started)
+        return answer
 
-    async def infer(self, name: str, examples: tuple[Example, ...]) -> Answer:
-        """Answer one request of at least one example. Raises as `answering` and `Model.answer` do, and `Busy`.
-
-        A request that is cancelled, or over its time, before its turn comes is never run.
-        """
-        served = self.answering(name)
+    def begin(self, name: str, served: Served, examples: tuple[Example, ...]) -> Begun:
+        """Queue one request of at least one example with the model that it was read for. Raises `Busy`."""
         if served.in_hand >= self._bounds.queue:
             served.tally.outcomes["busy"] += 1
             raise Busy(f"model {name}: {served.in_hand} requests wait already: ask again in {Busy.retry_after} s")
-        started = time.perf_counter()
+        return Begun(name, served, served.begin(examples), time.perf_counter())
+
+    async def infer(self, name: str, examples: tuple[Example, ...]) -> Answer:
+        """Answer one request by whatever answers under a name. Raises as `answering`, `begin` and `finish` do."""
+        return await self.finish(self.begin(name, self.answering(name), examples))
+
+    async def finish(self, begun: Begun) -> Answer:
+        """The answer to a request. Raises as `Model.answer`, and `Busy` over its time.
+
+        A request that is cancelled, or over its time, before its turn comes is never run. One that the model has begun
+        on by then is the model's failure.
+        """
+        name, served = begun.name, begun.served
         try:
             async with asyncio.timeout(self._bounds.seconds):
-                results = await served.answer(examples)
+                results = await asyncio.wrap_future(begun.job)
         except TimeoutError as e:
             served.tally.outcomes["late"] += 1
+            self._overdue(begun)
             raise Busy(f"model {name}: no answer within {self._bounds.seconds:g} s: ask again later, or less") from e
         except asyncio.CancelledError:
             served.tally.outcomes["left"] += 1
+            if begun.job.running():  # the client did not wait for it, and it may still be the model's failure
+                left = begun.started + self._bounds.seconds - time.perf_counter()
+                asyncio.get_running_loop().call_later(max(0.0, left), self._overdue, begun)
             raise
         except Exception as e:  # as above
-            self._failed(name, served, started, e)
+            self._failed(name, served, time.perf_counter() - begun.started, e)
             raise
-        return self._answered(name, served, started, results)
+        return self._answered(name, served, time.perf_counter() - begun.started, results)
 
-    def _answered(self, name: str, served: Served, started: float, results: tuple[Result, ...]) -> Answer:
-        seconds = time.perf_counter() - started
+    def _overdue(self, begun: Begun) -> None:
+        """The time of a request is up, and nobody waits for it: what runs yet hangs."""
+        if begun.job.running():
+            self._failed(begun.name, begun.served, self._bounds.seconds, TimeoutError())
+
+    def _answered(self, name: str, served: Served, seconds: float, results: tuple[Result, ...]) -> Answer:
         self.requests["answered"] += 1
         served.tally.answered(seconds, len(results))
         self._meter.answered(name, served.digest, seconds * 1000, results)
         served.note(seconds * 1000)
         return Answer(name, served, results)
 
-    def _failed(self, name: str, served: Served, started: float, error: Exception) -> None:
+    def _failed(self, name: str, served: Served, seconds: float, error: Exception) -> None:
         """Count it against the model, unless it is the caller's fault."""
         if isinstance(error, Malformed):
             served.tally.outcomes["malformed"] += 1
             return
         self.requests["failed"] += 1
-        served.tally.failed(time.perf_counter() - started)
+        served.tally.failed(seconds)
         self._meter.failed(name, served.digest)
-        # The fleet hears of it: what an exception that is not ours says might quote the input.
-        served.note(0.0, str(error) if isinstance(error, AgentError) else type(error).__name__)
+        # The fleet hears of it, and what a runtime says may quote the input: the caller alone reads that.
+        served.note(0.0, f"{served.runtime}: {type(error.__cause__ or error).__name__}")
 
     def generated(self, name: str, served: Served, seconds: float, tokens: int) -> None:
         """Count the answer of a language model; its latency is the time for each token."""
@@ -263,7 +311,7 @@ class Service:
 
     def generated_nothing(self, name: str, served: Served, started: float, error: Exception) -> None:
         """Count an answer that a language model did not give."""
-        self._failed(name, served, started, error)
+        self._failed(name, served, time.perf_counter() - started, error)
 
     # --- for the installer ------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import struct
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from agent.errors import Malformed
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 TensorValue = Mapping[str, Any]
 """A tensor of a request as JSON has it."""
 _DTYPES: Final = {datatype: dtype for dtype, datatype in DATATYPES.items()}
+_NUMBERS: Final = frozenset({bool, int, float})
 _LENGTH: Final = struct.Struct("<I")
 _LITTLE: Final = sys.byteorder == "little"
 
@@ -64,6 +66,9 @@ def _of_data(data: object, shape: list[int], datatype: str, where: str) -> Array
     import numpy as np  # noqa: PLC0415  as above
 
     dtype = _DTYPES[datatype]
+    # Before numpy looks: it gives every text of a list as much room as the longest needs, 317 GB for 1 MB of JSON.
+    if not _are_numbers(data, len(shape)):
+        raise Malformed(f"{where}.data: expected numbers of datatype {datatype}, flat or nested as the shape says")
     try:
         given = np.asarray(data)
         if given.dtype.kind not in ("b" if dtype == "bool" else "iu" if "int" in dtype else "iuf"):
@@ -73,6 +78,19 @@ def _of_data(data: object, shape: list[int], datatype: str, where: str) -> Array
         return given.astype(dtype).reshape(shape)
     except (ValueError, TypeError, OverflowError) as e:
         raise Malformed(f"{where}.data: does not fit the shape {shape}: expected {datatype}, flat or nested") from e
+
+
+def _are_numbers(data: object, rank: int) -> bool:
+    """Whether all leaves are numbers or truth values, in no more than `rank` lists within each other."""
+    level: list[Any] = data if type(data) is list else [data]
+    for _ in range(rank):
+        kinds = set(map(type, level))
+        if kinds <= _NUMBERS:
+            return True
+        if kinds != {list}:
+            return False
+        level = list(chain.from_iterable(level))
+    return False
 
 
 def _in_range(values: Array, dtype: str) -> bool:

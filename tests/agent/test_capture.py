@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from agent.serving.capture import LONGEST, Capture, redacted
+from agent.serving.capture import LONGEST, MOST, Capture, redacted
 from wire.processing import Result
 
 
@@ -23,6 +23,12 @@ from wire.processing import Result
         ("ring 089/12345678", "ring [phone]"),
         ("pay to DE89 3704 0044 0532 0130 00 today", "pay to [iban] today"),
         ("the router is 192.168.178.1", "the router is [address]"),
+        ("the server is 10.0.0.1.", "the server is [address]."),
+        ("ask fe80::1ff:fe23:4567:890a%eth0, or ::1.", "ask [address], or [address]."),
+        ("2001:db8:0:0:0:0:2:1 is down", "[address] is down"),
+        ("wake me at 7:30:15, then at 8:00", "wake me at 7:30:15, then at 8:00"),
+        ("pay 1,234,567,890 now", "pay [number] now"),
+        ("file 12/345/6789", "file [number]"),
         ("customer 123456789", "customer [number]"),
         ("set it to 21.5 degrees at 7:30 in room 12", "set it to 21.5 degrees at 7:30 in room 12"),
         ("turn the light on", "turn the light on"),
@@ -34,7 +40,17 @@ def test_what_identifies_somebody_is_taken_out(text: str, left: str) -> None:
 
 def test_a_text_of_any_form_is_redacted_in_linear_time() -> None:
     """Attack: texts on which a careless pattern takes for ever."""
-    for hostile in ("1" * 8000, "1 " * 4000, "a@" * 4000, "+1-" * 2700, "AB12 " * 1600, "a." * 4000, "@" * 8000):
+    for hostile in (
+        "1" * 8000,
+        "1 " * 4000,
+        "a@" * 4000,
+        "+1-" * 2700,
+        "AB12 " * 1600,
+        "a." * 4000,
+        "@" * 8000,
+        "1:" * 4000,
+        "a::" * 2700,
+    ):
         assert len(redacted(hostile)) <= LONGEST
 
 
@@ -55,6 +71,13 @@ def test_a_sample_is_kept_with_its_answer_and_no_array() -> None:
         [{"text": None, "labels": ["speech"]}],
     ]
     json.dumps(shown)
+
+
+def test_only_the_first_examples_of_a_request_are_redacted_and_kept() -> None:
+    capture = Capture(percent=100, size=100_000, chance=lambda: 0.0)
+    capture.take("kitchen", "sha256:1", tuple(f"text {i}" for i in range(256)), (answer("on"),) * 256)
+    (sample,) = capture.shown()["samples"]
+    assert [pair["text"] for pair in sample["examples"]] == [f"text {i}" for i in range(MOST)]
 
 
 def test_the_oldest_samples_give_way_and_the_bound_holds() -> None:

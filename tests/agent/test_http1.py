@@ -6,121 +6,20 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from http_story import Routes, ask, converse, run_story, until
 from raw_http import RawClient, get, post
 
-from agent.errors import AgentError, Unavailable
 from agent.serving import http1, server
-from agent.serving.exchange import Reply, Request
-from agent.serving.refusals import refusal
 from agent.serving.server import LocalServer
-
-
-class Routes:
-    """What the tests ask. `events` says what happened, in order."""
-
-    body_limit = 1000
-
-    def __init__(self) -> None:
-        self.events: list[str] = []
-        self.statuses: dict[int, int] = {}
-        self.go = asyncio.Event()
-        self.begun = asyncio.Event()
-
-    def refuse(self, path: str, error: AgentError) -> Reply:
-        return refusal(path, error)
-
-    def handle(self, request: Request) -> Reply | Coroutine[Any, Any, Reply]:
-        match request.path:
-            case "/echo":
-                return Reply(200, "text/plain", request.body or b"nothing")
-            case "/later":
-                return self._later(request)
-            case "/parts" | "/cut" | "/endless":
-                return Reply(200, "text/event-stream", self._parts(request.path))
-            case "/bug":
-                raise KeyError(request.body.decode())
-        return refusal(request.path, Unavailable(f"{request.method} {request.path}"))
-
-    async def _later(self, request: Request) -> Reply:
-        self.begun.set()
-        try:
-            await self.go.wait()
-        except asyncio.CancelledError:
-            self.events.append("cancelled")
-            raise
-        return Reply(200, "text/plain", b"later " + request.body)
-
-    async def _parts(self, path: str) -> AsyncGenerator[bytes, None]:
-        try:
-            yield b"one"
-            yield b""
-            yield b"two"
-            if path == "/cut":
-                raise Unavailable("the cloud broke off")
-            while path == "/endless":
-                self.events.append("part")
-                yield b"x" * 100_000
-                await asyncio.sleep(0)
-        finally:
-            self.events.append("closed")
-
-
-Story = Callable[[Routes, Path], Coroutine[Any, Any, None]]
 
 
 @pytest.fixture
 def serve(short_folder: Path) -> Callable[..., None]:
-    def run(story: Story, **options: Any) -> None:
-        async def body() -> None:
-            routes = Routes()
-            made = LocalServer(routes, short_folder / "s", None, **options)  # type: ignore[arg-type]
-            task = await made.start()
-            try:
-                async with asyncio.timeout(30):
-                    await story(routes, short_folder / "s")
-            finally:
-                routes.go.set()
-                await made.stop(task)
-
-        asyncio.run(body())
-
-    return run
-
-
-async def ask(path: Path, *requests: bytes) -> list[tuple[int, dict[str, str], bytes]]:
-    """Several requests on one connection, all sent before the first reply is read."""
-
-    def talk() -> list[tuple[int, dict[str, str], bytes]]:
-        with RawClient(path) as client:
-            client.socket.sendall(b"".join(requests))
-            return [client.reply() for _ in requests]
-
-    return await asyncio.to_thread(talk)
-
-
-async def converse(path: Path, data: bytes) -> bytes:
-    """Everything that comes back until the server ends the connection."""
-
-    def talk() -> bytes:
-        with RawClient(path) as client:
-            client.socket.sendall(data)
-            found = b""
-            while more := client.socket.recv(65536):
-                found += more
-            return found
-
-    return await asyncio.to_thread(talk)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  it looks at several things
-            await asyncio.sleep(0.005)
+    return lambda story, **options: run_story(short_folder, story, **options)
 
 
 def test_requests_sent_ahead_are_answered_in_order(serve) -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from agent.errors import Incompatible
 from agent.life.telemetry import WindowMeter
 from agent.serving.api import LocalApi
 from agent.serving.bundles import Bundle, prepare
+from agent.serving.exchange import Request
 from agent.serving.server import LocalServer
 from agent.serving.service import Bounds, Served, Service
 from agent.store.blobs import Blobs
@@ -106,9 +108,9 @@ def test_a_full_queue_is_told_at_once_and_who_waited_is_answered(serve) -> None:
 
 
 def test_a_request_over_its_time_is_refused_and_those_that_waited_behind_it_are_never_run(serve) -> None:
-    """Accident: a model that hangs."""
+    """Accident: a model that hangs. That is its failure; that the others waited is not."""
 
-    async def story(served, client, _meter) -> None:
+    async def story(served, client, meter) -> None:
         gate = Gate(served)
         found = await asyncio.gather(*(asyncio.to_thread(client.infer, "lamp on") for _ in range(3)))
         assert [status for status, _ in found] == [503] * 3
@@ -119,6 +121,8 @@ def test_a_request_over_its_time_is_refused_and_those_that_waited_behind_it_are_
         assert gate.calls == 1
         assert (await asyncio.to_thread(client.infer, "lamp on"))[0] == 200
         assert served.tally.outcomes["late"] == 3
+        assert (served.figures.errors, served.figures.last_error) == (1, "onnxruntime: TimeoutError")
+        assert sum(stats.errors for stats in meter.close()) == 1
 
     serve(story, Bounds(seconds=0.3))
 
@@ -136,6 +140,68 @@ def test_a_client_that_leaves_before_its_turn_costs_the_model_nothing(serve) -> 
         gate.opened.set()
         assert (await first)[0] == 200
         assert (gate.calls, served.tally.outcomes["left"]) == (1, 1)
+
+    serve(story, Bounds())
+
+
+def test_a_model_that_hangs_fails_though_its_client_has_left(serve) -> None:
+    async def story(served, client, _meter) -> None:
+        gate = Gate(served)
+        leaving = RawClient(client.path)
+        leaving.socket.sendall(post("/v2/models/kitchen/infer", text("lamp on")))
+        await asyncio.to_thread(until, lambda: gate.calls == 1)
+        leaving.socket.close()
+        await asyncio.to_thread(until, lambda: served.tally.outcomes["left"] == 1)
+        assert served.figures.errors == 0
+        await asyncio.to_thread(until, lambda: served.figures.errors == 1)
+        gate.opened.set()
+
+    serve(story, Bounds(seconds=0.3))
+
+
+def test_a_request_is_answered_by_the_model_that_it_was_read_for(serve) -> None:
+    """Accident: a switch between the reading of a request and the next turn of the loop."""
+
+    async def story(served, _client, meter) -> None:
+        served._largest = 0
+        service = Service(meter, Bounds())
+        service.place("kitchen", served)
+        api = LocalApi(
+            service=service,
+            meter=meter,
+            cloud=None,
+            status=dict,
+            online=lambda: False,
+            body_limit=1000,
+            version="0",
+        )
+        coming = api.handle(Request("POST", f"/v2/models/kitchen/versions/{served.digest}/infer", {}, text("lamp on")))
+        other = SimpleNamespace(digest="sha256:other", retire=lambda: None)
+        service.try_out("kitchen", other)
+        service.commit("kitchen")  # the model's worker takes nothing more
+        served.retire = lambda: None  # it is already, when the server of this story ends
+        reply = await coming
+        assert reply.status == 200
+        assert json.loads(reply.body)["model_version"] == served.digest
+
+    serve(story, Bounds())
+
+
+def test_a_model_that_holds_up_the_loop_again_and_again_gets_a_thread(serve) -> None:
+    async def story(served, client, _meter) -> None:
+        threads: list[str] = []
+        answer = served._model.answer
+
+        def slow(example: Any) -> Any:
+            threads.append(threading.current_thread().name)
+            time.sleep(0.02)
+            return answer(example)
+
+        served._model.answer = slow
+        for _ in range(5):
+            assert (await asyncio.to_thread(client.infer, "lamp on"))[0] == 200
+        assert threads[:3] == ["MainThread"] * 3
+        assert all(name.startswith("model-kitchen") for name in threads[3:])
 
     serve(story, Bounds())
 
@@ -169,9 +235,11 @@ def test_inputs_are_in_no_log_no_telemetry_and_no_metric(serve, caplog) -> None:
             assert (await asyncio.to_thread(client.infer, f"turn the light on {secret}"))[0] == 200
             assert (await asyncio.to_thread(client.ask, "POST", path, f'{{"{secret}'.encode()))[0] == 400
             assert (await asyncio.to_thread(client.ask, "POST", path, {"inputs": [{"name": secret}]}))[0] == 400
-            for failure in (Incompatible("it failed"), KeyError(secret), UnicodeError(secret)):
+            quoting = Incompatible(f"onnxruntime does not run it: idx={secret}")  # as its Gather says
+            for failure in (quoting, KeyError(secret), UnicodeError(secret)):
                 served._model.answer = failing(failure)
                 assert (await asyncio.to_thread(client.infer, secret))[0] == 500
+                assert secret not in served.figures.last_error
             _, metrics = await asyncio.to_thread(client.ask, "GET", "/metrics")
         told = json.dumps([stats.to_value() for stats in meter.close()])
         assert '"requests": 4' in told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 from types import SimpleNamespace
 from typing import Any
 
@@ -146,6 +147,34 @@ def test_raw_arrays_that_do_not_hold_are_refused(changed: dict[str, Any], said: 
     head = {**HEAD, "inputs": [HEAD["inputs"][0], {**HEAD["inputs"][1], **changed}]}
     with pytest.raises(Malformed, match=said):
         parse(served("tensors"), head, RAW)
+
+
+ROW = {"name": "b", "datatype": "FP32", "shape": [1, 3]}
+
+
+@pytest.mark.parametrize("data", [[0.5, 1, 2], [[0.5, 1, 2]]])
+def test_json_data_may_be_flat_or_nested_as_the_shape_says(data: list[Any]) -> None:
+    (arrays,) = parse(served("tensors"), {"inputs": [HEAD["inputs"][0], {**ROW, "data": data}]}, RAW[:16]).examples
+    np.testing.assert_array_equal(arrays["b"], [[0.5, 1, 2]])
+
+
+@pytest.mark.parametrize(
+    "data", [[[[0.5, 1, 2]]], [[0.5, 1], 2], [[0.5], [1, 2]], ["0.5", 1, 2], [None, 1, 2], [{}, 1, 2], "abc", None, {}]
+)
+def test_json_data_that_is_no_array_of_numbers_is_refused(data: object) -> None:
+    with pytest.raises(Malformed, match="data"):
+        parse(served("tensors"), {"inputs": [HEAD["inputs"][0], {**ROW, "data": data}]}, RAW[:16])
+
+
+@pytest.mark.parametrize("data", [["y" * 2000] + [""] * 500, [["y" * 2000] + [""] * 500]])
+def test_texts_in_the_place_of_numbers_take_no_more_room_than_they_came_in(data: list[Any]) -> None:
+    """Attack: numpy would give every one of them the room of the longest, n x 4 bytes each."""
+    tracemalloc.start()
+    with pytest.raises(Malformed, match="expected numbers of datatype FP32"):
+        parse(served("tensors"), {"inputs": [HEAD["inputs"][0], {**ROW, "data": data}]}, RAW[:16])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 500_000
 
 
 @pytest.mark.parametrize("dtype", [dtype for dtype in DATATYPES if dtype != "bool"])

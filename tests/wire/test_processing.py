@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -92,6 +93,17 @@ def test_a_resized_picture_is_that_of_a_slow_loop(
 ) -> None:
     values = np.random.default_rng(seed).integers(0, 256, old).astype(np.float32)
     assert np.allclose(resize(values, height, width), slow_resize(values, height, width), atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(1, 20_000, 3), (20_000, 1, 3)])
+def test_a_picture_of_one_line_takes_the_memory_of_what_it_becomes(shape: tuple[int, int, int]) -> None:
+    """Attack: 60 kB whose whole rows, made 224 of, took 155 MiB."""
+    values = np.zeros(shape, np.float32)
+    tracemalloc.start()
+    assert resize(values, 224, 224).shape == (224, 224, 3)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20 * 224 * 224 * 3 * 4
 
 
 @given(sides, sides, seeds)
