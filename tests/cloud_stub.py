@@ -4,7 +4,7 @@
 
 `ok` answers, `uncounted` too and tells no usage, `down` answers 500, `flaky` does so every second time, `limited` 429,
 `hang` answers nothing until `open` is set or the client leaves, `endless` streams until the client leaves, `leak` and
-`mail` stream what a filter should find cut in two, `break` ends in the middle, `short` too and as if it were at its end.
+`mail` stream what a filter should find cut in two, `break` ends in the middle, `short` too as if at its end.
 """
 
 from __future__ import annotations
