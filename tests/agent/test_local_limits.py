@@ -162,14 +162,14 @@ def test_a_model_that_hangs_fails_though_its_client_has_left(serve) -> None:
 def test_a_request_is_answered_by_the_model_that_it_was_read_for(serve) -> None:
     """Accident: a switch between the reading of a request and the next turn of the loop."""
 
-    async def story(served, _client, meter) -> None:
+    async def story(served, client, meter) -> None:
         served._largest = 0
         service = Service(meter, Bounds())
         service.place("kitchen", served)
         api = LocalApi(
             service=service,
             meter=meter,
-            cloud=None,
+            router=no_cloud(meter, client.path.parent),
             status=dict,
             online=lambda: False,
             body_limit=1000,
