@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import os
+import socket
 import ssl
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, TypeVar
@@ -24,6 +26,7 @@ READ: Final = 16 * 1024
 AT_ONCE: Final = 8
 """Requests under way at one time, each with one thread."""
 T = TypeVar("T")
+Posted = tuple[http.client.HTTPSConnection, http.client.HTTPResponse]
 
 
 class Late(Unavailable):
@@ -63,20 +66,18 @@ class Cloud:
         if self._under_way >= AT_ONCE:
             raise Unavailable(f"{AT_ONCE} requests to the cloud tier are under way: try again in a moment")
         self._under_way += 1
-        call = asyncio.get_running_loop().run_in_executor(self._threads, self._post, path, body, within)
+        call = self._threads.submit(self._post, path, body, within)
         try:
-            connection, response = await asyncio.wait_for(asyncio.shield(call), within)
+            connection, response = await asyncio.wait_for(asyncio.wrap_future(call), within)
         except TimeoutError as e:
-            call.add_done_callback(self._given_up)
+            self._when_over(call, _given_up)
             raise Late(f"the cloud tier gave no answer within {within:g} s") from e
-        except asyncio.CancelledError:
-            call.add_done_callback(self._given_up)
-            raise
         except BaseException:
-            self._ended()
+            self._when_over(call, _given_up)
             raise
-        content_type = response.getheader("Content-Type", "application/json")
-        return Reply(response.status, content_type, self._read(connection, response))
+        answer = self._read(connection, response)
+        await anext(answer)  # begun, so that closing it ends the connection, even when nobody reads
+        return Reply(response.status, response.getheader("Content-Type", "application/json"), answer)
 
     async def ask(self, path: str, body: bytes, *, within: float, most: int) -> bytes:
         """The whole answer, cut at `most` bytes. Raises `Late` after `within` seconds, and as `forward` does."""
@@ -109,29 +110,39 @@ class Cloud:
                 free.set_result(None)
                 return
 
-    def _given_up(self, call: asyncio.Future[tuple[http.client.HTTPSConnection, http.client.HTTPResponse]]) -> None:
-        """Nobody waits for it any more."""
-        self._ended()
-        if not call.cancelled() and call.exception() is None:
-            connection, response = call.result()
-            response.close()
-            connection.close()
-
-    async def _in_thread(self, call: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
-
     async def _read(
         self, connection: http.client.HTTPSConnection, response: http.client.HTTPResponse
     ) -> AsyncGenerator[bytes, None]:
+        """Nothing first, then the parts of the answer."""
+        line = None if response.isclosed() else socket.socket(fileno=os.dup(response.fileno()))
+        reading: Future[bytes] | None = None
         try:
-            while data := await self._in_thread(response.read1, READ):
+            yield b""
+            while data := await asyncio.wrap_future(reading := self._threads.submit(response.read1, READ)):
                 yield data
         except (OSError, http.client.HTTPException) as e:
             raise Unavailable(f"the cloud tier broke off its answer: {e or type(e).__name__}") from e
         finally:
+            if line is not None:
+                with suppress(OSError):
+                    line.shutdown(socket.SHUT_RDWR)  # who still reads it wakes
+                line.close()
+            self._when_over(reading, lambda _: _close(connection, response))
+
+    def _when_over(self, call: Future[T] | None, end: Callable[[Future[T] | None], None]) -> None:
+        """End what a call has to do with, and give its place back, once its thread is free: closing waits for that."""
+        if call is None or call.done():
+            end(call)
             self._ended()
-            response.close()
-            connection.close()
+            return
+        loop = asyncio.get_running_loop()
+
+        def over(_call: Future[T]) -> None:
+            end(call)
+            with suppress(RuntimeError):  # the loop may have ended
+                loop.call_soon_threadsafe(self._ended)
+
+        call.add_done_callback(over)
 
     def _post(
         self, path: str, body: bytes, within: float | None
@@ -143,6 +154,17 @@ class Cloud:
             return https.post(path, body, {"Content-Type": "application/json"})
         except Unavailable as e:
             raise Unavailable(f"the cloud tier: {e}") from e
+
+
+def _given_up(call: Future[Posted] | None) -> None:
+    """Nobody waits for the answer any more."""
+    if call is not None and not call.cancelled() and call.exception() is None:
+        _close(*call.result())
+
+
+def _close(connection: http.client.HTTPSConnection, response: http.client.HTTPResponse) -> None:
+    response.close()
+    connection.close()
 
 
 async def first_bytes(body: AsyncGenerator[bytes, None], most: int) -> bytes:

@@ -11,12 +11,13 @@ import stat
 import threading
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from local_client import Client
+from raw_http import RawClient, post
 
 from agent.errors import Incompatible, Unavailable
 from agent.identity.identity import Identity, Joined
@@ -287,7 +288,7 @@ def test_a_switch_under_load_drops_no_request(serve, sim, bundles) -> None:
 
 
 @contextmanager
-def gateway(authority, seen: list[bytes], before_answer: Callable[[], None] = lambda: None):
+def gateway(authority, seen: list[bytes], before_answer: Callable[[], None] = lambda: None, before_end=lambda: None):
     """A TLS server that asks for a client certificate and streams two events."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -298,9 +299,12 @@ def gateway(authority, seen: list[bytes], before_answer: Callable[[], None] = la
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")
             self.end_headers()
+            self.wfile.flush()
+            before_end()
             for event in (b"data: one\n\n", b"data: [DONE]\n\n"):
-                self.wfile.write(event)
-                self.wfile.flush()
+                with suppress(OSError):  # the device may have hung up
+                    self.wfile.write(event)
+                    self.wfile.flush()
 
         def log_message(self, *_words: object) -> None:
             """Quiet."""
@@ -354,6 +358,29 @@ def test_stalled_cloud_requests_are_bounded_and_hold_up_nothing_else(serve, auth
         assert (await asyncio.to_thread(client.ask, "POST", "/v1/chat/completions", b"{}"))[0] == 200
 
     with gateway(authority, [], stall) as url:
+        serve(story, model=False, fleet=url, online=True)
+
+
+def test_a_client_that_leaves_a_stalled_answer_holds_up_nothing_and_frees_its_place(
+    serve, authority, monkeypatch
+) -> None:
+    """The thread sits in a read of the answer's body, which the cloud does not go on with."""
+    monkeypatch.setattr("agent.serving.cloud.AT_ONCE", 1)
+    release = threading.Event()
+
+    async def story(_device, client) -> None:
+        with RawClient(client.path) as leaving:
+            leaving.socket.sendall(post("/v1/chat/completions", b"{}"))
+            assert b"200 OK" in await asyncio.to_thread(leaving.socket.recv, 100)
+            await asyncio.sleep(0.1)  # now it is in the read
+        started = time.perf_counter()
+        assert (await asyncio.to_thread(client.ask, "GET", "/v2/health/live"))[0] == 200
+        release.set()
+        while (await asyncio.to_thread(client.ask, "POST", "/v1/chat/completions", b"{}"))[0] != 200:
+            assert time.perf_counter() - started < 2
+        assert time.perf_counter() - started < 2
+
+    with gateway(authority, [], before_end=lambda: release.wait(4)) as url:
         serve(story, model=False, fleet=url, online=True)
 
 
