@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import math
 import random
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ from agent.errors import Incompatible
 from agent.install.installer import Installer
 from agent.serving.bundles import Bundle, Model
 from agent.serving.selftest import Outcome
-from agent.serving.service import Meter, Served
+from agent.serving.service import Job, Meter, Served
 from wire.pipeline import SCORES
 from wire.processing import Example, Result, example_of, to_array
 
@@ -73,11 +74,20 @@ class SimulatedServed(Served):
         self._drift = int(hashlib.sha256(bundle.digest.encode()).hexdigest()[:4], 16) / 0xFFFF * 0.06 - 0.03
         self._drawn_ms = 0.0
 
-    async def answer(self, examples: tuple[Example, ...]) -> tuple[Result, ...]:
-        """At once."""
+    def answer_here(self, examples: tuple[Example, ...]) -> tuple[Result, ...]:
+        """Drawn."""
         results = tuple(self._answer_one(example) for example in examples)
         self._drawn_ms = sum(result.latency_ms for result in results)
         return results
+
+    def begin(self, examples: tuple[Example, ...]) -> Job:
+        """Done at once: there is no thread to wait for."""
+        job: Job = Future()
+        try:
+            job.set_result(self.answer_here(examples))
+        except Exception as e:  # noqa: BLE001  as a thread does: it is raised where the answer is waited for
+            job.set_exception(e)
+        return job
 
     def note(self, latency_ms: float, fault: str | None = None) -> None:
         """Count the time that was drawn, not the one that passed."""
