@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 
@@ -76,7 +76,7 @@ async def requests(request: Request, limit: int = 50, who: str = "", since: str 
     return await services.serial.run(services.gateway.store.newest, limit, who, since)
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(request: Request) -> PlainTextResponse:
     """For Prometheus; since the start of the fleet."""
     return PlainTextResponse(services_of(request).gateway.metrics_text(), media_type="text/plain; version=0.0.4")
