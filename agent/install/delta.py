@@ -207,7 +207,7 @@ class Deltas:
         for blob in (offer.delta, offer.chunks):
             if blob is not None:
                 try:
-                    self._store.path(blob).unlink(missing_ok=True)
+                    self._store.remove(blob)
                 except OSError as e:
                     log.warning("%s: stays until it is swept: %s", blob, e)
 

@@ -174,6 +174,11 @@ class Blobs:
         partial = self.path(name).with_suffix(_PARTIAL)
         return partial.stat().st_blocks * 512 if partial.exists() else 0
 
+    def remove(self, name: str) -> None:
+        """Remove a blob that nothing needs any more, or what came of it. Raises OSError."""
+        for path in (self.path(name), self.path(name).with_suffix(_PARTIAL)):
+            path.unlink(missing_ok=True)
+
     def collect(self, keep: Collection[str]) -> int:
         """Remove every blob and partial file that is not in `keep` (digests). How many bytes came free.
 

@@ -9,6 +9,7 @@ import base64
 import queue
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -208,6 +209,19 @@ class Device:
         while (ack := self._ack(within=within)).stored == 0:
             pass
         return ack
+
+    def send_until_stored(self, batch: TelemetryBatch, stored: int, *, within: float = 20) -> None:
+        """Say it again until it is acknowledged, as an agent does: a broker that is new or full lost what was said."""
+        deadline = time.monotonic() + within
+        while True:
+            self.send(batch)
+            try:
+                while self.next_ack(within=1).stored != stored:
+                    pass  # the late answer to what was said twice
+            except queue.Empty:
+                assert time.monotonic() < deadline, f"no acknowledgement of {batch.nonce} within {within} s"
+            else:
+                return
 
     def answer_to(self, reported: Reported) -> Ack:
         """The acknowledgement of a report."""

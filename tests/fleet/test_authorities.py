@@ -349,8 +349,7 @@ def test_the_fleets_own_certificates_are_renewed_while_it_runs(tmp_path: Path, e
         os.kill(before, signal.SIGTERM)
         until(lambda: device.client is not None and not device.client.is_connected(), what="the end of the broker")
         until(lambda: device.client is not None and device.client.is_connected(), what="a new broker")
-        device.send(device.batch(2))
-        assert device.next_ack().stored == 2
+        device.send_until_stored(device.batch(2), 2)
 
 
 def test_the_commands_show_and_change_authorities(tmp_path: Path) -> None:

@@ -428,7 +428,7 @@ def test_a_retired_device_is_told_to_wipe_itself_and_is_out_when_it_did(
     assert holder.seen() != 403
     device.reply(command)
     device.until_status("retired")
-    assert holder.seen() == 403
+    until(lambda: holder.seen() == 403, what="the refusal of a retired device")
     assert until(lambda: not let_into_the_broker(holder), what="the broker's refusal")
 
 

@@ -76,7 +76,7 @@ def test_the_next_certificate_takes_the_place_of_the_current_one_when_it_is_used
 
     assert following.seen() != 403
     assert states(fleet, "two-slots") == ["current"]
-    assert current.seen() == 403
+    until(lambda: current.seen() == 403, what="the refusal of the old certificate")
     assert current.ask("two-slots", new_key(), again=True)[0] == 403
     assert following.renewed(new_key()).seen() != 403
 
