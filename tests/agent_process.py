@@ -158,13 +158,18 @@ class World:
         self.publisher.release_layout(layout)
         return made
 
-    def agent(self, device: str, **environment: str) -> AgentProcess:
+    def enrolled(self, device: str, **environment: str) -> AgentProcess:
+        """An agent that has joined and does not run yet."""
         agent = AgentProcess(self.folder / device, **environment)
         kit = self.fleet.api("POST", "/api/v1/devices", {"device": device, "profile": "x86-64"})
         enrolled = agent.enrol(kit)
         assert enrolled.returncode == 0, enrolled.stderr
-        agent.start()
         self.stack.callback(agent.stop)
+        return agent
+
+    def agent(self, device: str, **environment: str) -> AgentProcess:
+        agent = self.enrolled(device, **environment)
+        agent.start()
         return agent
 
     def roll_out(self, version: str) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet_process import ApiError, FleetProcess, Publisher, initialise_trust, until
+from agent_process import AgentProcess, World
+from fleet_process import ApiError, FleetProcess, until
 from securesystemslib.signer import Key
 from sqlmodel import select
-from test_agent_meets_fleet import AgentProcess
 from tiny_bundle import make_layout
 
 from agent.identity.identity import FOLDER, Identity
@@ -27,29 +27,12 @@ from wire.signing import RoleKeys, targets_document
 pytestmark = pytest.mark.slow
 
 
-class World:
-    """A fleet, and the agents of a test; all of them end with it."""
-
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self.folder = folder
-        self.stack = stack
-        self.fleet: FleetProcess
-        self.publisher: Publisher
-
-    def start_fleet(self, **settings: object) -> None:
-        self.fleet = self.stack.enter_context(FleetProcess(self.folder / "fleet", gather="50 ms", **settings))
-        self.publisher = initialise_trust(self.fleet)
-
-    def enrolled(self, device: str, **environment: str) -> AgentProcess:
-        agent = AgentProcess(self.folder / device, **environment)
-        done = agent.enrol(self.fleet.api("POST", "/api/v1/devices", {"device": device, "profile": "x86-64"}))
-        assert done.returncode == 0, done.stderr
-        self.stack.callback(agent.stop)
-        return agent
+class Joining(World):
+    """Devices that may not be there, or not any more."""
 
     def device(self, device: str) -> Any:
         try:
-            return self.fleet.api("GET", f"/api/v1/devices/{device}")
+            return super().device(device)
         except ApiError:
             return {}
 
@@ -58,9 +41,9 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def world(tmp_path: Path) -> Iterator[Joining]:
     with ExitStack() as stack:
-        yield World(tmp_path, stack)
+        yield Joining(tmp_path, stack)
 
 
 def serial(agent: AgentProcess) -> int:
@@ -71,7 +54,7 @@ def renewed(agent: AgentProcess, before: int) -> bool:
     return (agent.state / FOLDER).exists() and serial(agent) != before
 
 
-def test_a_device_of_a_batch_is_in_as_soon_as_an_operator_accepts_it(world: World) -> None:
+def test_a_device_of_a_batch_is_in_as_soon_as_an_operator_accepts_it(world: Joining) -> None:
     world.start_fleet()
     kit = world.fleet.api("POST", "/api/v1/batches", {"batch": "hall", "profile": "x86-64", "quota": 2})
     path = world.folder / "hall-kit.json"
@@ -91,7 +74,7 @@ def test_a_device_of_a_batch_is_in_as_soon_as_an_operator_accepts_it(world: Worl
     until(lambda: world.is_online("hall-1"), what="the device online")
 
 
-def test_a_rejected_device_hears_it_while_it_waits(world: World) -> None:
+def test_a_rejected_device_hears_it_while_it_waits(world: Joining) -> None:
     world.start_fleet()
     kit = world.fleet.api("POST", "/api/v1/batches", {"batch": "hall", "profile": "x86-64", "quota": 2})
     path = world.folder / "hall-kit.json"
@@ -110,7 +93,7 @@ def test_a_rejected_device_hears_it_while_it_waits(world: World) -> None:
     assert "reject" in said
 
 
-def test_a_running_device_renews_its_certificate_and_goes_on(world: World) -> None:
+def test_a_running_device_renews_its_certificate_and_goes_on(world: Joining) -> None:
     world.start_fleet(certificate_lifetime="20 min")  # they begin an hour early: past the middle of their life at once
     agent = world.enrolled("kitchen-1")
     first = serial(agent)
@@ -127,7 +110,7 @@ def test_a_running_device_renews_its_certificate_and_goes_on(world: World) -> No
     until(lambda: world.is_online("kitchen-1"), what="the device online after a restart")
 
 
-def test_a_device_that_was_off_beyond_the_end_of_its_certificate_comes_back_by_itself(world: World) -> None:
+def test_a_device_that_was_off_beyond_the_end_of_its_certificate_comes_back_by_itself(world: Joining) -> None:
     """Accident: off for longer than its certificate lives. The broker's handshake refuses it."""
     world.start_fleet(certificate_lifetime="5 s")
     agent = world.enrolled("kitchen-1")
@@ -139,7 +122,7 @@ def test_a_device_that_was_off_beyond_the_end_of_its_certificate_comes_back_by_i
     assert "certificate" in agent.log
 
 
-def change_authority(world: World) -> None:
+def change_authority(world: Joining) -> None:
     """As `shoal authority next`, `shoal release rotate authorities` and `shoal authority use` do it."""
     fleet, publisher = world.fleet, world.publisher
     known = fleet.api("POST", "/api/v1/authorities")
@@ -157,7 +140,7 @@ def issuer(agent: AgentProcess) -> str:
     return Identity.load(agent.state).certificate().issuer.rfc4514_string()
 
 
-def test_a_change_of_authority_reaches_a_device_that_runs_and_one_that_slept_through_it_all(world: World) -> None:
+def test_a_change_of_authority_reaches_a_device_that_runs_and_one_that_slept_through_it_all(world: Joining) -> None:
     """Rotation: one device hears the signed metadata in time. The other sleeps until its own certificate has run out
     too, and knows neither the new authority nor a certificate that anybody takes."""
     world.start_fleet(certificate_lifetime="20 s")
@@ -178,7 +161,7 @@ def devices_by_authority(fleet: FleetProcess) -> dict[str, int]:
     return {found["state"]: found["devices"] for found in fleet.api("GET", "/api/v1/authorities")}
 
 
-def test_a_device_that_runs_moves_to_a_new_authority_long_before_its_certificate_is_due(world: World) -> None:
+def test_a_device_that_runs_moves_to_a_new_authority_long_before_its_certificate_is_due(world: Joining) -> None:
     """Rotation: half a year would pass until every device had a certificate of the new authority by itself."""
     world.start_fleet()
     agent = world.enrolled("kitchen-1", SHOAL_AGENT_RENEWAL_SPREAD="0 s")
@@ -194,7 +177,7 @@ def test_a_device_that_runs_moves_to_a_new_authority_long_before_its_certificate
     assert agent.status()["certificate"]["renewal"].startswith("due ")
 
 
-def known_certificates(world: World) -> set[str]:
+def known_certificates(world: Joining) -> set[str]:
     return {found["serial"] for found in world.device("kitchen-1")["certificates"]}
 
 
@@ -206,7 +189,7 @@ def certificates_in(data: Path) -> set[str]:
 PASSPHRASE = "correct horse battery staple"
 
 
-def test_a_restored_fleet_is_accepted_by_a_device_that_renewed_since_the_backup(world: World) -> None:
+def test_a_restored_fleet_is_accepted_by_a_device_that_renewed_since_the_backup(world: Joining) -> None:
     """Accident: the machine of the fleet is lost. The backup does not know the certificate that the device uses; nobody
     touches the device, and after a while it is heard again and gets a model."""
     # Certificates begin an hour early: past the middle of their life at once, and not renewed again for five minutes.
@@ -238,7 +221,7 @@ def test_a_restored_fleet_is_accepted_by_a_device_that_renewed_since_the_backup(
     until(lambda: agent.answers_with(bundle), what="the model that the restored fleet rolls out", within=30)
 
 
-def test_a_device_that_is_retired_wipes_itself_and_ends(world: World) -> None:
+def test_a_device_that_is_retired_wipes_itself_and_ends(world: Joining) -> None:
     world.start_fleet()
     agent = world.enrolled("kitchen-1")
     agent.start()
@@ -251,7 +234,7 @@ def test_a_device_that_is_retired_wipes_itself_and_ends(world: World) -> None:
     assert "not enrolled" in agent.command("run").stderr
 
 
-def test_a_device_that_was_off_when_it_was_retired_wipes_itself_when_it_comes(world: World) -> None:
+def test_a_device_that_was_off_when_it_was_retired_wipes_itself_when_it_comes(world: Joining) -> None:
     world.start_fleet()
     agent = world.enrolled("kitchen-1")
     agent.start()
