@@ -7,6 +7,7 @@ OpenSSL is told not to look at validity periods: a device whose clock stands at 
 from __future__ import annotations
 
 import http.client
+import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -89,17 +90,27 @@ class Https:
     """Longest silence, in seconds."""
 
     def post(
-        self, path: str, body: bytes, headers: dict[str, str]
+        self,
+        path: str,
+        body: bytes,
+        headers: dict[str, str],
+        connected: Callable[[socket.socket], None] = lambda _: None,
     ) -> tuple[http.client.HTTPSConnection, http.client.HTTPResponse]:
         """Send something, as `request` does."""
-        return self.request("POST", path, body, headers)
+        return self.request("POST", path, body, headers, connected)
 
     def request(
-        self, method: str, path: str, body: bytes | None, headers: dict[str, str]
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: dict[str, str],
+        connected: Callable[[socket.socket], None] = lambda _: None,
     ) -> tuple[http.client.HTTPSConnection, http.client.HTTPResponse]:
         """Ask; the caller reads the answer and closes the connection.
 
-        Raises `Untrusted` for the server's certificate, `Expired` for ours, `Unavailable` without an answer.
+        `connected` hears of the socket before anything is sent. Raises `Untrusted` for the server's certificate,
+        `Expired` for ours, `Unavailable` without an answer.
         """
         parts = urlsplit(self.address)
         connection = http.client.HTTPSConnection(
@@ -108,6 +119,7 @@ class Https:
         try:
             connection.connect()
             check_certificate(connection.sock, self.now())
+            connected(connection.sock)
             connection.request(method, path, body, headers)
             return connection, connection.getresponse()
         except (OSError, http.client.HTTPException) as e:

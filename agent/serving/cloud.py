@@ -11,6 +11,7 @@ import http.client
 import os
 import socket
 import ssl
+import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -60,22 +61,23 @@ class Cloud:
     async def forward(self, path: str, body: bytes, within: float | None = None) -> Reply:
         """Post a request as it is. Raises `Unavailable` without an answer, `Untrusted` for a certificate.
 
-        `within`: seconds until the answer must have begun; `Late` after them. A thread counts as busy until its call
-        has ended, which silence does a second later.
+        `within`: seconds until the answer must have begun; `Late` after them. Where nobody waits for it any more the
+        connection ends, so that nobody works on it; its thread counts as busy until it knows.
         """
         if self._under_way >= AT_ONCE:
             raise Unavailable(f"{AT_ONCE} requests to the cloud tier are under way: try again in a moment")
         self._under_way += 1
-        call = self._threads.submit(self._post, path, body, within)
+        line = _Line()
+        call = self._threads.submit(self._post, path, body, within, line)
         try:
             connection, response = await asyncio.wait_for(asyncio.wrap_future(call), within)
-        except TimeoutError as e:
+        except BaseException as e:
+            line.end()
             self._when_over(call, _given_up)
-            raise Late(f"the cloud tier gave no answer within {within:g} s") from e
-        except BaseException:
-            self._when_over(call, _given_up)
+            if isinstance(e, TimeoutError):
+                raise Late(f"the cloud tier gave no answer within {within:g} s") from e
             raise
-        answer = self._read(connection, response)
+        answer = self._read(connection, response, line)
         await anext(answer)  # begun, so that closing it ends the connection, even when nobody reads
         return Reply(response.status, response.getheader("Content-Type", "application/json"), answer)
 
@@ -111,10 +113,9 @@ class Cloud:
                 return
 
     async def _read(
-        self, connection: http.client.HTTPSConnection, response: http.client.HTTPResponse
+        self, connection: http.client.HTTPSConnection, response: http.client.HTTPResponse, line: _Line
     ) -> AsyncGenerator[bytes, None]:
         """Nothing first, then the parts of the answer."""
-        line = None if response.isclosed() else socket.socket(fileno=os.dup(response.fileno()))
         reading: Future[bytes] | None = None
         try:
             yield b""
@@ -123,10 +124,7 @@ class Cloud:
         except (OSError, http.client.HTTPException) as e:
             raise Unavailable(f"the cloud tier broke off its answer: {e or type(e).__name__}") from e
         finally:
-            if line is not None:
-                with suppress(OSError):
-                    line.shutdown(socket.SHUT_RDWR)  # who still reads it wakes
-                line.close()
+            line.end()
             self._when_over(reading, lambda _: _close(connection, response))
 
     def _when_over(self, call: Future[T] | None, end: Callable[[Future[T] | None], None]) -> None:
@@ -145,15 +143,41 @@ class Cloud:
         call.add_done_callback(over)
 
     def _post(
-        self, path: str, body: bytes, within: float | None
+        self, path: str, body: bytes, within: float | None, line: _Line
     ) -> tuple[http.client.HTTPSConnection, http.client.HTTPResponse]:
         https = self._https
         if within is not None and within < https.timeout:
             https = replace(https, timeout=within + 1)
         try:
-            return https.post(path, body, {"Content-Type": "application/json"})
+            return https.post(path, body, {"Content-Type": "application/json"}, line.connected)
         except Unavailable as e:
             raise Unavailable(f"the cloud tier: {e}") from e
+
+
+class _Line:
+    """The socket of a request, which the loop may end while a thread waits at it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._over = False
+
+    def connected(self, to: socket.socket) -> None:
+        """In the thread of the request: it waits there from now on."""
+        with self._lock:
+            self._socket = socket.socket(fileno=os.dup(to.fileno()))
+        if self._over:
+            self.end()
+
+    def end(self) -> None:
+        """Who waits there wakes, and the other side knows."""
+        with self._lock:
+            self._over = True
+            if self._socket is not None:
+                with suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
+                self._socket.close()
+                self._socket = None
 
 
 def _given_up(call: Future[Posted] | None) -> None:

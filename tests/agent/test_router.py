@@ -20,7 +20,7 @@ from agent.errors import Unavailable
 from agent.life.telemetry import WindowMeter
 from agent.serving.api import LocalApi
 from agent.serving.bundles import Bundle, prepare
-from agent.serving.cloud import Cloud
+from agent.serving.cloud import Cloud, Late
 from agent.serving.exchange import Reply, Request
 from agent.serving.labels import label_in, question
 from agent.serving.router import LocalChat, Router, Withheld
@@ -433,19 +433,40 @@ def test_a_private_chat_that_is_too_long_for_the_device_is_refused(authority, sh
 
 
 def test_threads_of_requests_that_were_given_up_are_counted_until_they_end(authority, short_folder) -> None:
-    """Or eight late answers would leave the next request waiting for a thread instead of being told at once."""
+    """Or eight answers that do not come would leave the next request waiting for a thread instead of being told."""
     release = threading.Event()
 
     async def story(router: Router, cloud: Recording) -> None:
         cloud.answer = lambda _question: (release.wait(20), (200, "x"))[1]
-        hurried = Request("POST", QUESTION.path, {"shoal-deadline-ms": "200"}, QUESTION.body)
-        late = await asyncio.gather(*(router.chat(hurried) for _ in range(8)), return_exceptions=True)
-        assert all(isinstance(e, Unavailable) for e in late)
+        hurried = Request("POST", QUESTION.path, {"shoal-deadline-ms": "2000"}, QUESTION.body)
+        asking = asyncio.gather(*(router.chat(hurried) for _ in range(8)), return_exceptions=True)
+        await asyncio.to_thread(until, lambda: len(cloud.questions) == 8, what="the requests")
         with pytest.raises(Unavailable, match="8 requests to the cloud tier are under way"):
             await router.chat(QUESTION)
+        assert all(isinstance(e, Late) for e in await asking)
+        # The cloud stalls yet: to give them up has ended their connections, and so their threads.
+        await asyncio.to_thread(until, lambda: not router._cloud._under_way, within=1.5, what="the threads")
         release.set()
-        await asyncio.to_thread(until, lambda: not router._cloud._under_way, what="the threads")
         await drained(await router.chat(QUESTION))
+
+    try:
+        chatting(story, authority, short_folder)
+    finally:
+        release.set()
+
+
+def test_who_does_not_wait_for_the_cloud_ends_the_work_there(authority, short_folder) -> None:
+    """The connection ends at once, and not when the answer is there: a model may take minutes for it."""
+    release = threading.Event()
+
+    async def story(router: Router, cloud: Recording) -> None:
+        cloud.answer = lambda _question: (release.wait(20), (200, "x"))[1]
+        asking = asyncio.create_task(router.chat(QUESTION))
+        await asyncio.to_thread(until, lambda: cloud.questions, what="the request")
+        asking.cancel()
+        await asyncio.to_thread(until, lambda: not router._cloud._under_way, within=1.5, what="the end of the line")
+        assert asking.cancelled()
+        release.set()
 
     try:
         chatting(story, authority, short_folder)
