@@ -3,7 +3,8 @@
     AgentError
     ├── Malformed      a setting, a kit or a request is not what it must be
     │   ├── NotFound   it names something that is not here
-    │   └── TooLong    a prompt leaves a language model no room to answer
+    │   ├── TooLong    a prompt leaves a language model no room to answer
+    │   └── Unsupported  sound, and no model on this device does it
     ├── Untrusted      a certificate, token, chunk or statement does not hold
     ├── Incompatible   sound, and this device cannot run it
     └── Unavailable    the network, the disk or a process did not do its part: try again, or make room
@@ -32,7 +33,15 @@ class NotFound(Malformed):
 
 
 class TooLong(Malformed):
-    """More tokens than the model takes."""
+    """More `tokens` than the `context` of the model takes."""
+
+    def __init__(self, message: str, tokens: int, context: int) -> None:
+        super().__init__(message)
+        self.tokens, self.context = tokens, context
+
+
+class Unsupported(Malformed):
+    """A request that is well formed, for what the models here cannot do."""
 
 
 class Untrusted(AgentError):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
@@ -28,6 +28,7 @@ from agent.serving.exchange import Reply, Request
 from agent.serving.generating import QUEUE
 from agent.serving.openai import OURS, OpenAi
 from agent.serving.refusals import refusal
+from agent.serving.routed import Admitted
 from agent.serving.router import Router
 from agent.serving.service import Answer, Begun, Served, Service
 
@@ -147,15 +148,21 @@ class LocalApi:
     async def _infer_later(self, begun: Begun, asked: oip.Request) -> Reply:
         return self._reply(await self._service.finish(begun), asked)
 
-    async def _infer_routed(self, name: str, served: Served, asked: oip.Request, headers: Mapping[str, str]) -> Reply:
-        async def ask() -> Answer:
-            now = self._service.answering(name)  # another may answer by then
-            answer = self._service.at_once(name, now, asked.examples)
-            return answer or await self._service.infer(name, asked.examples)
+    def _infer_routed(self, name: str, served: Served, asked: oip.Request, headers: Mapping[str, str]) -> Later:
+        admitted = self._router.admit(headers, served, asked.examples)
+        # As above: queued here. Where the request waits for the cloud, its model has answered by then.
+        answer = self._service.at_once(name, served, asked.examples)
+        begun = answer or self._service.begin(name, served, asked.examples)
 
+        async def ask() -> Answer:
+            return begun if isinstance(begun, Answer) else await self._service.finish(begun)
+
+        return self._route_later(admitted, asked, ask)
+
+    async def _route_later(self, admitted: Admitted, asked: oip.Request, ask: Callable[[], Awaitable[Answer]]) -> Reply:
         named = replace(asked, id=asked.id or next(self._ids))
         assert named.id is not None
-        routed = await self._router.classification(headers, named.id, served, asked.examples, ask)
+        routed = await self._router.classification(admitted, named.id, ask)
         reply = self._reply(routed.local, named, given=routed.answer)
         return replace(reply, headers={**reply.headers, **routed.headers})
 

@@ -1,7 +1,7 @@
 """Language models that generate: one request at a time each, a few that wait, the next one refused at once.
 
 generating = Generating(service, queue=4)
-async with aclosing(generating.run("assistant", asked)) as parts:
+async with aclosing(generating.run("assistant", served, asked)) as parts:
     async for part in parts: ...          # leaving the block stops the model
 """
 
@@ -34,15 +34,15 @@ class Generating:
         self._under_way: Counter[str] = Counter()
         """By the digest of the model."""
 
-    async def run(self, name: str, asked: Asked) -> AsyncGenerator[Part, None]:
+    async def run(self, name: str, served: Served, asked: Asked) -> AsyncGenerator[Part, None]:
         """The parts of an answer as they come, the last with its end. Closed early, the model stops.
+
+        `served` is the model that the request was read for: another may answer under its name by now.
 
         What is counted as the latency of such an answer are milliseconds for each of its tokens: the whole depends on
         what was asked. One that nobody waited for counts with the tokens that came, or not at all. Raises `Busy` when
-        the queue is full, `Malformed` for a model that generates no text, and as `Service.answering` and
-        `LanguageModel.generate` do.
+        the queue is full, `Malformed` for a model that generates no text, and as `LanguageModel.generate` does.
         """
-        served = self._service.answering(name)
         if served.pipeline.language is None:
             raise Malformed(f"model {name}: it is for {served.pipeline.task}, and generates no text")
         started, tokens = time.perf_counter(), 0

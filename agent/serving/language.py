@@ -160,5 +160,6 @@ def _end(answer: frames.Frame) -> End:
         return End(str(answer.fields["finish"]), int(answer.fields["prompt"]), int(answer.fields["answer"]))
     message = str(answer.fields.get("message", ""))[:500]
     if "limit" in answer.fields:
-        raise TooLong(f"{message}: send less, or ask for a model with a longer context")
+        told = f"{message}: send less, or ask for a model with a longer context"
+        raise TooLong(told, int(answer.fields["prompt"]), int(answer.fields["limit"]))
     raise Incompatible(message)

@@ -11,21 +11,23 @@ the model that answered. Requests and answers: the OpenAI API reference of 2026.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from agent.errors import Malformed, NotFound
+from agent.errors import Malformed, NotFound, Unsupported
 from agent.serving import oip
 from agent.serving.bundles import Loaded, Model
 from agent.serving.exchange import Reply, Request
 from agent.serving.generating import QUEUE, Generating
 from agent.serving.generation import End, Part
 from agent.serving.openai_requests import Embeddings, Generation, parse_embeddings, parse_generation
+from agent.serving.routed import LocalChat, Said
 from agent.serving.router import Router
-from agent.serving.service import Service
+from agent.serving.service import Served, Service
 from wire.document import dump_json
 from wire.pipeline import EMBEDDING
 
@@ -34,7 +36,8 @@ CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/
 SSE: Final = "text/event-stream"
 TASKS: Final = ("text-generation", "sentence-embedding")
 """Of models that this API can ask."""
-Route = Literal["local", "cloud"]
+HELD: Final = 16
+"""Tokens of a stream that are held back where an unsure answer would go up: what was sent cannot be taken back."""
 
 
 class OpenAi:
@@ -73,16 +76,15 @@ class OpenAi:
     async def _ask(self, request: Request) -> Reply:
         value = oip.parse_object(request.body)
         name = value.get("model")
-        if self._route(name) == "cloud":
+        if name not in self._service.names():
             return await self._router.chat(request)
         assert isinstance(name, str)
         if request.path == EMBEDDINGS:
             return await self._embed(name, parse_embeddings(value))
-        return await self._generate(name, parse_generation(value, chat=request.path == CHAT))
-
-    def _route(self, name: object) -> Route:
-        """Where a request for a model is answered."""
-        return "local" if name in self._service.names() else "cloud"
+        served = self._service.answering(name)
+        if self._router.concerns(request.headers):
+            return await self._router.chat(request, self._local(name, served, value, chat=request.path == CHAT))
+        return (await self._said(name, served, parse_generation(value, chat=request.path == CHAT), judged=False)).reply
 
     # --- models -----------------------------------------------------------------------------------------------
 
@@ -116,8 +118,27 @@ class OpenAi:
 
     # --- text -------------------------------------------------------------------------------------------------
 
-    async def _generate(self, name: str, asked: Generation) -> Reply:
-        served = self._service.answering(name)
+    def _local(self, name: str, served: Served, value: dict[str, Any], *, chat: bool) -> LocalChat:
+        """The model here as the routing asks it. Raises `Malformed` for what no model takes."""
+        language = served.pipeline.language
+        try:
+            asked = parse_generation(value, chat=chat)
+        except Unsupported as e:
+            return LocalChat(name, served.digest, None, e)
+        if chat and language is not None and language.chat_template is None:
+            lacks = Unsupported(f"model {name}: it has no chat template, it only goes on with a text")
+            return LocalChat(name, served.digest, None, lacks)
+
+        def answer(judged: bool) -> Coroutine[Any, Any, Said]:
+            return self._said(name, served, asked, judged=judged)
+
+        return LocalChat(name, served.digest, answer)
+
+    async def _said(self, name: str, served: Served, asked: Generation, *, judged: bool) -> Said:
+        """An answer, or the beginning of one that is streamed: as much as it is judged by, at least its first part.
+
+        So a refusal is still one: the status is not out yet.
+        """
         head = {
             "id": f"{'chatcmpl' if asked.chat else 'cmpl'}-{uuid.uuid4().hex}",
             "object": "chat.completion" if asked.chat else "text_completion",
@@ -125,16 +146,15 @@ class OpenAi:
             "model": name,
             "system_fingerprint": served.digest,
         }
-        parts = self._generating.run(name, asked.asked)
-        try:
-            first = await anext(parts)  # so that a refusal is still one: the status is not out yet
-        except BaseException:
-            await parts.aclose()
-            raise
+        parts = self._generating.run(name, served, asked.asked)
+        first = await _first(parts, math.inf if not asked.stream else HELD if judged else 0)
         if asked.stream:
             head |= {"object": "chat.completion.chunk"} if asked.chat else {}
-            return Reply(200, SSE, _events(_with(first, parts), head, asked), {"Cache-Control": "no-cache"})
-        return Reply.json(200, await _whole(_with(first, parts), head, asked))
+            reply = Reply(200, SSE, _events(_with(first, parts), head, asked), {"Cache-Control": "no-cache"})
+        else:
+            reply = Reply.json(200, _whole(first, head, asked))
+        sure = [math.exp(logprob) for part in first for logprob in part.logprobs] if judged or not asked.stream else []
+        return Said(reply, sure, parts.aclose)
 
 
 def _count(model: Loaded, texts: tuple[str, ...]) -> int:
@@ -142,19 +162,33 @@ def _count(model: Loaded, texts: tuple[str, ...]) -> int:
     return sum(map(model.count_tokens, texts))
 
 
-async def _with(first: Part, rest: AsyncGenerator[Part, None]) -> AsyncGenerator[Part, None]:
+async def _first(parts: AsyncGenerator[Part, None], tokens: float) -> list[Part]:
+    """The first parts of an answer, until they have so many tokens."""
+    found, came = [], 0
+    try:
+        async for part in parts:
+            found.append(part)
+            came += len(part.tokens)
+            if came >= tokens:
+                break
+    except BaseException:
+        await parts.aclose()
+        raise
+    return found
+
+
+async def _with(first: Sequence[Part], rest: AsyncGenerator[Part, None]) -> AsyncGenerator[Part, None]:
     async with aclosing(rest):
-        yield first
+        for part in first:
+            yield part
         async for part in rest:
             yield part
 
 
-async def _whole(parts: AsyncGenerator[Part, None], head: dict[str, Any], asked: Generation) -> dict[str, Any]:
-    text, told, end = "", [], None
-    async with aclosing(parts):
-        async for part in parts:
-            text, end = text + part.text, part.end
-            told += _logprobs(part) if asked.logprobs else []
+def _whole(parts: Sequence[Part], head: dict[str, Any], asked: Generation) -> dict[str, Any]:
+    text, told, end = "".join(part.text for part in parts), [], parts[-1].end
+    for part in parts if asked.logprobs else ():
+        told += _logprobs(part)
     assert end is not None
     said = {"message": {"role": "assistant", "content": text, "refusal": None}} if asked.chat else {"text": text}
     logprobs = _listed(told, asked) if asked.logprobs else None

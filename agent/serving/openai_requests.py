@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from agent.errors import Malformed
+from agent.errors import Malformed, Unsupported
 from agent.serving.generation import Asked, Message
 
 if TYPE_CHECKING:
@@ -70,10 +70,10 @@ class Embeddings:
 
 
 def parse_generation(value: Mapping[str, Any], *, chat: bool) -> Generation:
-    """Raises `Malformed`."""
+    """Raises `Malformed`, `Unsupported` for what another model may do."""
     for name, neutral in _NEUTRAL.items():
         if value.get(name) is not None and value[name] not in neutral:
-            raise Malformed(f"{name}: this device does not do it: leave it out, or ask a model of the cloud tier")
+            raise Unsupported(f"{name}: this device does not do it: leave it out, or ask a model of the cloud tier")
     asked = Asked(
         messages=_messages(value.get("messages")) if chat else None,
         prompt="" if chat else _prompt(value.get("prompt")),
@@ -117,12 +117,14 @@ def _messages(given: object) -> tuple[Message, ...]:
 
 
 def _message(given: object, where: str) -> Message:
+    if isinstance(given, dict) and given.get("role") in ("tool", "function"):
+        raise Unsupported(f"{where}: answers of tools: this device does not do it: ask a model of the cloud tier")
     if not isinstance(given, dict) or given.get("role") not in ROLES:
         raise Malformed(f"{where}: expected a role, of {', '.join(ROLES)}, and a content")
     content = given.get("content")
     if isinstance(content, list):
         if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-            raise Malformed(f"{where}.content: this model reads text alone")
+            raise Unsupported(f"{where}.content: this model reads text alone")
         content = "".join(_text(part.get("text"), f"{where}.content") for part in content)
     return Message(ROLES[given["role"]], _text(content, f"{where}.content"))
 
@@ -132,7 +134,8 @@ def _prompt(given: object) -> str:
     if isinstance(given, list) and len(given) == 1:
         given = given[0]
     if not isinstance(given, str):
-        raise Malformed("prompt: expected one text; tokens of another tokenizer mean nothing to this model")
+        kind = Unsupported if isinstance(given, list) else Malformed
+        raise kind("prompt: expected one text; tokens of another tokenizer mean nothing to this model")
     return _text(given, "prompt")
 
 
@@ -140,7 +143,7 @@ def _text(given: object, where: str) -> str:
     if not isinstance(given, str):
         raise Malformed(f"{where}: expected a text")
     if len(given.encode()) > LONGEST_TEXT:
-        raise Malformed(f"{where}: over {LONGEST_TEXT} bytes: send its beginning, or in parts")
+        raise Unsupported(f"{where}: over {LONGEST_TEXT} bytes: send its beginning, or in parts")
     return given
 
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from agent.errors import AgentError, Busy, Malformed, NotFound, TooLong, Unavailable, Untrusted
 from agent.serving.exchange import Reply
-from agent.serving.router import Withheld
+from agent.serving.routed import Withheld
 
 __all__ = ["BadRequest", "Busy", "Forbidden", "HeadTooLarge", "TooLarge", "TooSlow", "Unauthorised", "refusal"]
 

@@ -1,6 +1,7 @@
 """Does what `agent.routing` decides: answers here, asks the cloud, waits for the line, or refuses.
 
-    routed = await router.classification(headers, request_id, served, texts, ask)
+    admitted = router.admit(headers, served, texts)      # at once, and refused at once
+    routed = await router.classification(admitted, request_id, ask)
     reply = await router.chat(request, local=None)
 
 The app says what it wants by headers (`Shoal-Data`, `Shoal-Route`, `Shoal-Deadline-Ms`, `Shoal-Queue`), and is told
@@ -16,15 +17,16 @@ import random
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from agent.errors import AgentError, Busy, Unavailable
+from agent.errors import AgentError, Busy, TooLong, Unavailable
 from agent.life.agreement import AgreementMeter, Key
-from agent.routing import Bucket, Decision, Features, Pace, Reason, Wish, decide, lowest, wish
+from agent.routing import Bucket, Decision, Features, Pace, Wish, decide, lowest, wish
 from agent.serving.cloud import Cloud, Late, first_bytes
 from agent.serving.exchange import Reply, Request
 from agent.serving.labels import LONGEST, label_in, question
+from agent.serving.routed import Admitted, LocalChat, Routed, Said, refused
 from agent.serving.service import Answer, Served
 from agent.settings import AgentSettings
 from wire.agreement import stratum
@@ -40,35 +42,6 @@ CHECKS: Final = 4
 """Checks under way at one time: the cloud is for the apps."""
 HEADER: Final = "Shoal-Route"
 log = logging.getLogger("agent.serving.router")
-
-
-class Offline(Unavailable):
-    """Only the cloud could answer, and it cannot be reached."""
-
-
-class Withheld(AgentError):
-    """Policy keeps the request on this device, and no model here can answer it."""
-
-
-@dataclass(frozen=True)
-class Routed:
-    """The answer that is given, and that of the device: the same unless the request went up."""
-
-    answer: Answer
-    local: Answer
-    headers: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class LocalChat:
-    """A language model on this device for one request: its tokens, the most that the model takes, and how to ask it.
-
-    `answer` gives the reply with the probabilities of its tokens, none of a stream.
-    """
-
-    tokens: int
-    context: int
-    answer: Callable[[], Awaitable[tuple[Reply, Sequence[float]]]]
 
 
 class Router:
@@ -104,34 +77,37 @@ class Router:
         """Whether there is anything to decide: without a model in the cloud or a wish everything is answered here."""
         return bool(self._settings.cloud_model) or any(name.startswith("shoal-") for name in headers)
 
-    async def classification(
-        self,
-        headers: Mapping[str, str],
-        request_id: str,
-        served: Served,
-        examples: Sequence[Example],
-        ask: Callable[[], Awaitable[Answer]],
-    ) -> Routed:
-        """The device answers in any case: fast, and what the cloud says is told beside its scores.
+    def admit(self, headers: Mapping[str, str], served: Served, examples: Sequence[Example]) -> Admitted:
+        """What is decided before the device answers. One text goes up, never a batch of them.
 
-        One text goes up, never a batch of them. Raises `Offline`, `Withheld`, and as `ask` does.
+        Raises `Offline`, `Withheld`, `Busy` where as many wait for the line as may.
         """
         started = self._now()
         text = examples[0] if len(examples) == 1 and served.pipeline.task == "text-classification" else None
-        target = bool(self._settings.cloud_model) and isinstance(text, str)
+        text = text if isinstance(text, str) else None
+        target = bool(self._settings.cloud_model) and text is not None
         features = self._features(self._wish(headers), started, here=True, target=target)
-        features = await self._settled(features, started, served.target)
+        self._refuse(features, served.target)
+        return Admitted(served, text, features, started)
+
+    async def classification(self, admitted: Admitted, request_id: str, ask: Callable[[], Awaitable[Answer]]) -> Routed:
+        """The device answers in any case: fast, and what the cloud says is told beside its scores.
+
+        Raises `Offline` where the line did not come back, and as `ask` does.
+        """
+        served, text, started = admitted.served, admitted.text, admitted.started
         local = await ask()
-        features = replace(self._again(features, started), **_sureness(local, self._settings.unsure_below))
+        features = await self._settled(self._again(admitted.features, started), started, served.target)
+        features = replace(features, **_sureness(local, self._settings.unsure_below))
         decision = decide(features)
         given = local
         if decision.where == "cloud":
-            assert isinstance(text, str)
+            assert text is not None
             given, decision = await self._ask_up(text, local, features, decision)
         self._count(local, features, decision, request_id, given)
         self._note(served.target, features, decision)
         self._meter.routed(local.model, local.digest, decision.where, decision.reason)
-        if isinstance(text, str) and self._to_check(features, decision):
+        if text is not None and self._to_check(features, decision):
             self._check(text, local, _key(local, features), request_id)
         return Routed(given, local, {HEADER: f"{decision.where}; reason={decision.reason}"})
 
@@ -204,54 +180,71 @@ class Router:
     # --- chat -----------------------------------------------------------------------------------------------------
 
     async def chat(self, request: Request, local: LocalChat | None = None) -> Reply:
-        """Answer a chat completion, by a language model of this device where `local` is one.
+        """Answer a request for text, by a language model of this device where `local` is one.
 
-        Without, the cloud is asked for the model that the request names. Raises `Offline`, `Withheld`, `Unavailable`.
+        Without, the cloud is asked for the model that the request names. Raises `Offline`, `Withheld`, `Unavailable`,
+        and what `local` raises or lacks.
         """
-        started = self._now()
+        started, lacks = self._now(), None if local is None else local.lacks
         features = self._features(
             self._wish(request.headers),
             started,
-            here=local is not None,
+            here=local is not None and lacks is None,
             target=local is None or bool(self._settings.cloud_model),
         )
-        if local is not None:
-            features = replace(features, tokens=local.tokens, context=local.context)
-        features = await self._settled(features, started, "chat")
-        decision, reply = decide(features), None
-        if local is not None and decision.where == "local":
-            reply, probabilities = await local.answer()
-            sure, below = lowest(probabilities), self._settings.words_below / 100
-            features = replace(self._again(features, started), confidence=sure, threshold=below)
-            decision = decide(features)
+        features, said = await self._settled(features, started, "chat", lacks), None
+        if local is not None and decide(features).where == "local":
+            features, said = await self._said(local, features, started)
+        decision = decide(features)
         if decision.where == "cloud":
-            reply, decision = await self._chat_up(request, features, decision, reply)
-        assert reply is not None
+            body = request.body
+            if local is not None:
+                body = dump_json({**json.loads(body), "model": self._settings.cloud_model})
+            reply, decision = await self._chat_up(request.path, body, features, decision, said)
+        else:
+            assert said is not None
+            reply = said.reply
         self._note("chat", features, decision)
+        if local is not None:
+            self._meter.routed(local.model, local.digest, decision.where, decision.reason)
         return replace(reply, headers={**reply.headers, HEADER: f"{decision.where}; reason={decision.reason}"})
 
+    async def _said(self, local: LocalChat, f: Features, started: float) -> tuple[Features, Said | None]:
+        """What the device says and how sure it is; None where the request is too long for it and may go up."""
+        assert local.answer is not None
+        below = self._settings.words_below / 100
+        # A stream that stays whatever comes is not held back.
+        judged = decide(replace(f, confidence=0.0, threshold=below)).where == "cloud"
+        try:
+            said = await local.answer(judged)
+        except TooLong as e:
+            f = replace(self._again(f, started), tokens=e.tokens, context=e.context)
+            return await self._settled(f, started, "chat", e), None
+        return replace(self._again(f, started), confidence=lowest(said.probabilities), threshold=below), said
+
     async def _chat_up(
-        self, request: Request, f: Features, decision: Decision, local: Reply | None
+        self, path: str, body: bytes, f: Features, decision: Decision, said: Said | None
     ) -> tuple[Reply, Decision]:
         """The cloud's reply; the device's own, where there is one, when it does not begin in time."""
-        body = request.body
-        if f.here:
-            body = dump_json({**json.loads(body), "model": self._settings.cloud_model})
         if decision.reason in ("unsure", "context"):
             self._spend()
-        await self._cloud.room(f.wish.queue_s)
-        # Without a deadline of its own an answer that nobody else can give takes the time that it takes.
-        within = self._left(f) if local is not None or f.wish.deadline_ms is not None else None
         try:
-            came = await self._cloud.forward(request.path, body, within)
+            await self._cloud.room(f.wish.queue_s)
+            # Without a deadline of its own an answer that nobody else can give takes the time that it takes.
+            within = self._left(f) if said is not None or f.wish.deadline_ms is not None else None
+            came = await self._cloud.forward(path, body, within)
         except AgentError as e:
-            if local is None:
+            if said is None:
                 raise
             log.info("the device's own answer is given: %s", e)
-            return local, Decision("local", "late" if isinstance(e, Late) else "failed")
-        if local is not None and came.status >= 400:  # a refusal is no better answer
+            return said.reply, Decision("local", "late" if isinstance(e, Late) else "failed")
+        except BaseException:
+            await _drop(said)
+            raise
+        if said is not None and came.status >= 400:  # a refusal is no better answer
             await first_bytes(came.body, 1)
-            return local, Decision("local", "failed")
+            return said.reply, Decision("local", "failed")
+        await _drop(said)
         return Reply(came.status, came.content_type, came.body), decision
 
     # --- deciding -------------------------------------------------------------------------------------------------
@@ -275,24 +268,31 @@ class Router:
             budget=self._bucket.has(now),
         )
 
-    async def _settled(self, f: Features, started: float, what: str) -> Features:
-        """The features once the request need not wait any more. Raises its refusal."""
+    def _refuse(self, f: Features, what: str, lacks: AgentError | None = None) -> None:
+        """Raise the refusal of a request that is not worth waiting for; `lacks` is why no model here answers it."""
         decision = decide(f)
-        if decision.where == "wait":
-            await self._wait(f, started, what)
-            f = self._again(f, started)
-            decision = decide(f)
-        if decision.where in ("wait", "refuse"):
-            self._note(what, f, Decision("refuse", decision.reason))
-            raise _refusal(decision.reason, f)
-        return f
-
-    async def _wait(self, f: Features, started: float, what: str) -> None:
-        """Until the line is back, or the request's time is up. Raises `Busy` when as many wait as may."""
-        if len(self._waiting) >= self._settings.queue_requests:
+        if decision.where == "refuse":
+            self._note(what, f, decision)
+            raise refused(decision.reason, f, lacks)
+        if decision.where == "wait" and len(self._waiting) >= self._settings.queue_requests:
             self._note(what, f, Decision("refuse", "offline"))
             raise Busy(f"this device is offline, and {len(self._waiting)} requests wait for the line: ask later")
-        seconds = f.wish.queue_s if f.left_ms is None else min(f.wish.queue_s, f.left_ms / 1000)
+
+    async def _settled(self, f: Features, started: float, what: str, lacks: AgentError | None = None) -> Features:
+        """The features once the request need not wait any more. Raises its refusal, `Busy` when as many wait as may."""
+        self._refuse(f, what, lacks)
+        if decide(f).where == "wait":
+            await self._wait(f, started)
+            f = self._again(f, started)
+            decision = decide(f)
+            if decision.where in ("wait", "refuse"):
+                self._note(what, f, Decision("refuse", decision.reason))
+                raise refused(decision.reason, f, lacks)
+        return f
+
+    async def _wait(self, f: Features, started: float) -> None:
+        """Until the line is back, or the request's time is up."""
+        seconds = f.wish.queue_s if f.wish.deadline_ms is None else min(f.wish.queue_s, f.wish.deadline_ms / 1000)
         back: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.add(back)
         try:
@@ -374,20 +374,9 @@ def _key(local: Answer, f: Features) -> Key:
     return local.model, local.digest, stratum(f.confidence, f.threshold)
 
 
-def _refusal(reason: Reason, f: Features) -> AgentError:
-    queued = f", and did not come back within {f.wish.queue_s:g} s" if f.wish.queue_s else ""
-    told: dict[str, AgentError] = {
-        "private": Withheld("the data of this request stay on this device, and no model here can answer it"),
-        "asked": Withheld("the request asks for an answer of this device, and no model here can give it"),
-        "no-cloud": Unavailable("no model of the cloud is set for this: set cloud_model, or ask for local"),
-        "offline": Offline(
-            f"this device is offline{queued}, and the model runs in the cloud: try again when it is back, "
-            "or ask to wait with Shoal-Queue: SECONDS"
-        ),
-        "deadline": Unavailable(f"the cloud takes about {f.cloud_ms:.0f} ms, and the request has less time"),
-        "budget": Unavailable("as many requests went up from this device as may: try again later, or send less"),
-    }
-    return told[reason]
+async def _drop(said: Said | None) -> None:
+    if said is not None:
+        await said.drop()
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

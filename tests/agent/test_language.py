@@ -216,12 +216,12 @@ SHORT = Asked(prompt="b", max_tokens=1, temperature=0)
 
 
 async def whole(generating: Generating, asked: Asked) -> list[Part]:
-    return [part async for part in generating.run("assistant", asked)]
+    return [part async for part in generating.run("assistant", generating._service.answering("assistant"), asked)]
 
 
 def test_beyond_the_queue_a_request_is_refused_at_once_and_who_leaves_gives_a_place_back(tiny: TinyBundle) -> None:
     async def story(generating: Generating, _service: Service) -> None:
-        async with aclosing(generating.run("assistant", LONG)) as first:
+        async with aclosing(generating.run("assistant", generating._service.answering("assistant"), LONG)) as first:
             await anext(first)
             waits = asyncio.create_task(whole(generating, SHORT))
             await asyncio.sleep(0)
@@ -239,7 +239,7 @@ def test_beyond_the_queue_a_request_is_refused_at_once_and_who_leaves_gives_a_pl
 def test_an_answer_counts_by_its_tokens_and_one_that_was_left_with_those_that_came(tiny: TinyBundle) -> None:
     async def story(generating: Generating, service: Service) -> None:
         await whole(generating, SHORT)
-        async with aclosing(generating.run("assistant", LONG)) as left:
+        async with aclosing(generating.run("assistant", generating._service.answering("assistant"), LONG)) as left:
             await anext(left)
         assert service.requests == {"answered": 2, "failed": 0}
 

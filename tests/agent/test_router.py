@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,14 +17,13 @@ from fleet_process import until
 from local_client import Client
 from tiny_bundle import LABELS, make_layout
 
-from agent.errors import Unavailable
 from agent.life.telemetry import WindowMeter
 from agent.serving.api import LocalApi
 from agent.serving.bundles import Bundle, prepare
-from agent.serving.cloud import Cloud, Late
-from agent.serving.exchange import Reply, Request
+from agent.serving.cloud import Cloud
+from agent.serving.exchange import Request
 from agent.serving.labels import label_in, question
-from agent.serving.router import LocalChat, Router, Withheld
+from agent.serving.router import Router
 from agent.serving.server import LocalServer
 from agent.serving.service import Served, Service
 from agent.settings import AgentSettings
@@ -38,9 +38,9 @@ CALIBRATION = Calibration(method="temperature", temperature=1.0, threshold=0.6, 
 class Stage:
     """A device's local API with a router: `ask` is what an app asks. `line` is whether the fleet can be reached."""
 
-    def __init__(self, folder: Any, router: Router, meter: WindowMeter, line: list[bool]) -> None:
+    def __init__(self, folder: Any, router: Router, meter: WindowMeter, line: list[bool], api: LocalApi) -> None:
         self.client = Client(folder / "s")
-        self.router, self.meter, self.line = router, meter, line
+        self.router, self.meter, self.line, self.api, self.service = router, meter, line, api, api._service
 
     async def infer(self, *texts: str, headers: dict[str, str] | None = None, **fields: object) -> tuple[int, Any]:
         tensor = {"name": "text", "datatype": "BYTES", "shape": [len(texts)], "data": list(texts)}
@@ -96,7 +96,7 @@ def stage(bundle, authority, short_folder):
             server = LocalServer(api, short_folder / "s", None)
             task = await server.start()
             try:
-                await story(Stage(short_folder, router, meter, line), cloud)
+                await story(Stage(short_folder, router, meter, line, api), cloud)
             finally:
                 await server.stop(task)
                 await router.stop()
@@ -204,6 +204,32 @@ def test_several_texts_of_one_request_stay(stage) -> None:
         assert cloud.questions == []
 
     stage(story)
+
+
+def test_a_request_is_answered_by_the_model_that_it_was_read_for(stage) -> None:
+    """Accident: another model answers under the name while a request waits for the line."""
+
+    async def story(s: Stage, cloud: Recording) -> None:
+        cloud.says("music")
+        served = s.service.answering("kitchen")
+        served._largest = 0  # in the worker thread, which ends with the switch
+        body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [SURE]}]}
+        asked = [
+            s.api.handle(Request("POST", "/v2/models/kitchen/infer", headers, json.dumps(body).encode()))
+            for headers in ({}, {"shoal-route": "cloud", "shoal-queue": "20"})
+        ]
+        s.service.try_out("kitchen", SimpleNamespace(digest="sha256:other", retire=lambda: None))
+        s.service.commit("kitchen")
+        stays, waits = asked[0], asyncio.ensure_future(asked[1])
+        values = [json.loads((await stays).body)]
+        await s.until(lambda: s.router.view()["waiting"] == 1)
+        s.line[0] = True
+        s.router.line_is_up()
+        values.append(json.loads((await waits).body))
+        assert [v["model_version"] for v in values] == [served.digest] * 2
+        assert [v["outputs"][0]["data"] for v in values] == [["light-on"], ["music"]]
+
+    stage(story, online=False)
 
 
 # --- private ----------------------------------------------------------------------------------------------------------
@@ -363,115 +389,6 @@ def test_a_share_of_zero_checks_nothing(stage) -> None:
         assert cloud.questions == []
 
     stage(story, chance=0.0, checked=0)
-
-
-# --- chat with a language model of the device -------------------------------------------------------------------------
-
-
-def chatting(story, authority, short_folder, **settings: Any) -> None:
-    """The router alone, with a language model's answers given."""
-
-    async def body(cloud: Recording) -> None:
-        router = Router(
-            Cloud(cloud.url, tls_of(authority), 5.0, lambda: datetime.now(UTC)),
-            lambda: True,
-            WindowMeter().agreement,
-            AgentSettings(state=short_folder, socket=short_folder / "s", cloud_model="large", **settings),
-        )
-        await story(router, cloud)
-
-    with recording(authority) as cloud:
-        asyncio.run(body(cloud))
-
-
-def told(probabilities: list[float], tokens: int = 5) -> LocalChat:
-    async def answer() -> tuple[Reply, list[float]]:
-        return Reply.json(200, {"from": "here"}), probabilities
-
-    return LocalChat(tokens=tokens, context=100, answer=answer)
-
-
-QUESTION = Request(
-    "POST", "/v1/chat/completions", {}, b'{"model": "small", "messages": [{"role": "u", "content": "q"}]}'
-)
-
-
-async def drained(reply: Reply) -> str:
-    if isinstance(reply.body, bytes):
-        return reply.body.decode()
-    return b"".join([part async for part in reply.body]).decode()
-
-
-def test_a_language_model_that_guessed_a_word_is_not_believed(authority, short_folder) -> None:
-    async def story(router: Router, cloud: Recording) -> None:
-        cloud.answer = lambda _question: (200, "from the cloud")
-        sure = await router.chat(QUESTION, told([0.9] * 20))
-        assert (sure.headers["Shoal-Route"], await drained(sure)) == ("local; reason=sure", '{"from":"here"}')
-        unsure = await router.chat(QUESTION, told([0.9] * 18 + [0.1, 0.1]))
-        assert unsure.headers["Shoal-Route"] == "cloud; reason=unsure"
-        assert "from the cloud" in await drained(unsure)
-        assert cloud.questions[0]["model"] == "large"  # and not the name of the model here
-        long = await router.chat(QUESTION, told([0.9], tokens=101))
-        assert long.headers["Shoal-Route"] == "cloud; reason=context"
-        await drained(long)
-        cloud.answer = lambda _question: (500, "")
-        kept = await router.chat(QUESTION, told([0.1]))
-        assert (kept.headers["Shoal-Route"], await drained(kept)) == ("local; reason=failed", '{"from":"here"}')
-
-    chatting(story, authority, short_folder, words_below=50)
-
-
-def test_a_private_chat_that_is_too_long_for_the_device_is_refused(authority, short_folder) -> None:
-    async def story(router: Router, cloud: Recording) -> None:
-        private = Request("POST", QUESTION.path, {"shoal-data": "private"}, QUESTION.body)
-        assert (await router.chat(private, told([0.01]))).headers["Shoal-Route"] == "local; reason=private"
-        with pytest.raises(Withheld, match="stay on this device"):
-            await router.chat(private, told([0.9], tokens=101))
-        assert cloud.questions == []
-
-    chatting(story, authority, short_folder, words_below=50)
-
-
-def test_threads_of_requests_that_were_given_up_are_counted_until_they_end(authority, short_folder) -> None:
-    """Or eight answers that do not come would leave the next request waiting for a thread instead of being told."""
-    release = threading.Event()
-
-    async def story(router: Router, cloud: Recording) -> None:
-        cloud.answer = lambda _question: (release.wait(20), (200, "x"))[1]
-        hurried = Request("POST", QUESTION.path, {"shoal-deadline-ms": "2000"}, QUESTION.body)
-        asking = asyncio.gather(*(router.chat(hurried) for _ in range(8)), return_exceptions=True)
-        await asyncio.to_thread(until, lambda: len(cloud.questions) == 8, what="the requests")
-        with pytest.raises(Unavailable, match="8 requests to the cloud tier are under way"):
-            await router.chat(QUESTION)
-        assert all(isinstance(e, Late) for e in await asking)
-        # The cloud stalls yet: to give them up has ended their connections, and so their threads.
-        await asyncio.to_thread(until, lambda: not router._cloud._under_way, within=1.5, what="the threads")
-        release.set()
-        await drained(await router.chat(QUESTION))
-
-    try:
-        chatting(story, authority, short_folder)
-    finally:
-        release.set()
-
-
-def test_who_does_not_wait_for_the_cloud_ends_the_work_there(authority, short_folder) -> None:
-    """The connection ends at once, and not when the answer is there: a model may take minutes for it."""
-    release = threading.Event()
-
-    async def story(router: Router, cloud: Recording) -> None:
-        cloud.answer = lambda _question: (release.wait(20), (200, "x"))[1]
-        asking = asyncio.create_task(router.chat(QUESTION))
-        await asyncio.to_thread(until, lambda: cloud.questions, what="the request")
-        asking.cancel()
-        await asyncio.to_thread(until, lambda: not router._cloud._under_way, within=1.5, what="the end of the line")
-        assert asking.cancelled()
-        release.set()
-
-    try:
-        chatting(story, authority, short_folder)
-    finally:
-        release.set()
 
 
 # --- the question -----------------------------------------------------------------------------------------------------
