@@ -27,7 +27,7 @@ from raw_http import RawClient, post
 from smollm2_server import MODEL, TOKEN
 from tcp_proxy import TcpProxy
 from tiny_bundle import TinyBundle
-from tiny_language import SMOLLM2, gguf_bundle
+from tiny_language import SMOLLM2, gguf_bundle, write_gguf
 
 pytestmark = [
     pytest.mark.slow,
@@ -68,6 +68,10 @@ STORY: dict[str, Any] = {
     "max_tokens": LONG,
     "temperature": 0,
 }
+
+
+LARGE = {"SHOAL_AGENT_CLOUD_MODEL": "large", "SHOAL_AGENT_CLOUD_ANSWER": "30 s", "SHOAL_AGENT_WORDS_BELOW": "100"}
+"""The device believes no model of its own that is not certain of every word."""
 
 
 class Upstream:
@@ -150,7 +154,7 @@ def story(bundle: TinyBundle) -> Iterator[Story]:
 
 def enrolled(world: World, line: TcpProxy) -> AgentProcess:
     """A device whose way to the fleet's HTTPS port is the proxy."""
-    agent = AgentProcess(world.folder / "kitchen-1")
+    agent = AgentProcess(world.folder / "kitchen-1", **LARGE)
     kit = world.fleet.api("POST", "/api/v1/devices", {"device": "kitchen-1", "profile": "x86-64"})
     done = agent.enrol({**kit, "fleet": f"https://{line.address}"})
     assert done.returncode == 0, done.stderr
@@ -221,6 +225,25 @@ def test_an_answer_comes_whole_and_part_by_part_and_its_usage_is_told(story: Sto
     assert "France" not in str(decided) + str(story.records()) + story.agent.log + story.world.fleet.log
 
 
+def test_a_stream_that_the_model_on_the_device_would_guess_is_the_clouds(story: Story) -> None:
+    """A model of random letters is rolled out; what is private it answers all the same."""
+    before, folder = len(story.records()), story.world.folder
+    small = gguf_bundle(folder / "small", write_gguf(folder / "small.gguf"), context=256)
+    story.world.publisher.release_layout(small.layout)
+    named = {key: getattr(small.manifest, key) for key in ("family", "name", "version")}
+    story.world.fleet.api("POST", "/api/v1/rollouts", {**named, "waves": [100]})
+    until(lambda: story.agent.update()["phase"] == "committed", within=60, what="the update")
+    asked = {**CAPITAL, "model": "assistant", "stream": True}
+    with app(story.agent) as client:
+        up = client.chat.completions.with_raw_response.create(**asked)
+        kept = client.chat.completions.with_raw_response.create(**asked, extra_headers={"Shoal-Data": "private"})
+        said = ["".join(c.choices[0].delta.content or "" for c in one.parse() if c.choices) for one in (up, kept)]
+    assert [one.headers["shoal-route"] for one in (up, kept)] == ["cloud; reason=unsure", "local; reason=private"]
+    assert said[0] == story.upstream.says(CAPITAL) != said[1]
+    assert len(said[1]) == CAPITAL["max_tokens"]
+    assert ended(story, before)["outcome"] == "answered"
+
+
 def test_an_app_that_leaves_a_stream_stops_the_model(story: Story) -> None:
     before = len(story.records())
     with app(story.agent) as client:
@@ -258,10 +281,11 @@ def test_a_line_to_the_gateway_that_is_cut_stops_the_model_and_fails_the_answer(
         assert record["outcome"] == "client-left"
         paid_for_what_came(record)
         assert client.chat.completions.create(**CAPITAL).choices[0].finish_reason in ("stop", "length")
+    assert ended(story, before + 1)["outcome"] == "answered"
 
 
 def test_an_upstream_killed_in_the_middle_fails_the_answer(story: Story) -> None:
-    until(lambda: len(story.records()) == 6, what="the records of what was before")
+    before = len(story.records())
     with app(story.agent) as client:
         stream = begun(client)
         processes = story.upstream.processes()
@@ -271,9 +295,9 @@ def test_an_upstream_killed_in_the_middle_fails_the_answer(story: Story) -> None
             rest(stream)
         psutil.wait_procs(processes[1:], timeout=SOON)
         assert not any(process.is_running() for process in processes[1:])
-        record = ended(story, 6)
+        record = ended(story, before)
         assert record["outcome"] == "broke-off"
         paid_for_what_came(record)
         with pytest.raises(openai.InternalServerError, match="smollm2"):  # and not that the budget is used up
             client.chat.completions.create(**STORY)
-    assert ended(story, 7)["outcome"] == "failed"
+    assert ended(story, before + 1)["outcome"] == "failed"
