@@ -180,18 +180,17 @@ def test_a_full_queue_is_refused_at_once_and_those_before_it_are_answered(agent:
         async with asking(agent) as client:
             first = await client.completions.create(**LONG, stream=True)
             await anext(aiter(first))  # the model answers
-            second = asyncio.create_task(client.completions.create(model="assistant", prompt="b", max_tokens=2))
-            refused: list[Any] = []
+            asked = [client.completions.create(model="assistant", prompt=prompt, max_tokens=2) for prompt in "bc"]
             began = time.monotonic()
-            while not refused:  # until the second one waits, nobody is refused
-                began = time.monotonic()
-                third = asyncio.create_task(client.completions.create(model="assistant", prompt="c", max_tokens=1))
-                done, _ = await asyncio.wait([third], timeout=5)
-                refused = [t.exception() for t in done if t.exception()]
+            # Whichever comes first waits.
+            done, waiting = await asyncio.wait(
+                map(asyncio.ensure_future, asked), timeout=20, return_when=asyncio.FIRST_COMPLETED
+            )
             took = time.monotonic() - began
             await first.close()
+            (second,) = waiting
             assert (await second).usage.completion_tokens == 2
-            return refused, took
+            return [task.exception() for task in done], took
 
     (error,), took = asyncio.run(story())
     assert isinstance(error, openai.APIStatusError)

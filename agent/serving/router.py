@@ -233,6 +233,9 @@ class Router:
             # Without a deadline of its own an answer that nobody else can give takes the time that it takes.
             within = self._left(f) if said is not None or f.wish.deadline_ms is not None else None
             came = await self._cloud.forward(path, body, within)
+            if said is not None and came.status >= 400:  # a refusal is no better answer
+                await first_bytes(came.body, 1)
+                return said.reply, Decision("local", "failed")
         except AgentError as e:
             if said is None:
                 raise
@@ -241,9 +244,6 @@ class Router:
         except BaseException:
             await _drop(said)
             raise
-        if said is not None and came.status >= 400:  # a refusal is no better answer
-            await first_bytes(came.body, 1)
-            return said.reply, Decision("local", "failed")
         await _drop(said)
         return Reply(came.status, came.content_type, came.body), decision
 
