@@ -14,11 +14,11 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from agent.errors import Damaged, Unavailable
 from agent.files import sync_folder
@@ -183,8 +183,34 @@ def _of_spare(path: Path, steps: Steps, beside: Spare) -> sqlite3.Connection:
     return copy
 
 
+class _Connection(sqlite3.Connection):
+    """Damage may stand in the text of an error, which Python cannot read then: it raises no error of SQLite's."""
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        with _told():
+            return super().execute(*arguments)
+
+    def executemany(self, *arguments: Any) -> sqlite3.Cursor:
+        with _told():
+            return super().executemany(*arguments)
+
+    def executescript(self, *arguments: Any) -> sqlite3.Cursor:
+        with _told():
+            return super().executescript(*arguments)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except UnicodeDecodeError as e:
+        error = sqlite3.DatabaseError(f"what it says is no text: {e.object[:80]!r}")
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise error from e
+
+
 def _connect(path: Path | str) -> sqlite3.Connection:
-    return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
+    return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5, factory=_Connection)
 
 
 def _prepare(db: sqlite3.Connection, path: Path, steps: Steps, beside: Spare | None = None) -> None:

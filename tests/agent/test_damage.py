@@ -66,7 +66,14 @@ def renumbered(path: Path) -> None:
     path.write_bytes(data)
 
 
-DAMAGES: tuple[Callable[[Path], None], ...] = (overwritten, torn, emptied, gone, flipped, older, renumbered)
+def misspelt(path: Path) -> None:
+    """Accident: a byte of the schema is no UTF-8, and stands in what SQLite says of it."""
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"CREATE TABLE telemetry", b"CREATE \xf4ABLE telemetry"))
+    assert path.read_bytes() != data
+
+
+DAMAGES: tuple[Callable[[Path], None], ...] = (overwritten, torn, emptied, gone, flipped, older, renumbered, misspelt)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
