@@ -6,6 +6,9 @@ answers (streams too), and the audit written. CPU is that of the fleet's process
 without any request in the same time. A stream has 22 pieces, half a millisecond apart. Several rounds in turn; the
 median of them.
 
+In the same rounds stands the floor (`plain_gateway.py`): Starlette and aiohttp's client behind the same certificate,
+which pass on and do nothing else. How busy the machine is shows in its figures as in ours, not in the ratio of them.
+
 With `--litellm PYTHON`, the Python of an environment that has `litellm[proxy]`, its proxy stands before the same stub
 in the same rounds, with a master key and nothing else on; the ratio is that of its CPU for a request to ours, the
 smaller one of JSON and streams.
@@ -35,6 +38,7 @@ import psutil
 from fleet_process import FleetProcess, until
 
 STUB = Path(__file__).with_name("stub_upstream.py")
+PLAIN = Path(__file__).with_name("plain_gateway.py")
 PATH = "/v1/chat/completions"
 AT_ONCE = 8
 MESSAGES = [
@@ -132,6 +136,20 @@ def shoal(folder: Path, port: int) -> Iterator[Gateway]:
 
 
 @contextmanager
+def floor(folder: Path, upstream: int, tls: ssl.SSLContext | bool) -> Iterator[Gateway]:
+    """The plain gateway before the same upstream, with the certificate of the fleet in the same folder."""
+    pair = [folder / "fleet" / "ca" / name for name in ("server.pem", "server.key")]
+    command = [sys.executable, str(PLAIN), str(upstream), *map(str, pair)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            port = int(process.stdout.readline())
+            yield Gateway("floor", f"https://127.0.0.1:{port}", "none", psutil.Process(process.pid), tls)
+        finally:
+            process.terminate()
+
+
+@contextmanager
 def litellm(python: Path, folder: Path, upstream: int) -> Iterator[Gateway]:
     """The LiteLLM proxy before the same upstream."""
     config = {
@@ -194,10 +212,28 @@ def measure(gateways: list[Gateway], rounds: int, count: int) -> dict[str, dict[
             asyncio.run(send(gateway, 200, stream=stream))
     for _ in range(rounds):
         for gateway in gateways:
-            share = count if gateway.name == "shoal" else max(count // 10, 50)
+            share = count if gateway.name != "litellm" else max(count // 10, 50)
             found[gateway.name]["json"].append(cpu_us(gateway, share, stream=False))
             found[gateway.name]["stream"].append(cpu_us(gateway, share // 3 + 1, stream=True))
     return {name: {kind: statistics.median(v) for kind, v in kinds.items()} for name, kinds in found.items()}
+
+
+def print_table(gateways: list[Gateway], cpu: dict[str, dict[str, float]]) -> None:
+    """A line for each gateway."""
+    print(f"{'':10}{'JSON us':>10}{'stream us':>12}{'MB':>8}   CPU for a request")
+    for gateway in gateways:
+        found = cpu[gateway.name]
+        print(f"{gateway.name:10}{found['json']:>10.0f}{found['stream']:>12.0f}{gateway.memory():>8.0f}")
+
+
+def figures_of(cpu: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Ours in microseconds, as so many times the floor, and as a part of LiteLLM's, if that was there."""
+    ours, least = cpu["shoal"], cpu["floor"]
+    figures: dict[str, float] = {"json_cpu_us": round(ours["json"]), "stream_cpu_us": round(ours["stream"])}
+    figures |= {f"{kind}_floor_ratio": round(ours[kind] / least[kind], 2) for kind in ours}
+    if "litellm" in cpu:
+        figures["litellm_cpu_ratio"] = round(min(cpu["litellm"][kind] / ours[kind] for kind in ours), 1)
+    return figures
 
 
 def main() -> None:
@@ -208,25 +244,19 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=3000, help="JSON requests of a round; a third as many streams")
     parser.add_argument("--litellm", type=Path, help="Python of an environment with litellm[proxy]")
     options = parser.parse_args()
-    figures: dict[str, float] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         upstream = stack.enter_context(subprocess.Popen([sys.executable, str(STUB)], stdout=subprocess.PIPE))
         stack.callback(upstream.kill)
         assert upstream.stdout is not None
         port = int(upstream.stdout.readline())
-        gateways = [stack.enter_context(shoal(folder, port))]
+        ours = stack.enter_context(shoal(folder, port))
+        gateways = [ours, stack.enter_context(floor(folder, port, ours.tls))]
         if options.litellm:
             gateways.append(stack.enter_context(litellm(options.litellm, folder, port)))
         cpu = measure(gateways, options.rounds, options.count)
-        print(f"{'':10}{'JSON us':>10}{'stream us':>12}{'MB':>8}   CPU for a request")
-        for gateway in gateways:
-            ours = cpu[gateway.name]
-            print(f"{gateway.name:10}{ours['json']:>10.0f}{ours['stream']:>12.0f}{gateway.memory():>8.0f}")
-        figures |= {"json_cpu_us": round(cpu["shoal"]["json"]), "stream_cpu_us": round(cpu["shoal"]["stream"])}
-        if options.litellm:
-            ratios = [cpu["litellm"][kind] / cpu["shoal"][kind] for kind in ("json", "stream")]
-            figures["litellm_cpu_ratio"] = round(min(ratios), 1)
+        print_table(gateways, cpu)
+        figures = figures_of(cpu)
         if options.requests:
             figures["growth_mb"] = round(growth_mb(gateways[0], options.requests), 1)
     print(json.dumps(figures))
