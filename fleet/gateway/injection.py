@@ -64,16 +64,22 @@ _PATTERNS: Final[Sequence[tuple[float, str, str]]] = (
     (0.5, "base64", r"\bbase64\b(?:\W+\w+){0,6}?\W+(?:decode|execute|follow|run)\b"),
     (0.5, "base64", r"\b(?:decode|execute|follow)\b(?:\W+\w+){0,6}?\W+base64\b"),
 )
-_COMPILED: Final = tuple((weight, words.split(", "), re.compile(pattern)) for weight, words, pattern in _PATTERNS)
+_COMPILED: Final = tuple(
+    (weight, frozenset(words.split(", ")), re.compile(pattern)) for weight, words, pattern in _PATTERNS
+)
+_WORDS: Final = tuple(frozenset[str]().union(*(words for _, words, _ in _COMPILED)))
 
 
 def score(text: str) -> float:
     """The weights of the patterns that a plain text fits; `ENOUGH` or more is suspect."""
     lower = text.lower()
+    there = [word for word in _WORDS if word in lower]
+    if not there:
+        return 0
     return sum(
         weight
         for weight, words, pattern in _COMPILED
-        if any(word in lower for word in words) and pattern.search(lower) is not None
+        if not words.isdisjoint(there) and pattern.search(lower) is not None
     )
 
 

@@ -7,8 +7,9 @@ client did not ask for, the event that tells the usage, stays here.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import aiohttp
 
@@ -17,10 +18,26 @@ from fleet.gateway import sse
 from fleet.gateway.calls import Call
 from fleet.gateway.metrics import Metrics
 from fleet.gateway.pricing import usage_of
+from fleet.gateway.shapes import Shape, shape_of
 from fleet.gateway.upstreams import Failed, Upstream
-from fleet.gateway.window import Window, as_event, end_of
+from fleet.gateway.window import Channel, Window, as_event, brings_nothing_else, end_of
 
 _log = logging.getLogger(__name__)
+
+
+_LESSONS: Final = 16
+"""Events of a stream from which the shape of the others is learnt: some servers give each another one."""
+
+
+@dataclass(frozen=True)
+class _Known:
+    """An event that others are like."""
+
+    shape: Shape
+    channel: Channel
+    value: dict[str, Any]
+    is_silent: bool
+    """Whether it need not be sent without its text."""
 
 
 class BrokeOff(Exception):
@@ -45,6 +62,8 @@ class Stream:
         self._splitter = sse.Splitter()
         self._first = b""
         self._newest: dict[str, Any] | None = None
+        self._known: _Known | None = None
+        self._lessons = _LESSONS
         self._closed = self._ended = False
 
     async def start(self) -> None:
@@ -62,7 +81,7 @@ class Stream:
         piece, read, split = self._first, self._answer.content.readany, self._splitter.feed
         try:
             while piece:
-                out = b"".join([self._passed(event) for event in split(piece)])
+                out = self._all_passed(split(piece))
                 if out:
                     self._call.record.sent += 1
                     yield out
@@ -98,6 +117,42 @@ class Stream:
             self._answer.release()
             self._upstream.give_back()
 
+    def _all_passed(self, events: Sequence[bytes]) -> bytes:
+        """Events that came together. Of those that differ in one text alone only that is read, and checked once."""
+        if self._window is None:
+            return b"".join([self._passed(event) for event in events])
+        out: list[bytes] = []
+        texts: list[str] = []
+        for event in events:
+            text = self._known.shape.text_of(event) if self._known is not None else None
+            if text is not None:
+                texts.append(text)
+                continue
+            out += [self._grown(texts, self._window), self._passed(event)]
+            texts = []
+        out.append(self._grown(texts, self._window))
+        return b"".join(out)
+
+    def _grown(self, texts: list[str], window: Window) -> bytes:
+        known = self._known
+        if not texts or known is None:
+            return b""
+        out = window.grow(known.channel, texts, known.value)
+        self._call.pieces, self._call.size = window.pieces, window.size
+        return known.shape.event(out) if out or not known.is_silent else b""
+
+    def _learnt(self, event: bytes, value: dict[str, Any], window: Window) -> _Known | None:
+        """What the next events have in common with this one, if it is worth a look: not once none was like another."""
+        found = window.one_text(value)
+        if found is None or self._lessons <= 0 or sse.tells_usage(event):
+            return None
+        channel, place = found
+        if not place.get():
+            return None
+        self._lessons -= 1
+        shape = shape_of(event, value, place)
+        return _Known(shape, channel, value, brings_nothing_else(value, place)) if shape else None
+
     def _passed(self, event: bytes) -> bytes:
         """An event as the client gets it; empty when it gets none."""
         self._ended = self._ended or sse.ends(event)
@@ -122,7 +177,9 @@ class Stream:
         if value is None:
             raise UpstreamDown("an event that is not JSON, which no filter can read")
         self._newest = value
+        known = self._learnt(event, value, window)
         out = window.feed(value)
+        self._known = None if self._ended else known
         self._call.pieces, self._call.size = window.pieces, window.size
         return as_event(out[0]) if len(out) == 1 else b"".join(map(as_event, out))
 

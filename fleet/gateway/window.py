@@ -11,6 +11,7 @@ as many as the longest thing that is looked for. What a client has is checked; w
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -22,6 +23,7 @@ from fleet.gateway.filters import NOTED, REDACTED, Filter, Verdicts
 
 _CONTEXT: Final = 16
 """Characters before the held ones that a pattern may look back on."""
+_RUN: Final = re.compile(r"\s{2,}")
 _FIELDS: Final = ("content", "reasoning_content", "reasoning", "refusal")
 Channel = tuple[int, str]
 
@@ -32,6 +34,8 @@ class _Text:
 
     before: str = ""
     waiting: str = ""
+    gone: str = ""
+    """The end of what was let go as phrases are looked for in it, its long runs of spaces drawn together."""
     template: Any = None
 
 
@@ -72,6 +76,28 @@ class Window:
         rest = [e for channel in list(self._texts) if channel[0] in ended for e in self._flush(channel)]
         return _ordered(rest, event) if rest and any(True for _ in _places(choices)) else [*rest, event]
 
+    def one_text(self, event: dict[str, Any]) -> tuple[Channel, Place] | None:
+        """The only text of an event that brings nothing else to look at; None for any other event."""
+        choices = _choices(event)
+        places = list(_places(choices))
+        if len(places) != 1 or len(choices) != 1 or choices[0].get("finish_reason") is not None:
+            return None
+        return places[0]
+
+    def grow(self, channel: Channel, pieces: Sequence[str], template: dict[str, Any]) -> str:
+        """What to send now of a text that grew by some pieces. Raises `Blocked`.
+
+        `template` is an event that brought it; with another text it will bring the rest.
+        """
+        text = self._texts.get(channel)
+        if text is None:
+            text = self._texts[channel] = _Text(template=_template(template, channel))
+        came = "".join(pieces)
+        self.size += len(came)
+        self.pieces += sum(map(bool, pieces))
+        text.waiting += came
+        return self._let_go(text, whole=False)
+
     def _check_all_seen(self, choices: list[dict[str, Any]], places: list[tuple[Channel, Place]]) -> None:
         """Raises `Blocked` for a text where none is looked for: what no window holds would pass unchecked."""
         seen = {(id(place.holder), place.key) for _, place in places}
@@ -93,20 +119,33 @@ class Window:
     def _let_go(self, text: _Text, *, whole: bool) -> str:
         """The part of a text that nothing still to come can change, redacted."""
         seen, start = text.before + text.waiting, len(text.before)
+        self._check_phrases(text)
+        found = self._personal_in(seen, start)
+        until = len(seen) if whole else max(start, len(seen) - self._hold)
+        for f, _ in found:
+            if f.start < until < f.end:
+                until = max(start, f.start)
+        return self._release(text, seen, until, [pair for pair in found if pair[0].end <= until])
+
+    def _check_phrases(self, text: _Text) -> None:
+        """Raises `Blocked`. The end of a phrase never goes out, however much space its words are drawn out by."""
+        if not self._denied:
+            return
+        looked, new = text.gone + injection.plain(text.waiting), len(text.gone)
         for rules, denied in self._denied:
-            if denied.search(injection.plain(seen)):
+            # What ends before the new text was looked at, with more in front of it than is here now.
+            if denied.search(looked) and any(match.end() > new for match in denied.finditer(looked)):
                 raise self.verdicts.block(rules.name, "deny", "the answer")
+
+    def _personal_in(self, seen: str, start: int) -> list[tuple[personal.Found, Filter]]:
+        """What reaches beyond `start`. Raises `Blocked`."""
         found = [
             (f, rules) for rules in self._personal for f in personal.find(seen, rules.personal_kinds) if f.end > start
         ]
         for f, rules in found:
             if rules.personal == "block":
                 raise self.verdicts.block(rules.name, f"personal {f.kind}", "the answer")
-        until = len(seen) if whole else max(start, len(seen) - self._hold)
-        for f, _ in found:
-            if f.start < until < f.end:
-                until = max(start, f.start)
-        return self._release(text, seen, until, [pair for pair in found if pair[0].end <= until])
+        return found
 
     def _release(self, text: _Text, seen: str, until: int, found: list[tuple[personal.Found, Filter]]) -> str:
         if not found and until == len(text.before):
@@ -121,8 +160,20 @@ class Window:
         start = len(text.before)
         shifted = [personal.Found(max(f.start - start, 0), f.end - start, f.kind) for f in taken]
         out = personal.redacted(seen[start:until], shifted)
+        if self._denied:
+            text.gone = _RUN.sub(" ", text.gone + injection.plain(seen[start:until]))[-self._hold - 1 :]
         text.before, text.waiting = seen[max(0, until - _CONTEXT) : until], seen[until:]
         return out
+
+
+def brings_nothing_else(event: dict[str, Any], place: Place) -> bool:
+    """Whether an event need not be sent while the text in `place`, its only one, waits."""
+    text = place.get()
+    place.set("")
+    try:
+        return _says_nothing(_choices(event))
+    finally:
+        place.set(text)
 
 
 def _says_nothing(choices: list[dict[str, Any]]) -> bool:

@@ -164,6 +164,7 @@ def test_no_cut_gets_personal_data_through(cuts: list[int], before: str) -> None
     whole = f"{before}Write to anna@example.org or +49 30 123456789 about 4111 1111 1111 1111. " + "Then wait. " * 12
     text, reason, blocked = streamed(_cut(whole, cuts))
     assert (reason, blocked) == ("stop", False)
+    assert streamed(_cut(whole.replace("@", "\uff20"), cuts))[0] == text
     assert text == f"{before}Write to [mail] or [phone] about [card]. " + "Then wait. " * 12
 
 
@@ -175,6 +176,23 @@ def test_no_cut_gets_a_phrase_through(cuts: list[int], before: int) -> None:
     assert (reason, blocked) == ("content_filter", True)
     assert "Nautilus" not in text
     assert "secret" not in text
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=20), st.sampled_from([9, 100, 3000]))
+def test_no_space_draws_a_phrase_out_so_far_that_it_passes(cuts: list[int], spaces: int) -> None:
+    """Attack: its first word went out long before the second one comes."""
+    for space in (" ", "\n", "\u200b \u00a0"):
+        text, _, blocked = streamed(_cut(f"about project{space * spaces}nautilus, " + "z" * 50, cuts))
+        assert blocked
+        assert "naut" not in text
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=20))
+def test_a_longer_word_is_no_phrase_wherever_the_cuts_are(cuts: list[int]) -> None:
+    whole = "a subproject nautilus of the project   nautical " + "and so on " * 9
+    assert streamed(_cut(whole, cuts)) == (whole, "stop", False)
 
 
 def test_what_is_harmless_comes_out_whole_and_several_answers_stay_apart() -> None:
