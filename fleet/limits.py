@@ -9,11 +9,13 @@ from __future__ import annotations
 import ipaddress
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 HELD = 10_000
 """Names remembered. The one that was quiet longest goes first: after that long its bucket is full again anyway."""
 
 
+@lru_cache(HELD)
 def source(address: str) -> str:
     """Who an address counts as: itself; for IPv6 its /64 network, every address of which one machine can take."""
     try:

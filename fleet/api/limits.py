@@ -66,10 +66,9 @@ class Door:
         limit, remedy = self._body, ": raise the setting max_body"
         if scope["path"].startswith(EXPENSIVE) and limit > ANYBODYS:
             limit, remedy = ANYBODYS, ""
-        error = TooLarge(f"{scope['path']}: the body is over {limit} bytes{remedy}")
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if not announced.isdigit() or int(announced) > limit:
-            raise error
+            raise _too_large(scope, limit, remedy)
         taken = 0
 
         async def counted() -> Message:
@@ -77,10 +76,14 @@ class Door:
             message = await receive()
             taken += len(message.get("body", b""))
             if taken > limit:
-                raise error
+                raise _too_large(scope, limit, remedy)
             return message
 
         return counted
+
+
+def _too_large(scope: Scope, limit: int, remedy: str) -> TooLarge:
+    return TooLarge(f"{scope['path']}: the body is over {limit} bytes{remedy}")
 
 
 def _source(scope: Scope) -> str:

@@ -54,6 +54,9 @@ class _Spend:
     under_way: int = 0
 
 
+_NOTHING: Final = _Spend()
+
+
 @dataclass
 class Reservation:
     """What a call may use at most, and of which accounts and windows."""
@@ -114,7 +117,7 @@ class Budgets:
             self._check(account.name, month, nanos, limits.money_per_month, "nanos", now)
         keys = tuple((account.name, window) for account in payers for window in (day, month))
         for key in keys:
-            spend = self._spent.setdefault(key, _Spend())
+            spend = self._spent.get(key) or self._spent.setdefault(key, _Spend())
             spend.requests += 1
             spend.under_way += 1
             spend.held_tokens += tokens
@@ -167,8 +170,9 @@ class Budgets:
     def _check(self, account: str, window: str, asked: int, most: int | None, what: str, now: datetime) -> None:
         if most is None:
             return
-        row = self._row((account, window))
-        if (row.tokens if what == "tokens" else row.nanos) + asked > most:
+        spend = self._spent.get((account, window)) or _NOTHING
+        used = spend.tokens + spend.held_tokens if what == "tokens" else spend.nanos + spend.held_nanos
+        if used + asked > most:
             period = "day" if len(window) > len("2026-11") else "month"
             unit = "tokens" if what == "tokens" else "money"
             raise OverBudget(

@@ -334,6 +334,8 @@ def _filtered(call: Call) -> dict[str, str]:
 
 
 def _plain(text: str) -> str:
+    if text.isascii() and text.isprintable() and len(text) <= _SAFE:
+        return text
     return "".join(c if " " <= c <= "~" else "?" for c in text[:_SAFE])
 
 

@@ -5,9 +5,11 @@ Labels are routes, upstreams and outcomes, which the configuration bounds; who a
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Final
 
 from fleet.gateway.pricing import NANOS
@@ -22,7 +24,7 @@ Labels = tuple[tuple[str, str], ...]
 
 @dataclass
 class Histogram:
-    """Counts up to each bound, a sum and a count."""
+    """Counts between the bounds, a sum and a count."""
 
     bounds: tuple[float, ...]
     counts: list[int] = field(default_factory=list)
@@ -32,10 +34,8 @@ class Histogram:
     def add(self, value: float) -> None:
         """Count one."""
         if not self.counts:
-            self.counts = [0] * len(self.bounds)
-        for i, bound in enumerate(self.bounds):
-            if value <= bound:
-                self.counts[i] += 1
+            self.counts = [0] * (len(self.bounds) + 1)
+        self.counts[bisect_left(self.bounds, value)] += 1
         self.total, self.number = self.total + value, self.number + 1
 
 
@@ -119,7 +119,7 @@ def _histogram(name: str, about: str, by_upstream: Mapping[str, Histogram]) -> I
     yield f"# HELP {full} {about}\n# TYPE {full} histogram\n"
     for upstream, one in sorted(by_upstream.items()):
         at = ("upstream", upstream)
-        for bound, count in zip(one.bounds, one.counts, strict=True):
+        for bound, count in zip(one.bounds, accumulate(one.counts), strict=False):
             yield f"{full}_bucket{_labels((at, ('le', f'{bound:g}')))} {count}\n"
         yield f"{full}_bucket{_labels((at, ('le', '+Inf')))} {one.number}\n"
         yield f"{full}_sum{_labels((at,))} {one.total:.10g}\n{full}_count{_labels((at,))} {one.number}\n"

@@ -60,6 +60,7 @@ class Stream:
         filters = [rules for rules in call.customer.filters if rules.checks_answers]
         self._window = Window(filters, call.verdicts) if filters else None
         self._splitter = sse.Splitter()
+        self._reading = upstream.reading(answer)
         self._first = b""
         self._newest: dict[str, Any] | None = None
         self._known: _Known | None = None
@@ -69,7 +70,7 @@ class Stream:
     async def start(self) -> None:
         """Wait for the first bytes. Raises `Failed` without any: another upstream may do better still."""
         try:
-            self._first = await self._answer.content.readany()
+            self._first = await self._reading.piece()
         except (TimeoutError, aiohttp.ClientError, ConnectionError) as e:
             raise self._failed(e) from e
         if not self._first:
@@ -78,7 +79,7 @@ class Stream:
 
     async def events(self) -> AsyncIterator[bytes]:
         """What the client is sent. Raises `BrokeOff` where the upstream did, after an event that says so."""
-        piece, read, split = self._first, self._answer.content.readany, self._splitter.feed
+        piece, read, split = self._first, self._reading.piece, self._splitter.feed
         try:
             while piece:
                 out = self._all_passed(split(piece))
@@ -112,6 +113,7 @@ class Stream:
         """Give the connection and the place back; an answer that is not at its end is cut off."""
         if not self._closed:
             self._closed = True
+            self._reading.close()
             if not self._answer.content.at_eof():
                 self._answer.close()
             self._answer.release()

@@ -24,6 +24,7 @@ from fleet.errors import FleetError, TooMany, UpstreamDown, UpstreamSlow
 from fleet.gateway.breaker import Breaker
 from fleet.gateway.config import UpstreamConfig
 from fleet.gateway.routes import BROKEN, ELSEWHERE
+from fleet.gateway.silence import Reading
 
 _CONNECT_WITHIN: Final = 5.0
 _LARGEST: Final = 64 * 1024 * 1024
@@ -141,7 +142,8 @@ class Upstream:
         try:
             if (answer.content_length or 0) > _LARGEST:
                 raise self._down("too-large", f"its answer is over {_LARGEST} bytes")
-            body = await answer.read() if answer.content_length is not None else await self._bounded(answer)
+            # Most are there with their heads already.
+            body = await answer.read() if answer.content.is_eof() else await self._read(answer)
         except TimeoutError as e:
             raise self._slow("silent in the middle of its answer") from e
         except (aiohttp.ClientError, ConnectionError) as e:
@@ -150,21 +152,31 @@ class Upstream:
             answer.release()
         return body
 
-    async def _bounded(self, answer: aiohttp.ClientResponse) -> bytes:
+    async def _read(self, answer: aiohttp.ClientResponse) -> bytes:
         pieces, size = [], 0
-        async for piece in answer.content.iter_any():
-            pieces.append(piece)
-            size += len(piece)
-            if size > _LARGEST:
+        reading = self.reading(answer)
+        try:
+            while piece := await reading.piece():
+                pieces.append(piece)
+                size += len(piece)
+                if size > _LARGEST:
+                    raise self._down("too-large", f"its answer is over {_LARGEST} bytes")
+        finally:
+            reading.close()
+            if not answer.content.at_eof():
                 answer.close()
-                raise self._down("too-large", f"its answer is over {_LARGEST} bytes")
         return b"".join(pieces)
+
+    def reading(self, answer: aiohttp.ClientResponse) -> Reading:
+        """The body of an answer, piece by piece, as long as it is not silent for too long."""
+        return Reading(answer.content, self.config.timeout)
 
     async def _request(self, method: str, path: str, body: bytes | None) -> aiohttp.ClientResponse:
         try:
-            answer = await self._client().request(
-                method, self._url(path), data=body, headers=self._headers, allow_redirects=False
-            )
+            async with asyncio.timeout(self.config.timeout):
+                answer = await self._client().request(
+                    method, self._url(path), data=body, headers=self._headers, allow_redirects=False
+                )
         except aiohttp.ConnectionTimeoutError as e:
             raise self._slow("no connection in time", sent=False) from e
         except TimeoutError as e:
@@ -214,7 +226,7 @@ class Upstream:
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:
-            limits = aiohttp.ClientTimeout(total=None, connect=_CONNECT_WITHIN, sock_read=self.config.timeout)
+            limits = aiohttp.ClientTimeout(total=None, connect=_CONNECT_WITHIN)  # of its silence: `Reading`
             self._session = aiohttp.ClientSession(
                 timeout=limits,
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),

@@ -42,7 +42,7 @@ class Answer:
     def __init__(self, pieces: list[bytes]) -> None:
         self.content, self._pieces = self, iter(pieces)
 
-    async def readany(self) -> bytes:
+    async def piece(self) -> bytes:
         return next(self._pieces, b"")
 
     def at_eof(self) -> bool:
@@ -60,6 +60,9 @@ class Upstream:
     def give_back(self) -> None:
         """Nobody waits."""
 
+    def reading(self, answer: Answer) -> Answer:
+        return answer
+
 
 def passed(pieces: list[bytes]) -> tuple[Call, list[dict[str, Any]]]:
     """What is known after a stream, and the events that a client got of it."""
@@ -67,9 +70,9 @@ def passed(pieces: list[bytes]) -> tuple[Call, list[dict[str, Any]]]:
     customer = customer_of(caller, CONFIG, {})
     call = Call(customer, Record(datetime.now(UTC).isoformat(), "t", "t", "", CHAT), 0.0)
     call.asked = read(CHAT, BODY)
-    stream = Stream(call, cast(Any, Upstream()), cast(Any, Answer(pieces)), Metrics(), time.monotonic)
 
     async def all_of_it() -> bytes:
+        stream = Stream(call, cast(Any, Upstream()), cast(Any, Answer(pieces)), Metrics(), time.monotonic)
         await stream.start()
         return b"".join([out async for out in stream.events()])
 
