@@ -25,6 +25,15 @@ _MOST_PARTS: Final = 100_000
 _DEEPEST: Final = 100
 _NO_TEXT: Final = frozenset({"role", "type", "model", "id", "tool_call_id", "encoding_format"})
 """Keys of words that the interface itself knows, when they are single words."""
+_INTERFACE: Final = (
+    "model messages prompt input role content type text name tool_calls tool_call_id id function arguments tools "
+    "tool_choice functions description parameters properties required strict items enum additionalProperties "
+    "response_format json_schema schema stream stream_options include_usage max_tokens max_completion_tokens "
+    "temperature top_p n stop seed user image_url url detail input_audio data format file file_data encoding_format "
+    "dimensions frequency_penalty presence_penalty parallel_tool_calls metadata reasoning_effort refusal"
+)
+_KNOWN: Final = frozenset(_INTERFACE.split())
+"""Names of the interface and of JSON Schema: all others somebody chose, and a model reads them."""
 _MEDIA: Final = frozenset({"image_url", "input_audio", "file"})
 _MOST_OUTPUT: Final = 1_000_000_000
 """Tokens: more is no request, and its cost would not fit the database."""
@@ -61,6 +70,8 @@ class Asked:
     model: str
     value: dict[str, Any]
     texts: tuple[Place, ...]
+    names: tuple[str, ...]
+    """Keys of objects that the interface does not know, such as those of the properties of a tool."""
     prompt: int
     """Tokens, estimated."""
     output: int | None
@@ -68,6 +79,16 @@ class Asked:
     choices: int
     stream: bool
     wants_usage: bool
+
+    def split(self) -> Iterator[tuple[Place, ...]]:
+        """The texts of each message that has several, in the order in which a model reads them."""
+        for message in self.value["messages"] if self.path == CHAT else ():
+            content = message.get("content") if isinstance(message, dict) else None
+            if isinstance(content, list) and len(content) > 1:
+                parts = [(part, "text") for part in content if isinstance(part, dict)]
+                texts = tuple(Place(holder, key) for holder, key in parts if isinstance(holder.get(key), str))
+                if len(texts) > 1:
+                    yield texts
 
     def most_output(self, unsaid: int) -> int:
         """Tokens that may come back, when one answer that says no number has `unsaid` at most."""
@@ -92,7 +113,8 @@ def read(path: str, body: bytes) -> Asked:
     model = value.get("model")
     if not isinstance(model, str) or not 0 < len(model) <= 200 or not model.isprintable():
         raise Malformed(f"{path}: model: expected the name of a model: GET /v1/models lists them")
-    media, texts = _texts(path, value)
+    names: dict[str, None] = {}
+    media, texts = _texts(path, value, names)
     options = value.get("stream_options")
     if options is not None and not isinstance(options, dict):
         raise Malformed(f"{path}: stream_options: expected an object")
@@ -106,7 +128,12 @@ def read(path: str, body: bytes) -> Asked:
         model=model,
         value=value,
         texts=texts,
-        prompt=sum(estimate(t.get()) for t in texts) + media * PART + messages * _PER_MESSAGE + _numbers(path, value),
+        names=tuple(names),
+        prompt=sum(estimate(t.get()) for t in texts)
+        + sum(map(estimate, names))
+        + media * PART
+        + messages * _PER_MESSAGE
+        + _numbers(path, value),
         # Which of the two an upstream goes by, it alone knows.
         output=max(said) if said else None,
         choices=max(choices, _count(path, value, "best_of") or 1) * _prompts(path, value),
@@ -158,10 +185,10 @@ def _prompts(path: str, value: dict[str, Any]) -> int:
     return max(sum(isinstance(one, list | str | dict) for one in found), 1)
 
 
-def _texts(path: str, value: dict[str, Any]) -> tuple[int, tuple[Place, ...]]:
+def _texts(path: str, value: dict[str, Any], names: dict[str, None]) -> tuple[int, tuple[Place, ...]]:
     """The number of pictures and sounds, and all texts: one that is not looked at is a way in."""
     media, places = 0, []
-    for place in _walk(path, value, 0):
+    for place in _walk(path, value, 0, names):
         if place is None:
             media += 1
         else:
@@ -169,11 +196,13 @@ def _texts(path: str, value: dict[str, Any]) -> tuple[int, tuple[Place, ...]]:
     return media, tuple(places)
 
 
-def _walk(path: str, value: Any, depth: int) -> Iterator[Place | None]:
-    """Every text below a value, and None for each picture or sound."""
+def _walk(path: str, value: Any, depth: int, names: dict[str, None]) -> Iterator[Place | None]:
+    """Every text below a value, and None for each picture or sound. Keys that somebody chose go into `names`."""
     if depth > _DEEPEST:
         raise Malformed(f"{path}: over {_DEEPEST} levels deep")
     items: Any = value.items() if isinstance(value, dict) else enumerate(value)
+    if isinstance(value, dict) and not value.keys() <= _KNOWN:
+        names.update(dict.fromkeys(name for name in value if name not in _KNOWN))
     for name, one in items:
         if isinstance(one, str):
             if not (name in _NO_TEXT and _WORD.fullmatch(one)):
@@ -182,7 +211,7 @@ def _walk(path: str, value: Any, depth: int) -> Iterator[Place | None]:
             yield None
             yield from (Place(one, key) for key, text in one.items() if key not in _DATA and isinstance(text, str))
         elif isinstance(one, dict | list):
-            yield from _walk(path, one, depth + 1)
+            yield from _walk(path, one, depth + 1, names)
 
 
 def texts_below(value: Any) -> Iterator[Place]:

@@ -1,6 +1,6 @@
 """What a text may not hold: phrases, too many characters, personal data, attempts to take the model over. Pure.
 
-checked = check(filters, asked.texts)       # raises Blocked; texts are redacted where they stand
+checked = check(filters, asked, verdicts)       # raises Blocked; texts are redacted where they stand
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Final
 
 from fleet.errors import Blocked, Malformed
 from fleet.gateway import injection
 from fleet.gateway import personal as personal_data
-from fleet.gateway.asked import Place
+from fleet.gateway.asked import Asked, Place
 from fleet.readers import choice, count, flag, setting, text, texts
 
 BLOCKED: Final = "blocked"
 REDACTED: Final = "redacted"
 NOTED: Final = "noted"
+_REQUEST: Final = "the request"
+_APART: Final = "\0"
+_SPACED: Final = re.compile(r"[_.-]+|(?<=[a-z])(?=[A-Z])")
 
 
 def _kinds(value: object, where: str) -> tuple[str, ...]:
@@ -93,18 +97,74 @@ class Verdicts:
         return any(key.endswith(BLOCKED) for key in self.counts)
 
 
-def check(filters: Iterable[Filter], places: Sequence[Place], verdicts: Verdicts) -> None:
+def check(filters: Iterable[Filter], asked: Asked, verdicts: Verdicts) -> None:
     """Every text of a request by every rule. Redacts in place. Raises `Blocked`."""
+    places = asked.texts
     for rules in filters:
-        if sum(len(p.get()) for p in places) > rules.max_chars:
+        if sum(len(p.get()) for p in places) + sum(map(len, asked.names)) > rules.max_chars:
             raise verdicts.block(rules.name, "max_chars", f"the request has over {rules.max_chars} characters")
+        for parts in asked.split():  # before a part of what they hold together is redacted alone
+            _check_joined(rules, parts, verdicts)
         for place in places:
             original = place.get()
-            changed = check_text(rules, original, verdicts, "the request")
+            changed = check_text(rules, original, verdicts, _REQUEST)
             if changed is not original:
                 place.set(changed)
             if rules.injection != "off":
                 _check_injection(rules, original, verdicts)
+        if asked.names:
+            _check_names(rules, asked.names, verdicts)
+
+
+def _check_joined(rules: Filter, parts: Sequence[Place], verdicts: Verdicts) -> None:
+    """What is found only where the parts of a message meet: some models read them as one text, some as lines."""
+    texts = [place.get() for place in parts]
+    for joined in ("".join(texts), "\n".join(texts)):
+        if rules.denied is not None and rules.denied.search(injection.plain(joined)):
+            raise verdicts.block(rules.name, "deny", _REQUEST)
+        if rules.injection != "off" and not any(_is_injection(text) for text in texts):
+            _check_injection(rules, joined, verdicts)
+    if rules.personal != "off":
+        _check_seams(rules, parts, texts, verdicts)
+
+
+def _check_seams(rules: Filter, parts: Sequence[Place], texts: Sequence[str], verdicts: Verdicts) -> None:
+    """Personal data of which each part has a piece: the mark stands in the first one, the others lose theirs."""
+    ends = list(accumulate(map(len, texts)))
+    across = [
+        one
+        for one in personal_data.find("".join(texts), rules.personal_kinds)
+        if any(one.start < end < one.end for end in ends)
+    ]
+    for one in across:
+        if rules.personal == "block":
+            raise verdicts.block(rules.name, f"personal {one.kind}", _REQUEST)
+        verdicts.note(rules.name, f"personal {one.kind}", REDACTED if rules.personal == "redact" else NOTED)
+    if not across or rules.personal != "redact":
+        return
+    for place, original, end in zip(parts, texts, ends, strict=True):
+        start, kept = end - len(original), original
+        # From the back, so that what is in front keeps its place.
+        for one in reversed([one for one in across if one.start < end and one.end > start]):
+            mark = f"[{one.kind}]" if one.start >= start else ""
+            kept = kept[: max(one.start - start, 0)] + mark + kept[one.end - start :]
+        place.set(kept)
+
+
+def _check_names(rules: Filter, names: Sequence[str], verdicts: Verdicts) -> None:
+    """Names that a request gives, as those of the properties of a tool: a name cannot be redacted, it is blocked."""
+    # Each alone, with a sign between them that belongs to nothing; and as words, as a model reads it.
+    spoken = [_SPACED.sub(" ", name) for name in names]
+    if rules.denied is not None and any(rules.denied.search(injection.plain(_APART.join(n))) for n in (names, spoken)):
+        raise verdicts.block(rules.name, "deny", _REQUEST)
+    if rules.personal != "off":
+        for one in personal_data.find(_APART.join(names), rules.personal_kinds):
+            if rules.personal != "note":
+                raise verdicts.block(rules.name, f"personal {one.kind}", _REQUEST)
+            verdicts.note(rules.name, f"personal {one.kind}", NOTED)
+    if rules.injection != "off" and _is_injection(_APART.join(spoken)):
+        for name in spoken:
+            _check_injection(rules, name, verdicts)
 
 
 def check_text(rules: Filter, original: str, verdicts: Verdicts, what: str) -> str:
@@ -124,8 +184,12 @@ def check_text(rules: Filter, original: str, verdicts: Verdicts, what: str) -> s
 
 
 def _check_injection(rules: Filter, original: str, verdicts: Verdicts) -> None:
-    if injection.score(injection.plain(original)) < injection.ENOUGH:
+    if not _is_injection(original):
         return
     if rules.injection == "block":
-        raise verdicts.block(rules.name, "injection", "the request")
+        raise verdicts.block(rules.name, "injection", _REQUEST)
     verdicts.note(rules.name, "injection", NOTED)
+
+
+def _is_injection(text: str) -> bool:
+    return injection.score(injection.plain(text)) >= injection.ENOUGH

@@ -146,8 +146,8 @@ class Gateway:
             raise Malformed(f"{asked.path}: tokens as numbers cannot be filtered: send text")
         if any(asked.value.get(name) for name in LOGPROBS) and any(f.checks_answers for f in call.customer.filters):
             raise Malformed(f"{asked.path}: logprobs: the tokens in them cannot be filtered: ask without them")
-        filters.check(call.customer.filters, asked.texts, call.verdicts)
-        texts = [place.get() for place in asked.texts]
+        filters.check(call.customer.filters, asked, call.verdicts)
+        texts = [place.get() for place in asked.texts] + (["\n".join(asked.names)] if asked.names else [])
         for rules in call.customer.filters:
             if rules.classifier:
                 await self._classifiers[rules.classifier].look(texts, call.verdicts, rules.name)
