@@ -194,7 +194,9 @@ def test_a_model_that_holds_up_the_loop_again_and_again_gets_a_thread(serve) -> 
 
         def slow(example: Any) -> Any:
             threads.append(threading.current_thread().name)
-            time.sleep(0.02)
+            until = time.thread_time() + 0.02
+            while time.thread_time() < until:
+                pass
             return answer(example)
 
         served._model.answer = slow
@@ -202,6 +204,26 @@ def test_a_model_that_holds_up_the_loop_again_and_again_gets_a_thread(serve) -> 
             assert (await asyncio.to_thread(client.infer, "lamp on"))[0] == 200
         assert threads[:3] == ["MainThread"] * 3
         assert all(name.startswith("model-kitchen") for name in threads[3:])
+
+    serve(story, Bounds())
+
+
+def test_a_quick_model_stays_on_the_loops_thread_when_the_machine_is_busy(serve) -> None:
+    """Accident: what else runs here holds the thread up; the model itself takes no longer than it did."""
+
+    async def story(served, client, _meter) -> None:
+        threads: list[str] = []
+        answer = served._model.answer
+
+        def held_up(example: Any) -> Any:
+            threads.append(threading.current_thread().name)
+            time.sleep(0.02)
+            return answer(example)
+
+        served._model.answer = held_up
+        for _ in range(5):
+            assert (await asyncio.to_thread(client.infer, "lamp on"))[0] == 200
+        assert threads == ["MainThread"] * 5
 
     serve(story, Bounds())
 
