@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 from agent.errors import Busy, Malformed, NotFound, Unavailable
 from agent.probation import Figures
 from agent.serving.bundles import Bundle, Loaded, load_model
+from agent.serving.exchange import Fields
 from agent.serving.interface import Interface
 from agent.serving.tally import Tally
 from agent.settings import WORKERS
@@ -94,17 +95,16 @@ class Served:
         """Hears of every request while the model is on probation, after it is counted: None, or what went wrong."""
         self.figures = Figures()
         self.tally = Tally()
-        self.names: Mapping[str, str] = {
-            "shoal-model-version": bundle.manifest.version,
-            "shoal-model-digest": bundle.digest,
-        }
+        self.names = Fields({"shoal-model-version": bundle.manifest.version, "shoal-model-digest": bundle.digest})
         """Header fields of every answer of this model."""
         self.layouts: dict[bytes, Layout] = {}
         """Forms of requests that were read before: `agent.serving.oip`."""
-        self.heads: dict[tuple[object, ...], tuple[bytes, bytes]] = {}
-        """The JSON of answers in raw bytes that were given before, up to their id and behind it."""
+        self.heads: dict[tuple[object, ...], tuple[bytes, bytes, Fields]] = {}
+        """The JSON of answers in raw bytes that were given before, up to their id and behind it; header fields."""
         self.in_hand = 0
         """Requests that wait for the worker thread, or that it runs."""
+        self.watched = 0.0
+        """Until then the CPU time of its answers on the loop's thread is looked at."""
         self._largest = 0
         self._slow: deque[float] = deque(maxlen=SLOW)
         self._model = model
@@ -137,16 +137,25 @@ class Served:
 
     def is_quick(self, examples: tuple[Example, ...]) -> bool:
         """Whether `answer_here` may be asked: the model is quick, free, and the input no larger than those timed."""
-        return self._largest > 0 and not self.in_hand and len(examples) == 1 and _size(examples[0]) <= self._largest
+        return not self.in_hand and 0 < self._largest >= _size(examples[0]) and len(examples) == 1
 
-    def was_slow(self, now: float) -> None:
-        """An answer given here held up the loop; a model that does so again and again is not asked here any more."""
+    def was_slow(self, now: float, ran: float | None) -> None:
+        """An answer given here held up the loop; a model that does so again and again is not asked here any more.
+
+        `ran`: seconds of CPU time that it took; None: the model is watched from here on. Only those count, as when it
+        was timed: what a busy machine takes from this thread it would take from another too.
+        """
+        self.watched = now + SLOW_WITHIN
+        if ran is None or ran * 1000 < SLOW_MS:
+            return
         self._slow.append(now)
         if len(self._slow) == SLOW and now - self._slow[0] < SLOW_WITHIN:
             self._largest = 0
 
     def answer_here(self, examples: tuple[Example, ...]) -> tuple[Result, ...]:
         """On this thread. Raises as `Model.answer`."""
+        if len(examples) == 1:
+            return (self._model.answer(examples[0]),)
         return tuple([self._model.answer(example) for example in examples])
 
     async def answer(self, examples: tuple[Example, ...]) -> tuple[Result, ...]:
@@ -222,8 +231,9 @@ class Service:
 
     def answering(self, name: str) -> Served:
         """The model that answers under a name. Raises `Unavailable` when none does yet, `NotFound` for another name."""
-        if name in self._standing:
-            return self._standing[name].answering
+        standing = self._standing.get(name)
+        if standing is not None:
+            return standing.answering
         if not self._standing:
             raise Unavailable("no model is installed yet: roll one out to this device")
         raise NotFound(f"model {name[:80]!r}: not on this device, there are: {', '.join(self.names())}")
@@ -232,16 +242,16 @@ class Service:
         """Answer one request if nothing has to be waited for; None: `begin` it. Raises as `Model.answer`."""
         if not served.is_quick(examples):
             return None
-        started, ran = time.perf_counter(), time.thread_time()
+        started = time.perf_counter()
+        ran = time.thread_time() if started < served.watched else 0.0  # slow to ask: only for who was slow
         try:
             results = served.answer_here(examples)
         except Exception as e:  # whatever it is, it counts, and goes on to the caller
             self._failed(name, served, time.perf_counter() - started, e)
             raise
         answer = self._answered(name, served, seconds := time.perf_counter() - started, results)
-        # What the model took, as it was timed before: what a busy machine took, it would take from a worker thread too.
-        if seconds * 1000 > SLOW_MS and (time.thread_time() - ran) * 1000 > SLOW_MS:
-            served.was_slow(started)
+        if seconds * 1000 > SLOW_MS:
+            served.was_slow(started, time.thread_time() - ran if ran else None)
         return answer
 
     def begin(self, name: str, served: Served, examples: tuple[Example, ...]) -> Begun:

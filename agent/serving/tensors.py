@@ -18,7 +18,11 @@ from agent.errors import Malformed
 from agent.serving.interface import DATATYPES, TensorInfo
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from wire.processing import Array
+
+    DType = np.dtype[Any]
 
 TensorValue = Mapping[str, Any]
 """A tensor of a request as JSON has it."""
@@ -48,16 +52,16 @@ def _of_bytes(raw: memoryview, shape: list[int], datatype: str, where: str) -> A
     kind = np.dtype(_DTYPES[datatype])
     if len(raw) != math.prod(shape) * kind.itemsize:
         raise Malformed(f"{where}: {len(raw)} bytes of binary data do not fill {datatype} {shape}")
-    return array_at(raw, 0, kind.name, tuple(shape))
+    return array_at(raw, 0, kind, tuple(shape))
 
 
-def array_at(data: bytes | memoryview, at: int, dtype: str, shape: tuple[int, ...]) -> Array:
+def array_at(data: bytes | memoryview, at: int, dtype: DType, shape: tuple[int, ...]) -> Array:
     """An array of this machine's byte order in the raw bytes from `at` on, which must suffice."""
     import numpy as np  # noqa: PLC0415  as above
 
-    if dtype == "bool":
+    if dtype.kind == "b":
         return np.asarray(np.ndarray(shape, np.uint8, data, at) != 0)
-    values = np.ndarray(shape, dtype if _LITTLE else np.dtype(dtype).newbyteorder("<"), data, at)
+    values: Array = np.ndarray(shape, dtype if _LITTLE else dtype.newbyteorder("<"), data, at)
     # A runtime may read whole registers, which not every processor does at any address.
     return values if _LITTLE and values.flags.aligned else values.astype(dtype)
 
