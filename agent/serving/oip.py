@@ -23,11 +23,11 @@ import orjson
 from agent.errors import Malformed
 from agent.serving.exchange import Fields, Reply
 from agent.serving.service import Answer, Served
-from agent.serving.tensors import array_at, raw_bytes, read_array, read_texts, write_array, write_texts
+from agent.serving.tensors import arrays_at, raw_bytes, read_array, read_texts, write_array, write_texts
 from wire.pipeline import EMBEDDING, SCORES
 
 if TYPE_CHECKING:
-    from agent.serving.tensors import DType
+    from agent.serving.tensors import Place
     from wire.processing import Array, Example, Result
 
 MOST_TEXTS: Final = 256
@@ -65,17 +65,16 @@ class Request:
 class Layout:
     """The JSON of a request of raw arrays, read and found to fit the model once. An app in a loop sends the same."""
 
-    arrays: tuple[tuple[str, int, DType, tuple[int, ...]], ...]
-    """Name, place behind the JSON, type of numpy and shape of each."""
+    arrays: tuple[Place, ...]
+    """Each with its place behind the JSON."""
     size: int
     outputs: tuple[str, ...]
     binary: frozenset[str]
 
     def request(self, body: bytes, length: int) -> Request:
         """The request in a body whose JSON, `length` bytes long, is the same."""
-        data = body[length:]  # most of the arrays stand where their type wants it there, and need no copy each
-        arrays = {name: array_at(data, at, dtype, shape) for name, at, dtype, shape in self.arrays}
-        return Request(None, (arrays,), self.outputs, self.binary)
+        # In bytes of their own most of them begin where their type wants it, and need no copy each.
+        return Request(None, (arrays_at(body[length:], self.arrays),), self.outputs, self.binary)
 
 
 def parse_request(body: bytes, served: Served, json_length: str | None = None) -> Request:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import struct
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from wire.processing import Array
 
-    DType = np.dtype[Any]
+    Place = tuple[str, int, np.dtype[Any], tuple[int, ...]]
+    """Name of an array, where it begins in raw bytes, its type and shape."""
 
 TensorValue = Mapping[str, Any]
 """A tensor of a request as JSON has it."""
@@ -44,28 +45,32 @@ def read_array(tensor: TensorValue, info: TensorInfo, raw: memoryview | None, wh
     if not isinstance(shape, list) or not _fits(shape, info.shape):
         raise Malformed(f"{where}: shape {str(shape)[:80]}, expected {list(info.shape)}, -1 for any size")
     if raw is not None:
-        return _of_bytes(raw, shape, info.datatype, where)
+        return _of_bytes(raw, shape, info, where)
     return _of_data(tensor.get("data"), shape, info.datatype, where)
 
 
-def _of_bytes(raw: memoryview, shape: list[int], datatype: str, where: str) -> Array:
+def _of_bytes(raw: memoryview, shape: list[int], info: TensorInfo, where: str) -> Array:
     import numpy as np  # noqa: PLC0415  it came with the model, not with the agent
 
-    kind = np.dtype(_DTYPES[datatype])
+    kind = np.dtype(_DTYPES[info.datatype])
     if len(raw) != math.prod(shape) * kind.itemsize:
-        raise Malformed(f"{where}: {len(raw)} bytes of binary data do not fill {datatype} {shape}")
-    return array_at(raw, 0, kind, tuple(shape))
+        raise Malformed(f"{where}: {len(raw)} bytes of binary data do not fill {info.datatype} {shape}")
+    return arrays_at(raw, ((info.name, 0, kind, tuple(shape)),))[info.name]
 
 
-def array_at(data: bytes | memoryview, at: int, dtype: DType, shape: tuple[int, ...]) -> Array:
-    """An array of this machine's byte order in the raw bytes from `at` on, which must suffice."""
-    import numpy as np  # noqa: PLC0415  as above
+def arrays_at(data: bytes | memoryview, places: Iterable[Place]) -> dict[str, Array]:
+    """Arrays of this machine's byte order, by name, in raw bytes that must suffice for them."""
+    from numpy import ndarray  # noqa: PLC0415  as above
 
-    if dtype.kind == "b":
-        return np.asarray(np.ndarray(shape, np.uint8, data, at) != 0)
-    values: Array = np.ndarray(shape, dtype if _LITTLE else dtype.newbyteorder("<"), data, at)
-    # A runtime may read whole registers, which not every processor does at any address.
-    return values if _LITTLE and values.flags.aligned else values.astype(dtype)
+    found: dict[str, Array] = {}
+    for name, at, dtype, shape in places:
+        if dtype.kind == "b":
+            found[name] = ndarray(shape, "uint8", data, at) != 0
+            continue
+        values: Array = ndarray(shape, dtype if _LITTLE else dtype.newbyteorder("<"), data, at)
+        # A runtime may read whole registers, which not every processor does at any address.
+        found[name] = values if _LITTLE and values.flags.aligned else values.astype(dtype)
+    return found
 
 
 def _of_data(data: object, shape: list[int], datatype: str, where: str) -> Array:
@@ -89,7 +94,7 @@ def _of_data(data: object, shape: list[int], datatype: str, where: str) -> Array
 
 
 def _packed(data: object, shape: list[int], dtype: str) -> Array | None:
-    """A flat list of floating-point numbers in a fifth of the time, without a look at each of them; None if it fails."""
+    """A flat list of floating-point numbers in a fifth of the time, without a look at each; None if it fails."""
     import numpy as np  # noqa: PLC0415  as above
 
     code, n = _CODES.get(dtype), math.prod(shape)
