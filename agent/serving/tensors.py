@@ -60,14 +60,14 @@ def _of_bytes(raw: memoryview, shape: list[int], info: TensorInfo, where: str) -
 
 def arrays_at(data: bytes | memoryview, places: Iterable[Place]) -> dict[str, Array]:
     """Arrays of this machine's byte order, by name, in raw bytes that must suffice for them."""
-    from numpy import ndarray  # noqa: PLC0415  as above
+    import numpy as np  # noqa: PLC0415  as above
 
     found: dict[str, Array] = {}
     for name, at, dtype, shape in places:
         if dtype.kind == "b":
-            found[name] = ndarray(shape, "uint8", data, at) != 0
+            found[name] = np.ndarray(shape, np.uint8, data, at) != 0
             continue
-        values: Array = ndarray(shape, dtype if _LITTLE else dtype.newbyteorder("<"), data, at)
+        values: Array = np.ndarray(shape, dtype if _LITTLE else dtype.newbyteorder("<"), data, at)
         # A runtime may read whole registers, which not every processor does at any address.
         found[name] = values if _LITTLE and values.flags.aligned else values.astype(dtype)
     return found
