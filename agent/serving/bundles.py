@@ -17,7 +17,7 @@ from wire.pipeline import Golden, Labels, Pipeline
 
 if TYPE_CHECKING:
     from agent.serving.runtimes import LoadedGraph
-    from wire.processing import Example, Processor, Result
+    from wire.processing import Array, Example, Processor, Result
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,6 @@ class Model:
         Each example runs by itself, as in the golden set: the scales of dynamic int8 depend on the whole tensor, so a
         neighbour in a batch would change an answer.
         """
-        import numpy as np  # noqa: PLC0415  as above
-
         try:
             result = self._processor.run(example, self._graph.run)
         except MalformedByWire as e:
@@ -143,9 +141,8 @@ class Model:
         for values in result.outputs.values():
             # The sum of the squares is finite if all are, but for an overflow, and found in half the time.
             flat = values if values.ndim == 1 else values.reshape(-1)
-            if not math.isfinite(flat.dot(flat)) and not np.isfinite(values).all():
-                _blame_input(example)
-                raise Incompatible("the graph gave numbers that are none")  # and JSON has none for them
+            if not math.isfinite(flat.dot(flat)):
+                _look_closer(values, example)
         return result
 
     def count_tokens(self, text: str) -> int:
@@ -162,10 +159,16 @@ class Model:
         self._graph.close()
 
 
-def _blame_input(example: Example) -> None:
-    """Raises `Malformed` when what came in held numbers that are none already: that is nothing against the model."""
-    import numpy as np  # noqa: PLC0415  as above
+def _look_closer(output: Array, example: Example) -> None:
+    """Raises `Incompatible` for numbers that are none: JSON has none for them.
 
+    And `Malformed` when what came in held such already: that is nothing against the model.
+    """
+    import numpy as np  # noqa: PLC0415  it came with the model, not with the agent
+
+    if np.isfinite(output).all():
+        return
     for name, values in example.items() if not isinstance(example, str) else ():
         if not np.isfinite(values).all():
             raise Malformed(f"input {name}: holds NaN or infinity")
+    raise Incompatible("the graph gave numbers that are none")

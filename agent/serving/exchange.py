@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from wire.document import dump_json
@@ -25,6 +26,20 @@ class Request:
     path: str
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
+
+
+class Fields(dict[str, str]):
+    """Header fields that many replies have, none of which changes them: they are written once."""
+
+    @cached_property
+    def lines(self) -> str:
+        """As they are sent."""
+        return lines_of(self)
+
+
+def lines_of(headers: Mapping[str, str]) -> str:
+    """Header fields as they are sent."""
+    return "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
 
 
 @dataclass(slots=True)

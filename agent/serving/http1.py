@@ -9,7 +9,6 @@ side has left.
 from __future__ import annotations
 
 import asyncio
-import http
 import logging
 import math
 import traceback
@@ -18,12 +17,12 @@ from collections.abc import Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final, cast
-from urllib.parse import unquote
 
 import httptools
 
 from agent.errors import AgentError, Unavailable
 from agent.serving.exchange import Reply, Request
+from agent.serving.http_words import CONTINUE, Known, head_of, path_of
 from agent.serving.hub import Door, Hub
 from agent.serving.refusals import BadRequest, Busy, HeadTooLarge, TooLarge, TooSlow
 
@@ -41,14 +40,10 @@ LINGER: Final = 2.0
 """Seconds in which a client whose body is not wanted may read why: closing at once would take the reply from it."""
 LINGERING: Final = 64
 """Connections over the limit that are told so; one more is cut."""
-CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-_STATUS: Final = {
-    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: " for status in http.HTTPStatus
-}
 _log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(slots=True)
 class _Asked:
     """A request that waits for its reply, and how that must look."""
 
@@ -58,7 +53,7 @@ class _Asked:
     bodiless: bool
 
 
-@dataclass
+@dataclass(slots=True)
 class _Refused:
     """What is answered in the place of a reply, as the last thing on the connection."""
 
@@ -73,19 +68,9 @@ class Connection(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
-        *("_body", "_complete", "_deaf", "_drained", "_fields", "_head", "_hub", "_in_head", "_last", "_loop"),
-        *(
-            "_named",
-            "_parser",
-            "_received",
-            "_receiving",
-            "_task",
-            "_transport",
-            "_url",
-            "_waiting",
-            "deadline",
-            "door",
-        ),
+        *("_body", "_complete", "_deaf", "_drained", "_fields", "_head", "_hub", "_in_head", "_known", "_last"),
+        *("_loop", "_named", "_parser", "_received", "_receiving", "_task", "_transport", "_url", "_waiting"),
+        *("deadline", "door"),
     )
 
     def __init__(self, hub: Hub, door: Door | None, loop: asyncio.AbstractEventLoop) -> None:
@@ -97,6 +82,7 @@ class Connection(asyncio.BufferedProtocol):
         self._task: asyncio.Task[None] | None = None
         self._drained: asyncio.Future[None] | None = None
         self._transport: asyncio.Transport
+        self._known: Known | None = None
         self._deaf = self._last = self._in_head = self._receiving = False
         self._head = self._named = self._complete = 0
         self._received = -1  # bytes of the body, from the end of the head on
@@ -125,9 +111,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Parse it, and answer what is whole."""
-        if self._deaf:
+        if self._deaf or self._came_again(nbytes):
             return
-        complete, received = self._complete, self._received
+        began, complete, received = not self._receiving, self._complete, self._received
         try:
             self._parser.feed_data(self._hub.buffer[:nbytes])
         except httptools.HttpParserUpgrade:
@@ -137,7 +123,26 @@ class Connection(asyncio.BufferedProtocol):
                 self._refuse(BadRequest(f"not HTTP/1.1: {e}"))
         if self._receiving and complete == self._complete:
             self._look_at_part(nbytes, grew=self._received > received)
+        elif began and self._complete == complete + 1 and self._waiting:
+            self._know(self._waiting[-1], nbytes)
         self._serve()
+
+    def _came_again(self, nbytes: int) -> bool:
+        """Whether it is a request with the head of the one before, which need not be read anew."""
+        known = self._known
+        if known is None or nbytes != known.whole or self._receiving or not self._hub.held.startswith(known.head):
+            return False
+        if self.door is not None and self.door(known.fields) is not None:
+            return False
+        request = known.request(bytes(self._hub.buffer[len(known.head) : nbytes]))
+        self._waiting.append(_Asked(request, keep=True, chunked=True, bodiless=False))
+        self._serve()
+        return True
+
+    def _know(self, asked: _Asked | _Refused, nbytes: int) -> None:
+        self._known = None
+        if isinstance(asked, _Asked) and asked.keep and not asked.bodiless and not self._receiving:
+            self._known = Known.of(self._hub.held, nbytes, asked.request)
 
     def _look_at_part(self, nbytes: int, *, grew: bool) -> None:
         """What came ended nothing. Only a body that begins or grows gives the client more time, and room between."""
@@ -237,7 +242,7 @@ class Connection(asyncio.BufferedProtocol):
         version, method = self._parser.get_http_version(), self._parser.get_method().decode("latin-1")
         keep = self._parser.should_keep_alive() and version == "1.1" and not self._parser.should_upgrade()
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        request = Request("GET" if method == "HEAD" else method, _path(self._url), self._fields, body)
+        request = Request("GET" if method == "HEAD" else method, path_of(self._url), self._fields, body)
         self._waiting.append(_Asked(request, keep, version == "1.1", method == "HEAD"))
         self._body, self._last = [], not keep
 
@@ -327,12 +332,7 @@ class Connection(asyncio.BufferedProtocol):
     def _write_head(self, reply: Reply, framing: str, keep: bool, body: bytes = b"") -> None:
         """The head, and the body if it is here, in one write."""
         self._hub.statuses[reply.status] += 1
-        first = _STATUS.get(reply.status) or f"HTTP/1.1 {reply.status} \r\ncontent-type: "  # the cloud may know others
-        head = f"{first}{reply.content_type}\r\n{framing}"
-        for name, value in reply.headers.items():
-            head += f"{name}: {value}\r\n"
-        head += "\r\n" if keep and not self._hub.closing else "connection: close\r\n\r\n"
-        self._transport.write(head.encode("latin-1") + body)
+        self._transport.write(head_of(reply, framing, keep=keep and not self._hub.closing) + body)
 
     def _next(self, asked: _Asked) -> None:
         """Wait for the next request, or end."""
@@ -358,7 +358,7 @@ class Connection(asyncio.BufferedProtocol):
         """Answer with it after what is under way, and read nothing more."""
         if not self._deaf:
             self._deaf = True
-            self._waiting.append(_Refused(_path(self._url), error))
+            self._waiting.append(_Refused(path_of(self._url), error))
 
     def _end(self) -> None:
         """Close once the client has read what is written, if it does."""
@@ -393,14 +393,3 @@ class Connection(asyncio.BufferedProtocol):
 
 def _head_too_large() -> HeadTooLarge:
     return HeadTooLarge(f"request line and header fields: over {HEAD} bytes")
-
-
-def _path(url: bytes) -> str:
-    """The path of a request target, decoded; of an absolute one too."""
-    if not url.startswith(b"/"):
-        try:
-            url = httptools.parse_url(url).path or b"/"
-        except httptools.HttpParserInvalidURLError:
-            return url.decode("latin-1")
-    path = url.partition(b"?")[0].decode("latin-1")
-    return unquote(path, errors="replace") if "%" in path else path

@@ -39,12 +39,17 @@ class Hub:
     body: int
     most: int
     connections: set[Connection] = field(default_factory=set)
-    buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(READ)))
+    held: bytearray = field(default_factory=lambda: bytearray(READ))
+    """What was read last, by whichever connection: it is parsed before the loop goes on."""
+    buffer: memoryview = field(init=False)
     statuses: Counter[int] = field(default_factory=Counter)
     """Replies by status code."""
     closing: bool = False
     empty: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the last connection ends while it is closing."""
+
+    def __post_init__(self) -> None:
+        self.buffer = memoryview(self.held)
 
     def sweep(self, now: float) -> None:
         """End what has been silent for too long; call it every second."""

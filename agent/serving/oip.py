@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from agent.errors import Malformed
-from agent.serving.exchange import Reply
+from agent.serving.exchange import Fields, Reply
 from agent.serving.service import Answer, Served
-from agent.serving.tensors import array_at, raw_bytes, read_array, read_texts, write_array, write_texts
+from agent.serving.tensors import arrays_at, raw_bytes, read_array, read_texts, write_array, write_texts
 from wire.pipeline import EMBEDDING, SCORES
 
 if TYPE_CHECKING:
+    from agent.serving.tensors import Place
     from wire.processing import Array, Example, Result
 
 MOST_TEXTS: Final = 256
@@ -64,16 +65,16 @@ class Request:
 class Layout:
     """The JSON of a request of raw arrays, read and found to fit the model once. An app in a loop sends the same."""
 
-    arrays: tuple[tuple[str, int, str, tuple[int, ...]], ...]
-    """Name, place behind the JSON, type of numpy and shape of each."""
+    arrays: tuple[Place, ...]
+    """Each with its place behind the JSON."""
     size: int
     outputs: tuple[str, ...]
     binary: frozenset[str]
 
     def request(self, body: bytes, length: int) -> Request:
         """The request in a body whose JSON, `length` bytes long, is the same."""
-        arrays = {name: array_at(body, length + at, dtype, shape) for name, at, dtype, shape in self.arrays}
-        return Request(None, (arrays,), self.outputs, self.binary)
+        # In bytes of their own most of them begin where their type wants it, and need no copy each.
+        return Request(None, (arrays_at(body[length:], self.arrays),), self.outputs, self.binary)
 
 
 def parse_request(body: bytes, served: Served, json_length: str | None = None) -> Request:
@@ -128,7 +129,7 @@ def _layout(
         if data is None:
             return None
         values = arrays[tensor["name"]]
-        found.append((tensor["name"], at, values.dtype.name, values.shape))
+        found.append((tensor["name"], at, values.dtype, values.shape))
         at += len(data)
     return Layout(tuple(found), at, outputs, binary)
 
@@ -171,20 +172,19 @@ def _raw_reply(answer: Answer, request_id: str) -> Reply:
     """All outputs of a model of tensors as raw bytes; the JSON before them differs by the id alone, which is ours."""
     served = answer.served
     outputs = answer.results[0].outputs
-    key = (answer.model, *[values.shape for values in outputs.values()])
-    head = served.heads.get(key)
+    key = (answer.model, len(request_id), *[values.shape for values in outputs.values()])
     raw = [raw_bytes(values) for values in outputs.values()]
-    if head is None:
+    known = served.heads.get(key)
+    if known is None:
         tensors = [write_array(name, values[None], binary=True)[0] for name, values in outputs.items()]
         value = {"model_name": answer.model, "model_version": served.digest, "id": "", "outputs": tensors}
         before, _, after = orjson.dumps(value).partition(_ID)
         if len(served.heads) >= LAYOUTS:
             served.heads.clear()
-        head = served.heads[key] = (before + _ID, after)
-    before, after = head
-    name = request_id.encode()
-    headers = {**served.names, JSON_LENGTH: str(len(before) + len(name) + len(after))}
-    return Reply(200, "application/octet-stream", b"".join((before, name, after, *raw)), headers)
+        length = len(before) + len(_ID) + len(request_id) + len(after)
+        known = served.heads[key] = (before + _ID, after, Fields({**served.names, JSON_LENGTH: str(length)}))
+    before, after, headers = known
+    return Reply(200, "application/octet-stream", b"".join((before, request_id.encode(), after, *raw)), headers)
 
 
 def model_value(name: str, served: Served) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class Router:
 
     def concerns(self, headers: Mapping[str, str]) -> bool:
         """Whether there is anything to decide: without a model in the cloud or a wish everything is answered here."""
-        return bool(self._settings.cloud_model) or any(name.startswith("shoal-") for name in headers)
+        return bool(self._settings.cloud_model) or "\nshoal-" in "\n".join(("", *headers))
 
     def admit(self, headers: Mapping[str, str], served: Served, examples: Sequence[Example]) -> Admitted:
         """What is decided before the device answers. One text goes up, never a batch of them.

@@ -13,7 +13,7 @@ import pytest
 from http_story import Routes, ask, converse, run_story, until
 from raw_http import RawClient, get, post
 
-from agent.serving import http1, server
+from agent.serving import http1, http_words, server
 from agent.serving.server import LocalServer
 
 
@@ -104,7 +104,7 @@ def test_a_body_that_the_client_asks_about_first_is_refused_unread_or_called_for
                 client.socket.sendall(b"ab")
                 return said + client.reply()[2]
 
-        assert await asyncio.to_thread(talk) == http1.CONTINUE + b"ab"
+        assert await asyncio.to_thread(talk) == http_words.CONTINUE + b"ab"
         data = b"POST /echo HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 5000\r\n\r\n"
         assert (await converse(path, data)).startswith(b"HTTP/1.1 413")
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from pathlib import Path
 
 import pytest
 from http_story import Routes, ask, converse, run_story, until
 from raw_http import RawClient, get, post
 
+from agent.errors import Unavailable
 from agent.serving import http1, server
 from agent.serving.http1 import Connection
 
@@ -94,6 +96,41 @@ async def connections(routes: Routes) -> list[Connection]:
 
 
 CHUNKED = b"POST /fields HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n"
+
+
+def test_a_head_that_comes_again_is_read_as_the_first_time(serve) -> None:
+    """In one piece with its body, in two, two at once, or with other bytes at its end; the door looks every time."""
+    refusals: list[Unavailable] = []
+
+    async def story(routes: Routes, _path: Path) -> None:
+        assert routes.tcp is not None
+        host, _, port = routes.tcp.rpartition(":")
+
+        def talk() -> list[tuple[int, bytes]]:
+            with RawClient((host, int(port))) as client:
+                found = [client.ask(post("/echo", body)) for body in (b"one", b"two", b"six")]
+                split = post("/echo", b"ten")
+                client.socket.sendall(split[:-2])
+                time.sleep(0.05)
+                client.socket.sendall(split[-2:])
+                found.append(client.reply())
+                client.socket.sendall(post("/echo", b"abc") + post("/echo", b"def"))
+                found += [client.reply(), client.reply(), client.ask(post("/echo", b"ghi"))]
+                found.append(client.ask(post("/echo", b"four")))
+                found.append(client.ask(post("/echo", b"five").replace(b"localhost", b"127.0.0.1")))  # as long, another
+                found.append(client.ask(post("/echo", b"one")))
+                found.append(client.ask(post("/echo", b"two")))
+                refusals.append(Unavailable("the door has closed"))
+                found.append(client.ask(post("/echo", b"six")))
+            return [(status, body) for status, _, body in found]
+
+        *found, (status, said) = await asyncio.to_thread(talk)
+        bodies = [b"one", b"two", b"six", b"ten", b"abc", b"def", b"ghi", b"four", b"five", b"one", b"two"]
+        assert found == [(200, body) for body in bodies]
+        assert status == 503
+        assert b"the door has closed" in said
+
+    serve(story, tcp="127.0.0.1:0", door=lambda _fields: refusals[0] if refusals else None)
 
 
 def test_fields_behind_a_body_are_dropped(serve) -> None:

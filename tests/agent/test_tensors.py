@@ -166,6 +166,21 @@ def test_json_data_that_is_no_array_of_numbers_is_refused(data: object) -> None:
         parse(served("tensors"), {"inputs": [HEAD["inputs"][0], {**ROW, "data": data}]}, RAW[:16])
 
 
+@pytest.mark.parametrize(
+    "data", [[0.1, 1 / 3, 2**24 + 1], [1, True, 0], [-0.0, 1e-45, 5e-324], [3.4e38, -3.4e38, 1], [2**53 + 1, 0.5, -1]]
+)
+def test_numbers_in_a_flat_list_are_what_numpy_makes_of_them(data: list[Any]) -> None:
+    (arrays,) = parse(served("tensors"), {"inputs": [HEAD["inputs"][0], {**ROW, "data": data}]}, RAW[:16]).examples
+    assert (arrays["b"].dtype, arrays["b"].shape) == (np.float32, (1, 3))
+    assert arrays["b"].tobytes() == np.asarray(data, np.float64).astype(np.float32).tobytes()
+
+
+@pytest.mark.parametrize("data", [[1e39, 1, 2], [1, 2, -3.5e38], [True, False, True]])
+def test_numbers_out_of_range_and_truth_values_are_no_floating_point_numbers(data: list[Any]) -> None:
+    with pytest.raises(Malformed, match="data"):
+        parse(served("tensors"), {"inputs": [HEAD["inputs"][0], {**ROW, "data": data}]}, RAW[:16])
+
+
 @pytest.mark.parametrize("data", [["y" * 2000] + [""] * 500, [["y" * 2000] + [""] * 500]])
 def test_texts_in_the_place_of_numbers_take_no_more_room_than_they_came_in(data: list[Any]) -> None:
     """Attack: numpy would give every one of them the room of the longest, n x 4 bytes each."""
