@@ -2,7 +2,8 @@
 
     verdicts = await classifier.look(texts, verdicts, filter_name)      # raises Blocked
 
-What it cannot judge in time is refused or let through, as `on_failure` says, and either stands in the audit.
+What it cannot judge in time is refused or let through, as `on_failure` says, and either stands in the audit. The
+prompt stays on the agent that is asked, whatever that agent's own routing says.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Final
 import aiohttp
 
 from fleet.errors import Malformed
+from fleet.gateway import injection
 from fleet.gateway.config import ClassifierConfig
 from fleet.gateway.filters import NOTED, Verdicts
 
@@ -28,7 +30,8 @@ class Classifier:
     def __init__(self, config: ClassifierConfig) -> None:
         self._config = config
         self._session: aiohttp.ClientSession | None = None
-        self._headers = {"Content-Type": "application/json"}
+        # An agent that is unsure may ask the cloud: by way of this gateway, with a prompt that was not let through yet.
+        self._headers = {"Content-Type": "application/json", "Shoal-Data": "private"}
         if config.token_file is not None:
             self._headers["Authorization"] = f"Bearer {config.token_file.read_text().strip()}"
 
@@ -36,7 +39,7 @@ class Classifier:
         """Raises `Blocked` for a text that it calls by the label that is not wanted, or that it could not judge."""
         rule, parts = (
             f"classifier {self._config.name}",
-            [part for text in texts for part in parts_of(text, self._config.part)],
+            [part for text in texts for part in parts_of(injection.plain(text), self._config.part)],
         )
         if not parts:
             return

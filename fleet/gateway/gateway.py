@@ -150,7 +150,11 @@ class Gateway:
         texts = [place.get() for place in asked.texts] + (["\n".join(asked.names)] if asked.names else [])
         for rules in call.customer.filters:
             if rules.classifier:
-                await self._classifiers[rules.classifier].look(texts, call.verdicts, rules.name)
+                started = self._tick()
+                try:
+                    await self._classifiers[rules.classifier].look(texts, call.verdicts, rules.name)
+                finally:
+                    self.metrics.judged(rules.classifier, self._tick() - started)
 
     def _reserve(self, call: Call, route: Route, asked: Asked) -> None:
         """Set aside the most that it can use, at the dearest target that may answer. Raises `OverBudget`."""

@@ -1,6 +1,6 @@
 """Counters of the gateway since its start, and their text for Prometheus (exposition format 0.0.4). Pure.
 
-Labels are routes, upstreams and outcomes, which the configuration bounds; who asked stands in the audit, not here.
+Labels are routes, upstreams, classifiers and outcomes, which the configuration bounds; who asked stands in the audit, not here.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ FIRST: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Seconds to the first token."""
 SPEED: Final = (1.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
 """Tokens per second after it."""
+JUDGED: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+"""Seconds that a classifier took over the texts of a request."""
 Labels = tuple[tuple[str, str], ...]
 
 
@@ -50,6 +52,7 @@ class Metrics:
     verdicts: Counter[Labels] = field(default_factory=Counter)
     first: dict[str, Histogram] = field(default_factory=dict)
     speed: dict[str, Histogram] = field(default_factory=dict)
+    judging: dict[str, Histogram] = field(default_factory=dict)
 
     def count(self, record: Record, verdicts: Mapping[str, int]) -> None:
         """One request that ended."""
@@ -69,6 +72,10 @@ class Metrics:
     def failed(self, upstream: str, why: str) -> None:
         """One try at an upstream that came to nothing."""
         self.errors[("upstream", upstream), ("why", why)] += 1
+
+    def judged(self, classifier: str, seconds: float) -> None:
+        """One request that a classifier looked at, or should have."""
+        self.judging.setdefault(classifier, Histogram(JUDGED)).add(seconds)
 
     def _time(self, record: Record, first_ms: float) -> None:
         self.first.setdefault(record.upstream, Histogram(FIRST)).add(first_ms / 1000)
@@ -92,6 +99,7 @@ class Metrics:
         yield from _counter("filter_verdicts_total", "What filters did.", self.verdicts.items())
         yield from _histogram("first_token_seconds", "Time to the first byte of an answer.", self.first)
         yield from _histogram("tokens_per_second", "Speed of streams behind their first token.", self.speed)
+        yield from _histogram("classifier_seconds", "Time that a classifier took.", self.judging, "classifier")
         closed = (((("upstream", name),), state == "closed") for name, state in states.items())
         yield from _gauge("upstream_up", "1 while requests go to it.", closed)
         lengths = (((("upstream", name),), length) for name, length in queues.items())
@@ -114,11 +122,11 @@ def _plain(name: str, about: str, kind: str, values: Iterable[tuple[Labels, floa
         yield f"shoal_gateway_{name}{_labels(labels)} {float(value):.10g}\n"
 
 
-def _histogram(name: str, about: str, by_upstream: Mapping[str, Histogram]) -> Iterator[str]:
+def _histogram(name: str, about: str, by: Mapping[str, Histogram], of: str = "upstream") -> Iterator[str]:
     full = f"shoal_gateway_{name}"
     yield f"# HELP {full} {about}\n# TYPE {full} histogram\n"
-    for upstream, one in sorted(by_upstream.items()):
-        at = ("upstream", upstream)
+    for key, one in sorted(by.items()):
+        at = (of, key)
         for bound, count in zip(one.bounds, accumulate(one.counts), strict=False):
             yield f"{full}_bucket{_labels((at, ('le', f'{bound:g}')))} {count}\n"
         yield f"{full}_bucket{_labels((at, ('le', '+Inf')))} {one.number}\n"

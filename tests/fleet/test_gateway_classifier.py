@@ -23,7 +23,7 @@ async def guard(socket: Path, seen: list[Any], *, delay: float = 0.0, answer: An
     """What an agent does with a text classifier: OIP v2, BYTES in, label and score out."""
 
     async def infer(request: web.Request) -> web.Response:
-        seen.append((request.path, await request.json()))
+        seen.append((request.path, await request.json(), request.headers["Shoal-Data"]))
         await asyncio.sleep(delay)
         texts = seen[-1][1]["inputs"][0]["data"]
         labels = ["injection" if "ignore" in text else "harmless" for text in texts]
@@ -64,6 +64,13 @@ def look(
         return verdicts
 
     return asyncio.run(run())
+
+
+def test_the_classifier_is_asked_about_what_a_reader_sees(tmp_path: Path) -> None:
+    """Attack: letters of full width, and invisible ones between them, are unknown words to a model."""
+    disguised = "".join(chr(ord(c) + 0xFEE0) + "\u200b" for c in "ignore")
+    with pytest.raises(Blocked, match="classifier g"):
+        look(tmp_path, f"{disguised} it all")
 
 
 def test_what_the_classifier_calls_an_injection_is_blocked_or_noted(tmp_path: Path) -> None:
@@ -107,6 +114,7 @@ def test_the_question_is_the_one_that_the_local_api_documents(tmp_path: Path) ->
                 await classifier.close()
 
     asyncio.run(run())
-    ((path, body),) = seen
+    ((path, body, stays),) = seen
     assert path == "/v2/models/guard/infer"
     assert body == {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [2], "data": ["a", "b"]}]}
+    assert stays == "private"
