@@ -1,7 +1,7 @@
 """Counters of the gateway since its start, and their text for Prometheus (exposition format 0.0.4). Pure.
 
-Labels are routes, upstreams, classifiers and outcomes, which the configuration bounds; who asked stands in the audit,
-not here.
+Labels are routes, upstreams, classifiers and outcomes, which the configuration bounds; who asked
+stands in the audit, not here.
 """
 
 from __future__ import annotations
