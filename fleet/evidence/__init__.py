@@ -1,0 +1,1 @@
+"""Evidence: what telemetry says of models on devices, kept in windows that merge."""

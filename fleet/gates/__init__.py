@@ -1,0 +1,1 @@
+"""Gates: whether a rollout goes on, from evidence, with statistics that stay honest however often one looks."""

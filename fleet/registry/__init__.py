@@ -1,0 +1,1 @@
+"""The model registry: models, versions, aliases and where each came from."""
