@@ -203,7 +203,11 @@ class InferenceStats(Document):
     """What one model did in one window. `labels` counts answers by label; feedback compares them with the true ones.
 
     `agreement` compares them with the reference in the cloud, by how sure they were. `routes` counts the requests that
-    were routed, by where they were answered and why, such as `local sure`.
+    were routed, by where they were answered and why, such as `local sure`. `lengths` are those of inputs in tokens (of
+    what is no text: in values), `languages` counts texts by ISO 639-1 code, or by script where that is all one can say.
+
+    `shadow`: the model answered nobody; it ran beside the active one on `requests`, `compared` of which had an answer
+    of both, and `agreed` the same one. Its latency and errors are its own.
     """
 
     model: str
@@ -217,11 +221,16 @@ class InferenceStats(Document):
     feedback_correct: int = 0
     agreement: tuple[Agreement, ...] = ()
     routes: Mapping[str, int] = field(default_factory=dict)
+    lengths: Sketch = field(default_factory=Sketch)
+    languages: Mapping[str, int] = field(default_factory=dict)
+    shadow: bool = False
+    compared: int = 0
+    agreed: int = 0
 
     def __post_init__(self) -> None:
-        check_counts(self, "requests", "errors", "feedback_total", "feedback_correct")
-        if any(n < 0 for n in (*self.labels.values(), *self.routes.values())):
-            raise Malformed(f"inference of {self.model[:80]}: a label or a route is counted below 0")
+        check_counts(self, "requests", "errors", "feedback_total", "feedback_correct", "compared", "agreed")
+        if any(n < 0 for n in (*self.labels.values(), *self.routes.values(), *self.languages.values())):
+            raise Malformed(f"inference of {self.model[:80]}: a label, a route or a language is counted below 0")
 
 
 @dataclass(frozen=True, kw_only=True)
