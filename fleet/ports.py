@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fleet.api.limits import Listener
+from fleet.api.server import Listener
 from fleet.errors import Unavailable
 from fleet.mqtt.broker import BrokerAddress, end_left_behind
 from fleet.settings import FleetSettings

@@ -6,8 +6,9 @@ answers (streams too), and the audit written. CPU is that of the fleet's process
 without any request in the same time. A stream has 22 pieces, half a millisecond apart. Several rounds in turn; the
 median of them.
 
-In the same rounds stands the floor (`plain_gateway.py`): Starlette and aiohttp's client behind the same certificate,
-which pass on and do nothing else. How busy the machine is shows in its figures as in ours, not in the ratio of them.
+In the same rounds stands the floor (`plain_gateway.py`): Starlette and aiohttp's client behind the same certificate
+and on the same loop, which pass on and do nothing else; and the same once more without TLS. How busy the machine is
+shows in their figures as in ours, not in the ratio of them.
 
 With `--litellm PYTHON`, the Python of an environment that has `litellm[proxy]`, its proxy stands before the same stub
 in the same rounds, with a master key and nothing else on; the ratio is that of its CPU for a request to ours, the
@@ -137,14 +138,15 @@ def shoal(folder: Path, port: int) -> Iterator[Gateway]:
 
 @contextmanager
 def floor(folder: Path, upstream: int, tls: ssl.SSLContext | bool) -> Iterator[Gateway]:
-    """The plain gateway before the same upstream, with the certificate of the fleet in the same folder."""
-    pair = [folder / "fleet" / "ca" / name for name in ("server.pem", "server.key")]
+    """The plain gateway before the same upstream, with the certificate of the fleet in the same folder, or no TLS."""
+    pair = [folder / "fleet" / "ca" / name for name in ("server.pem", "server.key")] if tls else []
     command = [sys.executable, str(PLAIN), str(upstream), *map(str, pair)]
+    name, scheme = ("floor", "https") if tls else ("no TLS", "http")
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         try:
             port = int(process.stdout.readline())
-            yield Gateway("floor", f"https://127.0.0.1:{port}", "none", psutil.Process(process.pid), tls)
+            yield Gateway(name, f"{scheme}://127.0.0.1:{port}", "none", psutil.Process(process.pid), tls)
         finally:
             process.terminate()
 
@@ -227,10 +229,11 @@ def print_table(gateways: list[Gateway], cpu: dict[str, dict[str, float]]) -> No
 
 
 def figures_of(cpu: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Ours in microseconds, as so many times the floor, and as a part of LiteLLM's, if that was there."""
-    ours, least = cpu["shoal"], cpu["floor"]
+    """Ours in microseconds, and as so many times the floor; what TLS takes of that; LiteLLM's by ours, if there."""
+    ours, least, bare = cpu["shoal"], cpu["floor"], cpu["no TLS"]
     figures: dict[str, float] = {"json_cpu_us": round(ours["json"]), "stream_cpu_us": round(ours["stream"])}
     figures |= {f"{kind}_floor_ratio": round(ours[kind] / least[kind], 2) for kind in ours}
+    figures |= {f"{kind}_tls_us": round(least[kind] - bare[kind]) for kind in ours}
     if "litellm" in cpu:
         figures["litellm_cpu_ratio"] = round(min(cpu["litellm"][kind] / ours[kind] for kind in ours), 1)
     return figures
@@ -251,7 +254,7 @@ def main() -> None:
         assert upstream.stdout is not None
         port = int(upstream.stdout.readline())
         ours = stack.enter_context(shoal(folder, port))
-        gateways = [ours, stack.enter_context(floor(folder, port, ours.tls))]
+        gateways = [ours, *(stack.enter_context(floor(folder, port, tls)) for tls in (ours.tls, False))]
         if options.litellm:
             gateways.append(stack.enter_context(litellm(options.litellm, folder, port)))
         cpu = measure(gateways, options.rounds, options.count)

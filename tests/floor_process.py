@@ -1,8 +1,8 @@
 """The floor under a served model: a process that loads the same file in the same runtime and calls it, nothing else.
 
-`python floor_process.py MODEL` answers lines on standard input: `time N` with N seconds as JSON, `cpu N` with the
-CPU seconds of N calls. The input is of the form of
-`quick_model.frame`, made here so that nothing else is imported.
+`python floor_process.py MODEL` answers lines on standard input: `time N` with N seconds as JSON, `paced N` with those
+of calls that come as requests do, with a pause before each, and `cpu N` with the CPU seconds of N calls. The input is
+of the form of `quick_model.frame`, made here so that nothing else is imported.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import time
 
 import numpy as np
 import onnxruntime as ort
+
+PAUSE = 0.0002
+"""Seconds between two calls that come as requests: what the caches of a core held is no longer all there."""
 
 
 def main() -> None:
@@ -26,12 +29,19 @@ def main() -> None:
     say(0)
     for line in sys.stdin:
         what, _, n = line.partition(" ")
-        say(timed(session, names, feeds, int(n)) if what == "time" else cpu(session, names, feeds, int(n)))
+        if what == "cpu":
+            say(cpu(session, names, feeds, int(n)))
+        else:
+            say(timed(session, names, feeds, int(n), PAUSE if what == "paced" else 0))
 
 
-def timed(session: ort.InferenceSession, names: list[str], feeds: dict[str, np.ndarray], n: int) -> list[float]:
+def timed(
+    session: ort.InferenceSession, names: list[str], feeds: dict[str, np.ndarray], n: int, pause: float
+) -> list[float]:
     times = []
     for _ in range(n):
+        if pause:
+            time.sleep(pause)
         started = time.perf_counter()
         session.run(names, feeds)
         times.append(time.perf_counter() - started)

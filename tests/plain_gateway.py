@@ -1,7 +1,7 @@
-"""The least that a gateway does: `python plain_gateway.py UPSTREAM_PORT CERTIFICATE KEY` prints its port and serves.
+"""The least that a gateway does: `python plain_gateway.py UPSTREAM_PORT [CERTIFICATE KEY]` prints its port and serves.
 
-Starlette on uvicorn with TLS, aiohttp's client: the body in, the answer out, a stream piece by piece. It asks nobody
-who they are, limits, looks at and records nothing.
+Starlette on uvicorn and uvloop, with TLS where it has a certificate, and aiohttp's client: the body in, the answer out,
+a stream piece by piece. It asks nobody who they are, limits, looks at and records nothing.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 import uvicorn
+import uvloop
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 
-async def _serve(upstream: str, certificate: str, key: str) -> None:
+async def _serve(upstream: str, certificate: str | None = None, key: str | None = None) -> None:
     async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False) as session:
 
         async def passed(request: Request) -> Response:
@@ -51,4 +52,5 @@ async def _pieces(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(*sys.argv[1:]))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(*sys.argv[1:]))

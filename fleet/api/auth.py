@@ -78,13 +78,9 @@ async def authorize(request: Request) -> None:
 async def authenticate(request: Request, rule: Rule, known: Known) -> Caller:
     """Who asks, for a route that is not public. Raises `Unauthorized` or `Forbidden`."""
     credential = _credential(request, rule) if rule.remembered else ""
-    if credential and (found := known.get(credential, time.monotonic())):
-        return found
-    generation = known.generation
-    caller = await _look_up(request, rule)
-    if credential:
-        known.put(credential, caller, time.monotonic(), generation)
-    return caller
+    if not credential:
+        return await _look_up(request, rule)
+    return await known.who(credential, lambda: _look_up(request, rule), time.monotonic)
 
 
 def _credential(request: Request, rule: Rule) -> str:

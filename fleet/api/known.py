@@ -1,17 +1,17 @@
 """Who showed a credential a moment ago: so that the gateway does not ask the database at every request.
 
-    if (caller := known.get(credential, now)) is None:
-        generation = known.generation
-        caller = ...                                   # look it up
-        known.put(credential, caller, now, generation)
+    caller = await known.who(credential, look_up, time.monotonic)
 
 Every change over the HTTPS interface forgets all of it before anybody hears that the change is done. What changes
-otherwise (another process, a message of a device, an expiry) counts within `FOR` seconds. Memory is bounded.
+otherwise (another process, a message of a device, an expiry) counts within `FOR` seconds. When they are over, one
+request looks up and all others with the same credential wait for it. Memory is bounded.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,29 +22,54 @@ _MOST: Final = 10_000
 
 
 @dataclass
+class _Asking:
+    """A look-up under way. `generation` is the last change that it may have seen."""
+
+    generation: int
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    caller: Caller | None = None
+    """None when it came to nothing."""
+
+
+@dataclass
 class Known:
-    """Callers by the hash of what they showed. `now` is in seconds, monotonic. One thread."""
+    """Callers by the hash of what they showed. One event loop."""
 
     generation: int = 0
     _held: dict[bytes, tuple[float, Caller]] = field(default_factory=dict)
+    _asking: dict[bytes, _Asking] = field(default_factory=dict)
 
-    def get(self, credential: str, now: float) -> Caller | None:
-        """Who showed it less than `FOR` seconds ago and was let in."""
-        found = self._held.get(_hash(credential))
-        return found[1] if found is not None and now < found[0] else None
-
-    def put(self, credential: str, caller: Caller, now: float, generation: int) -> None:
-        """Remember somebody, unless something changed since the look-up began."""
-        if generation != self.generation:
-            return
-        if len(self._held) >= _MOST:
-            self._held.clear()
-        self._held[_hash(credential)] = (now + FOR, caller)
+    async def who(self, credential: str, look_up: Callable[[], Awaitable[Caller]], tick: Callable[[], float]) -> Caller:
+        """Who shows this credential. Raises what `look_up` raises, and remembers that of nobody."""
+        key = _hash(credential)
+        held = self._held.get(key)
+        if held is not None and tick() < held[0]:
+            return held[1]
+        asking = self._asking.get(key)
+        if asking is not None and asking.generation == self.generation:
+            await asking.done.wait()
+            if asking.caller is not None and asking.generation == self.generation:
+                return asking.caller
+        return await self._ask(key, look_up, tick)
 
     def forget(self) -> None:
         """Something changed: everybody is looked up again."""
         self.generation += 1
         self._held.clear()
+
+    async def _ask(self, key: bytes, look_up: Callable[[], Awaitable[Caller]], tick: Callable[[], float]) -> Caller:
+        asking = self._asking[key] = _Asking(self.generation)
+        try:
+            caller = asking.caller = await look_up()
+        finally:
+            asking.done.set()
+            if self._asking.get(key) is asking:
+                del self._asking[key]
+        if asking.generation == self.generation:  # else something changed since the look-up began
+            if len(self._held) >= _MOST:
+                self._held.clear()
+            self._held[key] = (tick() + FOR, caller)
+        return caller
 
 
 def _hash(credential: str) -> bytes:

@@ -1,16 +1,14 @@
 """What the HTTPS door takes from anybody: rate, size and time, before a request is read or its sender is known.
 
 `Door` is the ASGI layer: requests per second and source, and the size of bodies. `Guarded` is the protocol below it:
-headers and silence. `Listener` stands below TLS: connections. All bound the memory that a flood can take.
+headers and silence. `fleet.api.server` stands below TLS: connections. All bound the memory that a flood can take.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-import socket
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, cast
@@ -89,49 +87,6 @@ def _too_large(scope: Scope, limit: int, remedy: str) -> TooLarge:
 def _source(scope: Scope) -> str:
     client = scope.get("client")
     return counted_as(str(client[0])) if client else "unknown"
-
-
-class _Counted(socket.socket):
-    """A connection that tells when it is closed."""
-
-    on_close: Callable[[], None] | None = None
-
-    def close(self) -> None:
-        """Close it."""
-        super().close()
-        told, self.on_close = self.on_close, None
-        if told is not None:
-            told()
-
-
-class Listener(socket.socket):
-    """A listening socket that takes at most `most` connections, and `per_source` from one address, at one time.
-
-    It counts from the first packet on: whoever connects and never shakes hands is no `Guarded` yet, and would else hold
-    as much memory as it liked.
-    """
-
-    def __init__(self, listening: socket.socket, *, most: int, per_source: int = 200) -> None:
-        super().__init__(listening.family, listening.type, listening.proto, fileno=listening.detach())
-        self._most, self._per_source = most, per_source
-        self._sources: Counter[str] = Counter()
-
-    def accept(self) -> tuple[socket.socket, tuple[object, ...]]:
-        """The next connection. Raises `ConnectionAbortedError` for one too many, which asyncio passes over."""
-        plain, address = super().accept()
-        source = counted_as(str(address[0]))
-        if self._sources.total() >= self._most or self._sources[source] >= self._per_source:
-            plain.close()
-            raise ConnectionAbortedError(f"{source}: too many connections")
-        connection = _Counted(plain.family, plain.type, plain.proto, fileno=plain.detach())
-        self._sources[source] += 1
-        connection.on_close = lambda: self._forget(source)
-        return connection, address
-
-    def _forget(self, source: str) -> None:
-        self._sources[source] -= 1
-        if not self._sources[source]:
-            del self._sources[source]
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ class Broker:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
-            process_group=0,  # Ctrl-C in a terminal is for the fleet, which then ends the broker in its turn
+            start_new_session=True,  # Ctrl-C in a terminal is for the fleet, which then ends the broker in its turn
         )
         self._reader = asyncio.create_task(self._read_log(self._process), name="broker log")
         try:

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import uvicorn
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
@@ -22,7 +23,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from fleet.api.limits import ANYBODYS, Door, Guarded, Limits, Listener
+from fleet.api.limits import ANYBODYS, Door, Guarded, Limits
+from fleet.api.server import Listener, Server
 from fleet.api.tls import server_context
 from fleet.errors import FleetError, TooMany
 from fleet.limits import HELD, Buckets, source
@@ -84,7 +86,7 @@ async def serving(
     config = uvicorn.Config(wrapped, http=protocol, lifespan="off", log_config=None, ws="none")
     config.load()
     config.ssl = tls
-    server = uvicorn.Server(config)
+    server = Server(config)
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         listener = Listener(bound, most=1000, per_source=per_source)
@@ -118,8 +120,14 @@ async def say(
             await writer.wait_closed()
 
 
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 60))  # type: ignore[arg-type]
+Loop = Callable[[], asyncio.AbstractEventLoop]
+LOOPS = pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+
+
+def run(test: Callable[[], Awaitable[None]], loop: Loop = uvloop.new_event_loop) -> None:
+    """On the loop that the fleet runs on, unless the test asks for another one."""
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(asyncio.wait_for(test(), 60))  # type: ignore[arg-type]
 
 
 def request(path: str, *headers: str, body: bytes = b"", method: str = "POST") -> bytes:
@@ -249,7 +257,8 @@ def test_a_body_that_stops_ends_the_connection_and_one_that_goes_on_does_not() -
     run(test)
 
 
-def test_one_source_cannot_take_every_connection() -> None:
+@LOOPS
+def test_one_source_cannot_take_every_connection(loop: Loop) -> None:
     """Attack: connections are opened and held."""
 
     async def test() -> None:
@@ -263,10 +272,11 @@ def test_one_source_cannot_take_every_connection() -> None:
                     await asyncio.sleep(0.02)
         assert refused == b""
 
-    run(test)
+    run(test, loop)
 
 
-def test_who_never_shakes_hands_counts_too(tmp_path: Path) -> None:
+@LOOPS
+def test_who_never_shakes_hands_counts_too(tmp_path: Path, loop: Loop) -> None:
     """Attack: connections on which the TLS handshake never begins, each of which would be held for a minute."""
     now = datetime.now(UTC)
     authority = Authority.open(tmp_path, now)
@@ -293,7 +303,52 @@ def test_who_never_shakes_hands_counts_too(tmp_path: Path) -> None:
                     await asyncio.sleep(0.02)
         assert refused
 
-    run(test)
+    run(test, loop)
+
+
+@LOOPS
+def test_a_handshake_that_fails_gives_its_place_back(tmp_path: Path, loop: Loop) -> None:
+    """Attack: connections that begin with anything but TLS, or end in the middle of it, one after the other."""
+    now = datetime.now(UTC)
+    authority = Authority.open(tmp_path, now)
+    tls = server_context(authority.server(["127.0.0.1"], now), str(authority.believed_path))
+    trusting = ssl.create_default_context(cafile=str(authority.believed_path))
+
+    async def test() -> None:
+        async with serving(per_source=2, tls=tls) as port:
+            for begun in [request("/x", method="GET"), b"\x16\x03\x01\x02"] * 4:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(begun)
+                writer.write_eof()
+                with suppress(OSError):
+                    await reader.read()  # the server has hung up
+                writer.close()
+            async with asyncio.timeout(10):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting)
+                writer.write(request("/x", method="GET"))
+                assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+                writer.close()
+
+    run(test, loop)
+
+
+@LOOPS
+def test_a_server_that_stops_lets_go_of_who_still_shakes_hands(tmp_path: Path, loop: Loop) -> None:
+    now = datetime.now(UTC)
+    authority = Authority.open(tmp_path, now)
+    tls = server_context(authority.server(["127.0.0.1"], now), str(authority.believed_path))
+
+    async def test() -> None:
+        async with serving(tls=tls) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            # Answered on another connection, this one was accepted before it.
+            await say(port, b"no TLS")
+        async with asyncio.timeout(10):
+            with suppress(OSError):
+                assert await reader.read() == b""
+        writer.close()
+
+    run(test, loop)
 
 
 def test_what_anybody_may_send_is_small_whatever_others_may() -> None:
