@@ -22,6 +22,8 @@ from fleet.readers import choice, count, flag, setting, text, texts
 BLOCKED: Final = "blocked"
 REDACTED: Final = "redacted"
 NOTED: Final = "noted"
+REFUSED: Final = "refused"
+"""Not because of what the text says: it could not be looked at."""
 _REQUEST: Final = "the request"
 _APART: Final = "\0"
 _SPACED: Final = re.compile(r"[_.-]+|(?<=[a-z])(?=[A-Z])")
