@@ -11,6 +11,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from agent.life.telemetry import WindowMeter
 from agent.serving.api import LocalApi
 from agent.serving.cloud import Cloud, Late
 from agent.serving.exchange import Reply, Request
+from agent.serving.generating import QUEUE
 from agent.serving.openai import CHAT, COMPLETIONS, HELD
 from agent.serving.routed import LocalChat, Said, Withheld
 from agent.serving.router import Router
@@ -252,6 +254,31 @@ def test_what_the_model_here_cannot_do_goes_up_or_is_refused_by_name(stage: Any,
         assert len(cloud.questions) == 1
 
     stage(story)
+
+
+def test_more_than_may_wait_for_the_model_goes_up_and_what_stays_is_told_when_to_come_back(
+    stage: Any, tiny: TinyBundle
+) -> None:
+    async def story(s: Stage, cloud: Recording) -> None:
+        long = post(CHAT, json.dumps(question(stream=True, max_tokens=CONTEXT)).encode())
+        with ExitStack() as apps:
+            for _ in range(1 + QUEUE):
+                apps.enter_context(RawClient(s.path)).socket.sendall(long)
+            await s.until(lambda: s.api._openai._generating._under_way[tiny.digest] == 1 + QUEUE)
+            for stream in (False, True):
+                status, where, body = await s.ask(stream=stream)
+                assert (status, where) == (200, "cloud; reason=busy")
+                assert "from the cloud" in body
+            # The third is over the cap of what goes up by itself.
+            for headers in ({}, {"Shoal-Data": "private"}, {"Shoal-Route": "local"}):
+                status, _, body = await s.ask(headers)
+                assert (status, json.loads(body)["error"]["code"]) == (503, "busy")
+            assert len(cloud.questions) == 2
+        await s.until(s.is_free)
+        decisions = s.router.view()["decisions"]
+        assert (decisions["cloud busy"], decisions["refuse busy"]) == (2, 3)
+
+    stage(story, escalations=12)
 
 
 def test_what_no_model_takes_is_refused_and_sent_nowhere(stage: Any) -> None:
