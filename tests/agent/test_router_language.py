@@ -12,29 +12,27 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cloud_stand_in import Recording, recording, tls_of
+from cloud_stand_in import Recording, recording
 from fleet_process import until
+from local_stage import opened, routed, served
 from raw_http import RawClient, post
 from tiny_bundle import TinyBundle
-from tiny_language import gguf_bundle, opened, write_gguf
+from tiny_language import gguf_bundle, write_gguf
 
 from agent.errors import TooLong, Unavailable
 from agent.life.telemetry import WindowMeter
 from agent.serving.api import LocalApi
-from agent.serving.cloud import Cloud, Late
+from agent.serving.cloud import Late
 from agent.serving.exchange import Reply, Request
 from agent.serving.generating import QUEUE
 from agent.serving.openai import CHAT, COMPLETIONS, HELD
 from agent.serving.routed import LocalChat, Said, Withheld
 from agent.serving.router import Router
-from agent.serving.server import LocalServer
-from agent.serving.service import Served, Service
-from agent.settings import AgentSettings
+from agent.serving.service import Served
 
 CONTEXT = 4096
 SECRET = "the cat is under the blue bed"
@@ -97,33 +95,12 @@ def stage(tiny: TinyBundle, authority: Any, short_folder: Path) -> Callable[...,
 
     def run(story: Any, *, online: bool = True, **settings: Any) -> None:
         async def body(cloud: Recording) -> None:
-            meter, line = WindowMeter(), [online]
-            service = Service(meter)
-            service.place("assistant", await asyncio.to_thread(Served.load, opened(tiny), {}))
-            chosen = {"cloud_model": "large", "cloud_answer": 5.0, **settings}
-            router = Router(
-                Cloud(cloud.url, tls_of(authority), 5.0, lambda: datetime.now(UTC)),
-                lambda: line[0],
-                meter.agreement,
-                AgentSettings(state=short_folder, socket=short_folder / "s", **chosen),
-            )
-            api = LocalApi(
-                service=service,
-                meter=meter,
-                router=router,
-                status=dict,
-                online=lambda: line[0],
-                body_limit=256 * 1024,
-                version="0",
-            )
-            server = LocalServer(api, short_folder / "s", None)
-            task = await server.start()
-            try:
-                await story(Stage(short_folder / "s", api, router, meter, line), cloud)
-            finally:
-                await server.stop(task)
-                await router.stop()
-                service.close()
+            line = [online]
+            up = {"cloud_answer": 5.0, **settings}
+            routing = routed(cloud.url, authority, short_folder, lambda: line[0], **up)
+            options = {"name": "assistant", "online": lambda: line[0], "body_limit": 256 * 1024}
+            async with served(short_folder, opened(tiny), routing=routing, **options) as local:
+                await story(Stage(short_folder / "s", local.api, local.router, local.meter, line), cloud)
 
         with recording(authority) as cloud:
             cloud.answer = lambda _question: (200, "from the cloud")
@@ -360,12 +337,7 @@ def chatting(story, authority, short_folder, **settings: Any) -> None:
     """The router alone, with a language model's answers given."""
 
     async def body(cloud: Recording) -> None:
-        router = Router(
-            Cloud(cloud.url, tls_of(authority), 5.0, lambda: datetime.now(UTC)),
-            lambda: True,
-            WindowMeter().agreement,
-            AgentSettings(state=short_folder, socket=short_folder / "s", cloud_model="large", **settings),
-        )
+        router = routed(cloud.url, authority, short_folder, lambda: True, **settings)(WindowMeter())
         await story(router, cloud)
 
     with recording(authority) as cloud:
