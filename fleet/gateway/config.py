@@ -152,7 +152,7 @@ class PresidioConfig:
     workers: int = setting(count(1, 16), "1")
     """Processes; each has some 130 MB, more with a model."""
     timeout: float = setting(duration("10 ms", "1 min"), "2 s")
-    """Of one request, answer, or piece of a stream, its wait for a process included."""
+    """Of the wait for a process, and again of the look at one request, answer, or piece of a stream."""
 
 
 @dataclass(frozen=True)

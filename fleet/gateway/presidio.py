@@ -118,7 +118,7 @@ class Presidio:
     async def run(self, act: Callable[[], T]) -> T:
         """What `act` returns, in a thread. Raises what it raises, and `NotJudged`.
 
-        Who is cancelled waits until the thread has let go of what it works on: no longer than `timeout`.
+        Who is cancelled waits until the thread has let go of what it works on: no longer than two times `timeout`.
         """
         if self._under_way >= self._config.workers + WAITING:
             raise NotJudged(f"presidio: {WAITING} looks wait for it: set workers in [presidio] higher", 1.0)
@@ -137,8 +137,19 @@ class Presidio:
             self._looked(time.monotonic() - started)
 
     def _acted(self, act: Callable[[], T], until: float) -> T:
-        self._look.until = until
+        now = time.monotonic()
+        if now >= until:
+            raise self._not_judged()
+        # From now: one that waited long must not end a process for what little time was left to it.
+        self._look.until = now + self._config.timeout
         return act()
+
+    def _not_judged(self) -> NotJudged:
+        return NotJudged(
+            f"presidio: it could not look at the text within {self._config.timeout:g} s: "
+            "try again, send less, or raise timeout in [presidio]",
+            _AGAIN,
+        )
 
     def find(self, text: str) -> list[Found]:
         """What it finds in a text; only below `run`. Raises `NotJudged`."""
@@ -148,15 +159,11 @@ class Presidio:
         try:
             return process.find(plain(text), self._look.until)
         except (OSError, ValueError, Malformed) as e:
-            # One that still imports, or that was not asked any more because too many waited, goes on.
+            # One that still imports goes on, as does one that was not asked because the time was up before.
             if process.is_asked or not isinstance(e, TimeoutError):
                 process.end()
                 process = _Process(self._config)
-            raise NotJudged(
-                f"presidio: it could not look at the text within {self._config.timeout:g} s: "
-                "try again, send less, or raise timeout in [presidio]",
-                _AGAIN,
-            ) from e
+            raise self._not_judged() from e
         finally:
             self._idle.put(process)
 
