@@ -4,7 +4,8 @@
     wish(headers, private=False)           # what a request asks for
     lowest(token_probabilities)            # how sure a language model is of an answer
 
-The order: data class (private stays here), reachability, deadline, budget, capability and context length, confidence.
+The order: data class (private stays here), reachability, deadline, budget, capability and context length, a full queue,
+confidence.
 A request goes up for its answer's confidence only after the device has answered; `decide` is asked again then.
 """
 
@@ -28,6 +29,7 @@ Reason = Literal[
     "budget",  # as many went up as may
     "capability",  # no model here can answer
     "context",  # it is too long for the model here
+    "busy",  # as many requests wait for the model here as may
     "unknown",  # nothing says how sure the answer is, or it was not given yet
     "sure",
     "unsure",
@@ -59,9 +61,9 @@ class Features:
     """What is decided by; nothing of it is the input.
 
     `here`: a model on this device takes such a request; `tokens` of it against the most that the model takes, 0 where
-    that does not matter. `target`: the cloud has a model for it. `cloud_ms` is how long the cloud takes, 0 while nobody
-    knows. `budget`: one more may go up by the device's own will. `confidence` below `threshold` is not believed; None
-    before there is an answer, or where nothing was calibrated.
+    that does not matter; `busy`: it has no room for one more now. `target`: the cloud has a model for it. `cloud_ms` is
+    how long the cloud takes, 0 while nobody knows. `budget`: one more may go up by the device's own will. `confidence`
+    below `threshold` is not believed; None before there is an answer, or where nothing was calibrated.
     """
 
     wish: Wish = Wish()
@@ -73,6 +75,7 @@ class Features:
     budget: bool = True
     tokens: int = 0
     context: int = 0
+    busy: bool = False
     confidence: float | None = None
     threshold: float = 0.0
 
@@ -94,11 +97,13 @@ def decide(f: Features) -> Decision:
     """The policy. `local` is never said where the device cannot answer, nor to a request that asks for the cloud."""
     stays = _stays(f)
     if stays is not None:
-        return Decision("local" if f.fits and f.wish.route != "cloud" else _without(stays, f), stays)
+        if not f.fits or f.wish.route == "cloud":
+            return Decision(_without(stays, f), stays)
+        return Decision("refuse", "busy") if f.busy else Decision("local", stays)
     if f.wish.route == "cloud":
         return Decision("cloud", "asked")
-    if not f.fits:
-        return Decision("cloud", "context" if f.here else "capability")
+    if not f.fits or f.busy:
+        return Decision("cloud", "busy" if f.fits else "context" if f.here else "capability")
     if f.confidence is None:
         return Decision("local", "unknown")
     return Decision("cloud", "unsure") if f.confidence < f.threshold else Decision("local", "sure")

@@ -63,6 +63,28 @@ def agreement_table(values: list[dict[str, Any]]) -> RenderableType:
     )
 
 
+@app.command("routes")
+def routes(data: Data = None, as_json: Json = False) -> None:
+    """Show where devices answered the requests to each model, here or in the cloud, and why.
+
+    Only requests that the routing decided are counted: those of devices with cloud_model, or that said what they want.
+    """
+    models = [m for m in Fleet.connect(data).get("/api/v1/models") if m["routes"]]
+    values = [{"target": m["target"], "digest": m["digest"], "routes": m["routes"]} for m in models]
+    show(values, as_json, routes_table(values))
+
+
+def routes_table(values: list[dict[str, Any]]) -> RenderableType:
+    """One row a release and route, the most frequent first, with its share of the release's requests."""
+    rows = [
+        [v["target"], *route.split(" ", 1), requests, f"{100 * requests / max(sum(v['routes'].values()), 1):.1f} %"]
+        for v in values
+        for route, requests in sorted(v["routes"].items(), key=lambda one: (-one[1], one[0]))
+    ]
+    empty = "nothing was routed: see cloud_model of the agent"
+    return table("Local or cloud", ("Release", "Where", "Why", "#Requests", "#Share"), rows, empty=empty)
+
+
 def _share(estimate: dict[str, float] | None) -> tuple[str | None, str | None]:
     if estimate is None:
         return None, None

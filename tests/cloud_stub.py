@@ -4,7 +4,7 @@
 
 `ok` answers, `uncounted` too and tells no usage, `down` answers 500, `flaky` does so every second time, `limited` 429,
 `hang` answers nothing until `open` is set or the client leaves, `endless` streams until the client leaves, `leak` and
-`mail` stream what a filter should find cut in two, `break` ends in the middle, `short` too as if at its end.
+`mail` and `ssn` stream what a filter should find cut in two, `break` ends in the middle, `short` too as if at its end.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ SPOKEN = {
     "ok": ["Hello", " there", ", ", "friend", "."],
     "leak": ["We call it pro", "ject  NAU", "TILUS, and ", "it ships in May. " * 8],
     "mail": ["Write to an", "na@exam", "ple.org about it. ", "She answers " * 12, "soon."],
+    "ssn": ["Her social security number is 536", "-90-", "4399. ", "She answers " * 30, "soon."],
 }
 
 

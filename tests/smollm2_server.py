@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 from cloud_stand_in import no_cloud
+from local_stage import api_of
 
 from agent.life.telemetry import WindowMeter
-from agent.serving.api import LocalApi
 from agent.serving.bundles import Bundle
 from agent.serving.doors import TcpDoor
 from agent.serving.server import LocalServer
@@ -27,16 +27,7 @@ MODEL, TOKEN = "smollm2", "of-the-test"
 async def serve(layout: Path, digest: str, path: Path, port: int) -> None:
     meter = WindowMeter()
     service = Service(meter)
-    api = LocalApi(
-        service=service,
-        meter=meter,
-        router=no_cloud(meter, path.parent),
-        status=dict,
-        online=lambda: False,
-        body_limit=1024 * 1024,
-        version="0",
-        language_queue=0,
-    )
+    api = api_of(service, meter, no_cloud(meter, path.parent), body_limit=1024 * 1024, language_queue=0)
     bundle = Bundle.open(Blobs(layout / "blobs" / "sha256", min_free=0), digest)
     service.place(MODEL, await asyncio.to_thread(Served.load, bundle, {}))
     server = LocalServer(api, path, f"127.0.0.1:{port}", door=TcpDoor(TOKEN, path))

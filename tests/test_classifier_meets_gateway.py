@@ -122,14 +122,20 @@ def test_an_attack_is_blocked_a_question_passes_and_a_dead_agent_is_what_was_con
     assert ask(world, strict, ATTACK.replace("a", "\N{FULLWIDTH LATIN SMALL LETTER A}\u200b")).status_code == 400
     assert ask(world, lenient, ATTACK).status_code == 400
     agent.kill()
-    assert ask(world, strict, QUESTION).status_code == 400
+    refused = ask(world, strict, QUESTION)
+    assert (refused.status_code, refused.json()["error"]["code"], refused.headers["Retry-After"]) == (
+        503,
+        "unavailable",
+        "5",
+    )
+    assert "classifier guard: it could not judge the request" in refused.json()["error"]["message"]
     assert ask(world, lenient, QUESTION).status_code == 200
     assert told(world, strict, 5) == [
         ("blocked", {"strict/classifier guard blocked": 1}),
         ("answered", {}),
         ("blocked", {"strict/classifier guard blocked": 1}),
         ("blocked", {"strict/classifier guard blocked": 1}),
-        ("blocked", {"strict/classifier guard not-judged blocked": 1}),
+        ("failed", {"strict/classifier guard not-judged refused": 1}),
     ]
     assert told(world, lenient, 2) == [
         ("blocked", {"lenient/classifier lenient blocked": 1}),

@@ -78,6 +78,8 @@ def test_unsure_answers_go_through_the_gateway_and_agreement_comes_back(world: W
         until(lambda: (shown() or {"checked": 0})["checked"] >= 2)
         assert shown()["agreement"]["value"] > 0
         assert shown()["accuracy"] is None
+        (model,) = world.fleet.api("GET", "/api/v1/models")
+        assert model["routes"]["cloud unsure"] >= 1
         said = len(upstream.texts)
         status, _, _ = asked(agent, ROUTES[1], tensors(UNSURE), {"Shoal-Data": "private"})
         assert status == 200

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, Optional, Protocol
 
@@ -312,6 +313,7 @@ class Genai:
         import onnxruntime_genai as genai  # noqa: PLC0415  the runtime of this process
 
         self._genai = genai
+        self._words = _beside("language_words")
         self._settings = settings
         config = genai.Config(str(Path(model).parent))
         options = {"intra_op_num_threads": settings.threads, "session.intra_op.allow_spinning": "0"}
@@ -328,7 +330,7 @@ class Genai:
         room = self._settings.context - len(ids)
         if room < 1 or not ids:
             raise TooLong(len(ids), self._settings.context)
-        pieces, count, finish = _Pieces(asked.stop), 0, "length"
+        pieces, count, finish = self._words.Pieces(asked.stop), 0, "length"
         for token, logprob, margin, text in self._tokens(ids, min(room, asked.max_tokens), asked):
             count += 1
             if token in self._ends:
@@ -362,55 +364,20 @@ class Genai:
             logits = np.asarray(generator.get_logits(), np.float64).reshape(-1, generator.get_logits().shape[-1])[-1]
             logprobs = logits - logits.max()
             logprobs -= np.log(np.exp(logprobs).sum())
-            token = choose(logprobs, asked.temperature, asked.top_p, random)
+            token = self._words.choose(logprobs, asked.temperature, asked.top_p, random)
             second, best = np.partition(logprobs, -2)[-2:]
             yield token, float(logprobs[token]), float(best - second), stream.decode(token)
             following = [token]
 
 
-def choose(logprobs: Any, temperature: float, top_p: float, random: Any) -> int:
-    """A token by its logits: the likeliest at temperature 0, else drawn from the fewest that together have `top_p`."""
-    if temperature == 0:
-        return int(logprobs.argmax())
-    scaled = logprobs / temperature
-    shares = np.exp(scaled - scaled.max())
-    order = np.argsort(-shares, kind="stable")
-    sorted_shares = shares[order] / shares.sum()
-    kept = int(np.searchsorted(np.cumsum(sorted_shares), top_p)) + 1
-    drawn = sorted_shares[:kept] / sorted_shares[:kept].sum()
-    return int(order[:kept][random.choice(len(drawn), p=drawn)])
-
-
-class _Pieces:
-    """Text as it may be told: what could be the beginning of a stop sequence is held back, and nothing follows one."""
-
-    def __init__(self, stop: Sequence[str]) -> None:
-        self._stop = [s for s in stop if s]
-        self._held = ""
-        self.over = False
-
-    def more(self, text: str) -> str:
-        """What may be told now."""
-        self._held += text
-        places = [at for at in (self._held.find(s) for s in self._stop) if at >= 0]
-        if places:
-            self.over = True
-            return self._told(min(places))
-        return self._told(len(self._held) - self._doubt())
-
-    def rest(self) -> str:
-        """What was held back, at the end."""
-        return "" if self.over else self._told(len(self._held))
-
-    def _told(self, end: int) -> str:
-        said, self._held = self._held[:end], self._held[end:]
-        return said
-
-    def _doubt(self) -> int:
-        """How many characters at the end may begin a stop sequence."""
-        longest = max((len(s) - 1 for s in self._stop), default=0)
-        ends = (n for n in range(min(longest, len(self._held)), 0, -1))
-        return next((n for n in ends if any(s.startswith(self._held[-n:]) for s in self._stop)), 0)
+def _beside(name: str) -> Any:
+    """A file of ours beside this one: the process has no path to our packages."""
+    spec = spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _version(package: str) -> str:

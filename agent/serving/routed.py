@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from agent.errors import AgentError, Unavailable
+from agent.errors import AgentError, Busy, Unavailable
 from agent.routing import Features, Reason
 from agent.serving.exchange import Reply
 from agent.serving.service import Answer, Served
@@ -54,7 +54,8 @@ class Said:
 class LocalChat:
     """A language model on this device for one request, and how to ask it; None where it `lacks` something for that.
 
-    `answer(judged)` keeps of a stream what it is judged by, if it is. It raises `TooLong`, found by the model alone.
+    `answer(judged)` keeps of a stream what it is judged by, if it is. It raises `TooLong`, found by the model alone,
+    and `Busy` at once.
     """
 
     model: str
@@ -65,7 +66,7 @@ class LocalChat:
 
 def refused(reason: Reason, f: Features, lacks: AgentError | None) -> AgentError:
     """The refusal of a request for that reason; `lacks` says what is missing here, where the app could do without."""
-    if lacks is not None and reason in ("asked", "no-cloud"):
+    if lacks is not None and reason in ("asked", "no-cloud", "busy"):
         return lacks
     queued = f", and did not come back within {f.wish.queue_s:g} s" if f.wish.queue_s else ""
     told: dict[str, AgentError] = {
@@ -76,6 +77,7 @@ def refused(reason: Reason, f: Features, lacks: AgentError | None) -> AgentError
             f"this device is offline{queued}, and the model runs in the cloud: try again when it is back, "
             "or ask to wait with Shoal-Queue: SECONDS"
         ),
+        "busy": Busy("as many requests wait for the model here as may: ask again in a moment"),
         "deadline": Unavailable(f"the cloud takes about {f.cloud_ms:.0f} ms, and the request has less time"),
         "budget": Unavailable("as many requests went up from this device as may: try again later, or send less"),
     }

@@ -210,7 +210,7 @@ class Router:
         return replace(reply, headers={**reply.headers, HEADER: f"{decision.where}; reason={decision.reason}"})
 
     async def _said(self, local: LocalChat, f: Features, started: float) -> tuple[Features, Said | None]:
-        """What the device says and how sure it is; None where the request is too long for it and may go up."""
+        """What the device says and how sure it is; None where it goes up for being too long, or it busy."""
         assert local.answer is not None
         below = self._settings.words_below / 100
         # A stream that stays whatever comes is not held back.
@@ -220,13 +220,15 @@ class Router:
         except TooLong as e:
             f = replace(self._again(f, started), tokens=e.tokens, context=e.context)
             return await self._settled(f, started, "chat", e), None
+        except Busy as e:
+            return await self._settled(replace(self._again(f, started), busy=True), started, "chat", e), None
         return replace(self._again(f, started), confidence=lowest(said.probabilities), threshold=below), said
 
     async def _chat_up(
         self, path: str, body: bytes, f: Features, decision: Decision, said: Said | None
     ) -> tuple[Reply, Decision]:
         """The cloud's reply; the device's own, where there is one, when it does not begin in time."""
-        if decision.reason in ("unsure", "context"):
+        if decision.reason in ("unsure", "context", "busy"):
             self._spend()
         try:
             await self._cloud.room(f.wish.queue_s)
@@ -332,6 +334,7 @@ class Router:
                 "cloud_ms": _rounded(f.cloud_ms, 1),
                 "budget": f.budget,
                 "tokens": f.tokens,
+                "busy": f.busy,
                 "confidence": _rounded(f.confidence, 3),
                 "threshold": f.threshold,
             }

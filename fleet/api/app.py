@@ -113,7 +113,7 @@ def create_app(services: Services) -> FastAPI:
 def _answer(error: Exception) -> JSONResponse:
     status, code = status_of(error)
     headers = {"WWW-Authenticate": 'Basic realm="shoal", Bearer'} if status == 401 else {}
-    if isinstance(error, errors.TooMany | errors.UpstreamShut):
+    if isinstance(error, errors.TooMany | errors.UpstreamShut | errors.NotJudged):
         headers["Retry-After"] = str(math.ceil(error.retry_after))
     return _json(status, code, str(error), headers)
 

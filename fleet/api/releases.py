@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from sqlmodel import Session
 from starlette.requests import ClientDisconnect
 
-from fleet import agreements, devices, measuring
+from fleet import agreements, devices, measuring, routed
 from fleet.access import Caller
 from fleet.api.auth import caller_of, tell
 from fleet.errors import Malformed
@@ -147,7 +147,7 @@ def _list_models(services: Services, caller: Caller) -> list[dict[str, Any]]:
     with services.database.transaction() as session:
         active = devices.active_counts(session)
         measured = measuring.by_digest(session, caller)
-        agreed = agreements.by_digest(session)
+        agreed, routes = agreements.by_digest(session), routed.by_digest(session)
         rows = {t: session.get(EvidenceRow, r.release.digest) for t, r in services.repository.releases.items()}
     return [
         {
@@ -155,6 +155,7 @@ def _list_models(services: Services, caller: Caller) -> list[dict[str, Any]]:
                 listed, rows[target], measured.get(listed.release.digest, []), active.get(listed.release.digest, 0)
             ),
             "agreement": agreed.get(listed.release.digest),
+            "routes": routes.get(listed.release.digest, {}),
         }
         for target, listed in sorted(services.repository.releases.items())
     ]

@@ -25,6 +25,7 @@ STATUS: Final[Mapping[type[Exception], tuple[int, str]]] = {
     errors.UpstreamDown: (502, "unavailable"),
     errors.UpstreamSlow: (504, "unavailable"),
     errors.UpstreamShut: (503, "unavailable"),
+    errors.NotJudged: (503, "unavailable"),
     wire_errors.Malformed: (400, "malformed"),
     wire_errors.Untrusted: (422, "untrusted"),
     wire_errors.Incompatible: (422, "incompatible"),

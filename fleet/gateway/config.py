@@ -8,15 +8,31 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from fleet.errors import Malformed
 from fleet.gateway.filters import Filter
 from fleet.gateway.limits import NO_LIMITS, Limits
+from fleet.gateway.personal import Finder
 from fleet.gateway.pricing import Price
-from fleet.readers import build, choice, count, duration, file, flag, needed, number, optional, setting, text, url
+from fleet.readers import (
+    build,
+    choice,
+    count,
+    duration,
+    file,
+    flag,
+    needed,
+    number,
+    optional,
+    setting,
+    text,
+    texts,
+    url,
+)
 from fleet.settings import FleetSettings
 from wire.document import check_name
 from wire.errors import Malformed as WireMalformed
@@ -26,6 +42,19 @@ ANY: Final = "*"
 """The route that takes every model that no other route is for, by the name that the client gave it."""
 ONLY: Final = "cloud"
 """The upstream that the settings make."""
+ENTITIES: Final = (
+    "CREDIT_CARD",
+    "CRYPTO",
+    "EMAIL_ADDRESS",
+    "IBAN_CODE",
+    "IP_ADDRESS",
+    "MAC_ADDRESS",
+    "MEDICAL_LICENSE",
+    "PHONE_NUMBER",
+    "US_ITIN",
+    "US_SSN",
+)
+"""Of Presidio's: those that patterns and checksums find without a model, and that few other texts look like."""
 T = TypeVar("T")
 
 
@@ -102,6 +131,30 @@ class ClassifierConfig:
     """What comes of a prompt that it could not judge."""
 
 
+def _entities(value: object, where: str) -> tuple[str, ...]:
+    found = texts(value, where)
+    if not found:
+        raise Malformed(f"{where}: expected one or more of Presidio's entities")
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class PresidioConfig:
+    """Microsoft Presidio, for filters with `personal_by = "presidio"`. Takes the extra `presidio`."""
+
+    entities: tuple[str, ...] = setting(_entities, list(ENTITIES))
+    language: str = setting(text, "en")
+    model: str = setting(text, "")
+    """A spaCy model that is installed as a package, which finds names and places; empty: patterns alone."""
+    threshold: float = setting(number(0, 1), "0.4")
+    hold: int = setting(count(16, 1024), "128")
+    """Characters of a stream that wait, and so many before them that are looked at again."""
+    workers: int = setting(count(1, 16), "1")
+    """Processes; each has some 130 MB, more with a model."""
+    timeout: float = setting(duration("10 ms", "1 min"), "2 s")
+    """Of the wait for a process, and again of the look at one request, answer, or piece of a stream."""
+
+
 @dataclass(frozen=True)
 class GatewayConfig:
     """All of it."""
@@ -116,6 +169,7 @@ class GatewayConfig:
     devices: Mapping[str, Limits] = field(default_factory=dict)
     filters: Mapping[str, Filter] = field(default_factory=dict)
     classifiers: Mapping[str, ClassifierConfig] = field(default_factory=dict)
+    presidio: PresidioConfig = field(default_factory=PresidioConfig)
     audit_text: bool = False
     audit_kept: float = 90 * 86_400.0
     cache_size: int = 32 * 1024 * 1024
@@ -129,6 +183,19 @@ class GatewayConfig:
         """Of a model at an upstream."""
         prices = self.prices.get(upstream, {})
         return prices.get(model) or prices.get(ANY)
+
+    @property
+    def uses_presidio(self) -> bool:
+        """Whether any filter asks it."""
+        return any(rules.personal_by == "presidio" and rules.personal != "off" for rules in self.filters.values())
+
+    def found_by(self, presidio: Finder) -> GatewayConfig:
+        """The same, with what asks Presidio where a filter names it."""
+        filters = {
+            name: replace(rules, finder=presidio) if rules.personal_by == "presidio" else rules
+            for name, rules in self.filters.items()
+        }
+        return replace(self, filters=filters)
 
     def unpriced(self) -> str:
         """A target without a price, as it is called in the file; empty when all have one."""
@@ -174,6 +241,7 @@ def parse(table: Mapping[str, Any], where: str) -> GatewayConfig:
     prices = _named(rest, "prices", where, _prices)
     filters = _named(rest, "filters", where, lambda t, at, name: build(Filter, t, at, name=name))
     classifiers = _named(rest, "classifiers", where, _classifier)
+    presidio = build(PresidioConfig, rest.pop("presidio", {}), f"{where}: presidio")
     limits = _table(rest.pop("limits", {}), f"{where}: limits")
     groups = _named(limits, "groups", f"{where}: limits", _limits)
     devices = _named(limits, "devices", f"{where}: limits", _limits)
@@ -191,6 +259,7 @@ def parse(table: Mapping[str, Any], where: str) -> GatewayConfig:
         devices=devices,
         filters=filters,
         classifiers=classifiers,
+        presidio=presidio,
         audit_text=general.audit_text,
         audit_kept=general.audit_kept,
         cache_size=general.cache_size,
@@ -262,6 +331,11 @@ def _check(config: GatewayConfig, where: str) -> None:
     for rules in config.filters.values():
         if rules.classifier:
             _known(rules.classifier, config.classifiers, f"{where}: filters.{rules.name}: classifier")
+    if config.uses_presidio and find_spec("presidio_analyzer") is None:
+        raise Malformed(
+            f'{where}: personal_by = "presidio": the package presidio-analyzer is not installed: '
+            "pip install 'shoal[presidio]', or leave it out for the built-in set"
+        )
 
 
 def check_limits(config: GatewayConfig, limits: Limits, where: str) -> None:

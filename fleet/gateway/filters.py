@@ -22,6 +22,8 @@ from fleet.readers import choice, count, flag, setting, text, texts
 BLOCKED: Final = "blocked"
 REDACTED: Final = "redacted"
 NOTED: Final = "noted"
+REFUSED: Final = "refused"
+"""Not because of what the text says: it could not be looked at."""
 _REQUEST: Final = "the request"
 _APART: Final = "\0"
 _SPACED: Final = re.compile(r"[_.-]+|(?<=[a-z])(?=[A-Z])")
@@ -46,10 +48,14 @@ class Filter:
     """Of all texts of a request together: to look at them takes time, in which nobody else is answered."""
     personal: str = setting(choice("off", "note", "redact", "block"), "off")
     personal_kinds: tuple[str, ...] = setting(_kinds, list(personal_data.KINDS))
+    personal_by: str = setting(choice("builtin", "presidio"), "builtin")
+    """`presidio`: the kinds, and what Microsoft Presidio finds."""
     injection: str = setting(choice("off", "note", "block"), "off")
     classifier: str = setting(text, "")
     answers: bool = setting(flag, True)
     """Whether `deny` and `personal` hold for what comes back, too."""
+    finder: personal_data.Finder | None = field(default=None, repr=False, compare=False)
+    """What `personal_by` names, once it runs; None: the built-in set alone."""
 
     @cached_property
     def denied(self) -> re.Pattern[str] | None:
@@ -68,12 +74,18 @@ class Filter:
     def hold(self) -> int:
         """Characters of a stream that have to be seen together: what is shorter than these is not missed."""
         longest = max((len(p) + 8 for p in self.deny), default=0)
-        return max(longest, personal_data.LONGEST if self.personal != "off" else 0)
+        held = max(personal_data.LONGEST, self.finder.hold if self.finder is not None else 0)
+        return max(longest, held if self.personal != "off" else 0)
 
     @property
     def checks_answers(self) -> bool:
         """Whether an answer has to be looked at."""
         return self.answers and self.hold > 0
+
+    def personal_in(self, text: str) -> list[personal_data.Found]:
+        """The personal data in a text, in its order, without overlaps. Raises `NotJudged`."""
+        found = personal_data.find(text, self.personal_kinds)
+        return found if self.finder is None else personal_data.joined([*found, *self.finder.find(text)])
 
 
 @dataclass
@@ -95,6 +107,11 @@ class Verdicts:
     def blocked(self) -> bool:
         """Whether anything was."""
         return any(key.endswith(BLOCKED) for key in self.counts)
+
+
+def finder_of(filters: Iterable[Filter]) -> personal_data.Finder | None:
+    """What finds personal data for any of them besides the built-in set: what asks it runs off the event loop."""
+    return next((rules.finder for rules in filters if rules.personal != "off" and rules.finder is not None), None)
 
 
 def check(filters: Iterable[Filter], asked: Asked, verdicts: Verdicts) -> None:
@@ -131,11 +148,7 @@ def _check_joined(rules: Filter, parts: Sequence[Place], verdicts: Verdicts) -> 
 def _check_seams(rules: Filter, parts: Sequence[Place], texts: Sequence[str], verdicts: Verdicts) -> None:
     """Personal data of which each part has a piece: the mark stands in the first one, the others lose theirs."""
     ends = list(accumulate(map(len, texts)))
-    across = [
-        one
-        for one in personal_data.find("".join(texts), rules.personal_kinds)
-        if any(one.start < end < one.end for end in ends)
-    ]
+    across = [one for one in rules.personal_in("".join(texts)) if any(one.start < end < one.end for end in ends)]
     for one in across:
         if rules.personal == "block":
             raise verdicts.block(rules.name, f"personal {one.kind}", _REQUEST)
@@ -158,7 +171,7 @@ def _check_names(rules: Filter, names: Sequence[str], verdicts: Verdicts) -> Non
     if rules.denied is not None and any(rules.denied.search(injection.plain(_APART.join(n))) for n in (names, spoken)):
         raise verdicts.block(rules.name, "deny", _REQUEST)
     if rules.personal != "off":
-        for one in personal_data.find(_APART.join(names), rules.personal_kinds):
+        for one in rules.personal_in(_APART.join(names)):
             if rules.personal != "note":
                 raise verdicts.block(rules.name, f"personal {one.kind}", _REQUEST)
             verdicts.note(rules.name, f"personal {one.kind}", NOTED)
@@ -173,7 +186,7 @@ def check_text(rules: Filter, original: str, verdicts: Verdicts, what: str) -> s
         raise verdicts.block(rules.name, "deny", what)
     if rules.personal == "off":
         return original
-    found = personal_data.find(original, rules.personal_kinds)
+    found = rules.personal_in(original)
     if not found:
         return original
     if rules.personal == "block":

@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
 from fleet.access import Caller
@@ -34,6 +35,7 @@ from fleet.gateway.document import parsed, written
 from fleet.gateway.filters import check_text
 from fleet.gateway.limits import Limits
 from fleet.gateway.metrics import Metrics
+from fleet.gateway.presidio import Presidio
 from fleet.gateway.pricing import FREE, Usage, usage_of
 from fleet.gateway.records import ANSWERED, BLOCKED, CACHED, FAILED, MOST, REFUSED, Record
 from fleet.gateway.sending import Sender, Sent
@@ -64,10 +66,12 @@ class Gateway:
         tick: Callable[[], float] = time.monotonic,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        self.config, self.store = config, store
+        self.metrics, self.budgets, self.cache = Metrics(), Budgets(), Cache(config.cache_size)
+        self._presidio = Presidio(config.presidio, self.metrics.looked) if config.uses_presidio else None
+        self.config = config if self._presidio is None else config.found_by(self._presidio)
+        self.store = store
         self._serial, self._clock, self._tick = serial, clock, tick
         self.upstreams = {name: Upstream(one, tick) for name, one in config.upstreams.items()}
-        self.metrics, self.budgets, self.cache = Metrics(), Budgets(), Cache(config.cache_size)
         self._sender = Sender(self.upstreams, self.metrics, tick, draw)
         self._classifiers = {name: Classifier(one) for name, one in config.classifiers.items()}
         self._keys: dict[str, Limits] = {}
@@ -99,7 +103,7 @@ class Gateway:
         sent = await self._sender.send(call, route, asked)
         call.record.upstream, call.record.model = sent.target.upstream, sent.target.model or asked.model
         call.record.fallback = bool(sent.fallback)
-        return self._answer(call, route, sent, key)
+        return await self._answer(call, route, sent, key)
 
     def end(self, call: Call, outcome: str, status: int, detail: str = "") -> None:
         """What came of it. Only the first end counts."""
@@ -146,7 +150,9 @@ class Gateway:
             raise Malformed(f"{asked.path}: tokens as numbers cannot be filtered: send text")
         if any(asked.value.get(name) for name in LOGPROBS) and any(f.checks_answers for f in call.customer.filters):
             raise Malformed(f"{asked.path}: logprobs: the tokens in them cannot be filtered: ask without them")
-        filters.check(call.customer.filters, asked, call.verdicts)
+        check = partial(filters.check, call.customer.filters, asked, call.verdicts)
+        finder = filters.finder_of(call.customer.filters)
+        check() if finder is None else await finder.run(check)
         texts = [place.get() for place in asked.texts] + (["\n".join(asked.names)] if asked.names else [])
         for rules in call.customer.filters:
             if rules.classifier:
@@ -164,7 +170,7 @@ class Gateway:
         call.reservation = self.budgets.reserve(call.customer.accounts, most.total, nanos, self._clock())
         call.price = max(prices, key=lambda price: price.cost(most))
 
-    def _answer(self, call: Call, route: Route, sent: Sent, key: str) -> Answer:
+    async def _answer(self, call: Call, route: Route, sent: Sent, key: str) -> Answer:
         call.price = self.config.price(sent.target.upstream, call.record.model) or FREE
         headers = _headers(call, sent, "miss" if key else "")
         if sent.status != 200:
@@ -177,14 +183,19 @@ class Gateway:
             silence = self.upstreams[sent.target.upstream].config.timeout
             headers["Cache-Control"] = "no-cache"
             return Answer(200, headers, events=sent.stream.events(), silence=silence)
-        body = self._checked(call, sent.body)
+        check = partial(self._checked, call, sent.body)
+        finder = filters.finder_of(rules for rules in call.customer.filters if rules.checks_answers)
+        body = check() if finder is None else await finder.run(check)
         if key:
             kept = Kept(body, call.record.upstream, call.record.model)
             self.cache.put(key, kept, self._tick() + route.cache)
         return Answer(200, headers, body, outcome=ANSWERED)
 
     def _checked(self, call: Call, body: bytes) -> bytes:
-        """A whole answer: its usage is heard, and its texts pass the filters. Raises `Blocked`, `Unavailable`."""
+        """A whole answer: its usage is heard, and its texts pass the filters. Raises `Blocked`, `Unavailable`.
+
+        In a thread, where a filter asks Presidio: it touches this one call alone.
+        """
         value = _parsed(body, call.record.upstream)
         call.usage = usage_of(value)
         if call.usage is None:
@@ -243,6 +254,9 @@ class Gateway:
         for key, limits in self._keys.items():
             check_limits(self.config, limits, f"the limits of key {key}")
         async with AsyncExitStack() as stack:
+            if self._presidio is not None:
+                stack.push_async_callback(self._presidio.close)
+                await self._presidio.start()
             for upstream in self.upstreams.values():
                 stack.push_async_callback(upstream.close)
             for classifier in self._classifiers.values():

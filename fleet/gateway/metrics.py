@@ -21,7 +21,7 @@ FIRST: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 SPEED: Final = (1.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
 """Tokens per second after it."""
 JUDGED: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
-"""Seconds that a classifier took over the texts of a request."""
+"""Seconds that a classifier or a finder of personal data took over the texts of a request."""
 Labels = tuple[tuple[str, str], ...]
 
 
@@ -54,6 +54,7 @@ class Metrics:
     first: dict[str, Histogram] = field(default_factory=dict)
     speed: dict[str, Histogram] = field(default_factory=dict)
     judging: dict[str, Histogram] = field(default_factory=dict)
+    finding: Histogram = field(default_factory=lambda: Histogram(JUDGED))
 
     def count(self, record: Record, verdicts: Mapping[str, int]) -> None:
         """One request that ended."""
@@ -78,6 +79,10 @@ class Metrics:
         """One request that a classifier looked at, or should have."""
         self.judging.setdefault(classifier, Histogram(JUDGED)).add(seconds)
 
+    def looked(self, seconds: float) -> None:
+        """One look of Presidio, at a request, an answer or a piece of one, its wait included."""
+        self.finding.add(seconds)
+
     def _time(self, record: Record, first_ms: float) -> None:
         self.first.setdefault(record.upstream, Histogram(FIRST)).add(first_ms / 1000)
         rest = (record.total_ms - first_ms) / 1000
@@ -101,6 +106,8 @@ class Metrics:
         yield from _histogram("first_token_seconds", "Time to the first byte of an answer.", self.first)
         yield from _histogram("tokens_per_second", "Speed of streams behind their first token.", self.speed)
         yield from _histogram("classifier_seconds", "Time that a classifier took.", self.judging, "classifier")
+        found = {"presidio": self.finding} if self.finding.number else {}
+        yield from _histogram("personal_seconds", "Time that a look for personal data took.", found, "finder")
         closed = (((("upstream", name),), state == "closed") for name, state in states.items())
         yield from _gauge("upstream_up", "1 while requests go to it.", closed)
         lengths = (((("upstream", name),), length) for name, length in queues.items())

@@ -10,8 +10,9 @@ import ipaddress
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
+T = TypeVar("T")
 KINDS: Final = ("mail", "iban", "card", "ip", "phone")
 """In the order in which they are looked for: what one takes is none of the next."""
 LONGEST: Final = 64
@@ -52,10 +53,23 @@ class Found:
     kind: str
 
 
+class Finder(Protocol):
+    """What finds more than the patterns here, and takes so long that it is not waited for on the event loop."""
+
+    @property
+    def hold(self) -> int:
+        """Characters of a stream that it sees together, and so many before them."""
+
+    def find(self, text: str) -> list[Found]:
+        """As `find`; only below `run`. Raises `NotJudged`."""
+
+    async def run(self, act: Callable[[], T]) -> T:
+        """What `act` returns, which may ask `find`. Raises what it raises, and `NotJudged` when too much waits."""
+
+
 def find(text: str, kinds: Collection[str] = KINDS) -> list[Found]:
     """All that is found, in the order of the text; none overlaps another."""
-    if not text.isascii():
-        text = text.translate(_ALIKE)
+    text = plain(text)
     if not _may_hold(text):
         return []
     found: list[Found] = []
@@ -63,6 +77,27 @@ def find(text: str, kinds: Collection[str] = KINDS) -> list[Found]:
         if kind in kinds:
             found = list(_merged(found, _of_kind(text, kind)))
     return found
+
+
+def plain(text: str) -> str:
+    """With signs of the patterns for those that look like them, one for one."""
+    return text if text.isascii() else text.translate(_ALIKE)
+
+
+def joined(found: Iterable[Found]) -> list[Found]:
+    """In the order of the text; what overlaps becomes one, called as the longest of it."""
+    out: list[Found] = []
+    longest = 0
+    for one in sorted(found):
+        size = one.end - one.start
+        if not out or one.start >= out[-1].end:
+            out.append(one)
+            longest = size
+            continue
+        kind = one.kind if size > longest else out[-1].kind
+        out[-1] = Found(out[-1].start, max(out[-1].end, one.end), kind)
+        longest = max(longest, size)
+    return out
 
 
 def _may_hold(text: str) -> bool:

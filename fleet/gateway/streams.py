@@ -9,13 +9,15 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import aiohttp
 
-from fleet.errors import Blocked, UpstreamDown
+from fleet.errors import Blocked, NotJudged, UpstreamDown
 from fleet.gateway import sse
 from fleet.gateway.calls import Call
+from fleet.gateway.filters import finder_of
 from fleet.gateway.metrics import Metrics
 from fleet.gateway.pricing import usage_of
 from fleet.gateway.shapes import Shape, shape_of
@@ -59,6 +61,7 @@ class Stream:
         self._metrics, self._tick = metrics, tick
         filters = [rules for rules in call.customer.filters if rules.checks_answers]
         self._window = Window(filters, call.verdicts) if filters else None
+        self._finder = finder_of(filters)
         self._splitter = sse.Splitter()
         self._reading = upstream.reading(answer)
         self._first = b""
@@ -79,20 +82,25 @@ class Stream:
 
     async def events(self) -> AsyncIterator[bytes]:
         """What the client is sent. Raises `BrokeOff` where the upstream did, after an event that says so."""
-        piece, read, split = self._first, self._reading.piece, self._splitter.feed
+        piece, read, split, finder = self._first, self._reading.piece, self._splitter.feed, self._finder
         try:
             while piece:
-                out = self._all_passed(split(piece))
+                pass_on = partial(self._all_passed, split(piece))
+                out = pass_on() if finder is None else await finder.run(pass_on)
                 if out:
                     self._call.record.sent += 1
                     yield out
                 piece = await read()
-            if end := self._end():
+            if end := self._end() if finder is None else await finder.run(self._end):
                 yield end
             self._check_ended()
         except Blocked:
             self._call.record.detail = "a filter cut the answer"
             yield end_of(self._newest)
+        except NotJudged as e:
+            self._call.record.detail = str(e)
+            yield as_event({"error": {"code": "unavailable", "message": str(e)}})
+            raise BrokeOff from e
         except (TimeoutError, aiohttp.ClientError, ConnectionError, UpstreamDown) as e:
             name = self._upstream.config.name
             _log.warning("%s: the upstream broke off: %s: %s", self._call.customer.who, name, e or type(e).__name__)

@@ -55,6 +55,7 @@ class Window:
         self._hold = max(rules.hold for rules in self.filters)
         self._denied = [(rules, rules.denied) for rules in self.filters if rules.denied is not None]
         self._personal = [rules for rules in self.filters if rules.personal != "off"]
+        self._context = max([_CONTEXT, *(rules.finder.hold for rules in self._personal if rules.finder is not None)])
 
     def feed(self, event: dict[str, Any]) -> list[dict[str, Any]]:
         """The events to send for one that came, in order. Raises `Blocked`."""
@@ -139,9 +140,7 @@ class Window:
 
     def _personal_in(self, seen: str, start: int) -> list[tuple[personal.Found, Filter]]:
         """What reaches beyond `start`. Raises `Blocked`."""
-        found = [
-            (f, rules) for rules in self._personal for f in personal.find(seen, rules.personal_kinds) if f.end > start
-        ]
+        found = [(f, rules) for rules in self._personal for f in rules.personal_in(seen) if f.end > start]
         for f, rules in found:
             if rules.personal == "block":
                 raise self.verdicts.block(rules.name, f"personal {f.kind}", "the answer")
@@ -162,7 +161,7 @@ class Window:
         out = personal.redacted(seen[start:until], shifted)
         if self._denied:
             text.gone = _RUN.sub(" ", text.gone + injection.plain(seen[start:until]))[-self._hold - 1 :]
-        text.before, text.waiting = seen[max(0, until - _CONTEXT) : until], seen[until:]
+        text.before, text.waiting = seen[max(0, until - self._context) : until], seen[until:]
         return out
 
 

@@ -11,14 +11,11 @@ import psutil
 import pytest
 import quick_model
 from bench_local_api import binary_request
-from cloud_stand_in import no_cloud
+from local_stage import served
 from raw_http import RawClient
 
-from agent.life.telemetry import WindowMeter
-from agent.serving.api import LocalApi
-from agent.serving.bundles import Bundle, prepare
-from agent.serving.server import LocalServer
-from agent.serving.service import Served, Service
+from agent.serving.bundles import Bundle
+from agent.serving.service import Served
 from agent.store.blobs import Blobs
 
 SWAPS, WARM_UP, CLIENTS = 200, 20, 8
@@ -38,36 +35,20 @@ def test_200_switches_under_load_fail_no_request_and_leave_no_memory_behind(shor
     clients = [Asking(short_folder / "s", expected) for _ in range(CLIENTS)]
 
     async def body() -> tuple[int, int]:
-        prepare()
-        meter = WindowMeter()
-        service = Service(meter)
-        service.place("kitchen", await asyncio.to_thread(Served.load, opened[0], {}))
-        api = LocalApi(
-            service=service,
-            meter=meter,
-            router=no_cloud(meter, short_folder),
-            status=dict,
-            online=lambda: False,
-            body_limit=64 * 1024,
-            version="0",
-        )
-        server = LocalServer(api, short_folder / "s", None)
-        task = await server.start()
-        for client in clients:
-            client.start()
-        before = 0
-        for i in range(1, SWAPS + 1):
-            service.try_out("kitchen", await asyncio.to_thread(Served.load, opened[i % 2], {}))
-            await asyncio.sleep(0.01)  # both are loaded, and the new one answers
-            service.commit("kitchen")
-            if i == WARM_UP:
-                before = await settled()
-        after = await settled()
-        for client in clients:
-            client.over.set()
-        await asyncio.gather(*(asyncio.to_thread(client.join) for client in clients))
-        await server.stop(task)
-        service.close()
+        async with served(short_folder, opened[0]) as local:
+            for client in clients:
+                client.start()
+            before = 0
+            for i in range(1, SWAPS + 1):
+                local.service.try_out("kitchen", await asyncio.to_thread(Served.load, opened[i % 2], {}))
+                await asyncio.sleep(0.01)  # both are loaded, and the new one answers
+                local.service.commit("kitchen")
+                if i == WARM_UP:
+                    before = await settled()
+            after = await settled()
+            for client in clients:
+                client.over.set()
+            await asyncio.gather(*(asyncio.to_thread(client.join) for client in clients))
         return before, after
 
     before, after = asyncio.run(body())

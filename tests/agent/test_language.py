@@ -23,7 +23,7 @@ from agent.life.telemetry import WindowMeter
 from agent.serving.generating import Generating
 from agent.serving.generation import Asked, Message, Part
 from agent.serving.language import LanguageModel
-from agent.serving.language_program import _Pieces, choose
+from agent.serving.language_words import Pieces, choose
 from agent.serving.openai_requests import parse_embeddings, parse_generation
 from agent.serving.selftest import self_test
 from agent.serving.service import Served, Service
@@ -260,7 +260,7 @@ def test_a_prompt_that_is_too_long_is_nothing_against_the_model(tiny: TinyBundle
 
 @given(st.lists(st.text("abc", max_size=4), max_size=8), st.lists(st.text("abc", min_size=1, max_size=3), max_size=2))
 def test_what_is_told_is_the_text_up_to_the_first_stop_sequence(texts: list[str], stop: list[str]) -> None:
-    pieces, told = _Pieces(stop), ""
+    pieces, told = Pieces(stop), ""
     for text in texts:
         told += pieces.more(text)
         if pieces.over:

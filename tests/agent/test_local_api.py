@@ -16,12 +16,11 @@ from contextlib import contextmanager, suppress
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from local_client import Client
+from local_stage import api_of, listening
 from raw_http import RawClient, post
 
 from agent.errors import Incompatible, Unavailable
 from agent.identity.identity import Identity, Joined
-from agent.serving.api import LocalApi
 from agent.serving.cloud import Cloud
 from agent.serving.router import Router
 from agent.serving.runtimes import LoadedGraph
@@ -63,26 +62,18 @@ def serve(new_device, sim, bundles, authority, short_folder):
                 await device.until_phase("committed")
             authority.files("kitchen-1")[0].rename(short_folder / "cert.pem")
             (authority.folder / "kitchen-1-key.pem").rename(short_folder / "key.pem")
-            api = LocalApi(
-                service=device.service,
-                meter=device.meter,
-                router=Router(
-                    Cloud(fleet, identity(short_folder, fleet, authority.pem).tls, 5.0, device.clock.now),
-                    lambda: online,
-                    device.meter.agreement,
-                    AgentSettings(state=short_folder, socket=short_folder / "s"),
-                ),
-                status=lambda: {"device": "kitchen-1"},
-                online=lambda: online,
-                body_limit=64 * 1024,
-                version="0",
+            router = Router(
+                Cloud(fleet, identity(short_folder, fleet, authority.pem).tls, 5.0, device.clock.now),
+                lambda: online,
+                device.meter.agreement,
+                AgentSettings(state=short_folder, socket=short_folder / "s"),
             )
-            server = LocalServer(api, short_folder / "s", None)
-            task = await server.start()
+            status = {"device": "kitchen-1"}
+            api = api_of(device.service, device.meter, router, lambda: online, status=lambda: status)
             try:
-                await story(device, Client(short_folder / "s"))
+                async with listening(api, short_folder) as client:
+                    await story(device, client)
             finally:
-                await server.stop(task)
                 await device.stop()
 
         asyncio.run(body())

@@ -22,17 +22,14 @@ from agent_process import AgentProcess, World
 from cloud_stand_in import no_cloud
 from fleet_process import until
 from local_client import Client
+from local_stage import api_of, opened, served
 from raw_http import RawClient, get, post
 from tiny_bundle import make_layout
 
 from agent.errors import Incompatible
 from agent.life.telemetry import WindowMeter
-from agent.serving.api import LocalApi
-from agent.serving.bundles import Bundle, prepare
 from agent.serving.exchange import Request
-from agent.serving.server import LocalServer
 from agent.serving.service import Bounds, Served, Service
-from agent.store.blobs import Blobs
 
 Story = Callable[[Served, Client, WindowMeter], Coroutine[Any, Any, None]]
 
@@ -43,29 +40,9 @@ def serve(short_folder: Path) -> Callable[..., None]:
 
     def run(story: Story, bounds: Bounds) -> None:
         async def body() -> None:
-            prepare()
-            bundle = make_layout(short_folder / "layout")
-            store = Blobs(bundle.layout / "blobs" / "sha256", min_free=0)
-            meter = WindowMeter()
-            service = Service(meter, bounds)
-            served = await asyncio.to_thread(Served.load, Bundle.open(store, bundle.digest), {})
-            service.place("kitchen", served)
-            api = LocalApi(
-                service=service,
-                meter=meter,
-                router=no_cloud(meter, short_folder),
-                status=dict,
-                online=lambda: False,
-                body_limit=64 * 1024,
-                version="0",
-            )
-            server = LocalServer(api, short_folder / "s", None)
-            task = await server.start()
-            try:
-                await story(served, Client(short_folder / "s"), meter)
-            finally:
-                await server.stop(task)
-                service.close()
+            bundle = opened(make_layout(short_folder / "layout"))
+            async with served(short_folder, bundle, bounds=bounds) as local:
+                await story(local.served, local.client, local.meter)
 
         asyncio.run(body())
 
@@ -166,15 +143,7 @@ def test_a_request_is_answered_by_the_model_that_it_was_read_for(serve) -> None:
         served._largest = 0
         service = Service(meter, Bounds())
         service.place("kitchen", served)
-        api = LocalApi(
-            service=service,
-            meter=meter,
-            router=no_cloud(meter, client.path.parent),
-            status=dict,
-            online=lambda: False,
-            body_limit=1000,
-            version="0",
-        )
+        api = api_of(service, meter, no_cloud(meter, client.path.parent), body_limit=1000)
         coming = api.handle(Request("POST", f"/v2/models/kitchen/versions/{served.digest}/infer", {}, text("lamp on")))
         other = SimpleNamespace(digest="sha256:other", retire=lambda: None)
         service.try_out("kitchen", other)

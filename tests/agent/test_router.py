@@ -7,27 +7,21 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from cloud_stand_in import Recording, recording, tls_of
+from cloud_stand_in import Recording, recording
 from fleet_process import until
 from local_client import Client
+from local_stage import opened, routed, served
 from tiny_bundle import LABELS, make_layout
 
 from agent.life.telemetry import WindowMeter
 from agent.serving.api import LocalApi
-from agent.serving.bundles import Bundle, prepare
-from agent.serving.cloud import Cloud
 from agent.serving.exchange import Request
 from agent.serving.labels import label_in, question
 from agent.serving.router import Router
-from agent.serving.server import LocalServer
-from agent.serving.service import Served, Service
-from agent.settings import AgentSettings
-from agent.store.blobs import Blobs
 from wire.agreement import UNSURE
 from wire.pipeline import Calibration
 
@@ -71,36 +65,11 @@ def stage(bundle, authority, short_folder):
 
     def run(story, *, online: bool = True, chance: float = 1.0, **settings: Any) -> None:
         async def body(cloud: Recording) -> None:
-            prepare()
-            meter, line = WindowMeter(), [online]
-            service = Service(meter)
-            opened = Bundle.open(Blobs(bundle.layout / "blobs" / "sha256", min_free=0), bundle.digest)
-            service.place("kitchen", await asyncio.to_thread(Served.load, opened, {}))
-            chosen = {"cloud_model": "large", "cloud_answer": 5.0, **settings}
-            router = Router(
-                Cloud(cloud.url, tls_of(authority), 5.0, lambda: datetime.now(UTC)),
-                lambda: line[0],
-                meter.agreement,
-                AgentSettings(state=short_folder, socket=short_folder / "s", **chosen),
-                chance=lambda: chance,
-            )
-            api = LocalApi(
-                service=service,
-                meter=meter,
-                router=router,
-                status=dict,
-                online=lambda: line[0],
-                body_limit=64 * 1024,
-                version="0",
-            )
-            server = LocalServer(api, short_folder / "s", None)
-            task = await server.start()
-            try:
-                await story(Stage(short_folder, router, meter, line, api), cloud)
-            finally:
-                await server.stop(task)
-                await router.stop()
-                service.close()
+            line = [online]
+            up = {"cloud_answer": 5.0, **settings}
+            routing = routed(cloud.url, authority, short_folder, lambda: line[0], chance=lambda: chance, **up)
+            async with served(short_folder, opened(bundle), routing=routing, online=lambda: line[0]) as local:
+                await story(Stage(short_folder, local.router, local.meter, line, local.api), cloud)
 
         with recording(authority) as cloud:
             asyncio.run(body(cloud))

@@ -11,28 +11,28 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cloud_stand_in import Recording, recording, tls_of
+from cloud_stand_in import Recording, recording
 from fleet_process import until
+from local_stage import opened, routed, served
 from raw_http import RawClient, post
 from tiny_bundle import TinyBundle
-from tiny_language import gguf_bundle, opened, write_gguf
+from tiny_language import gguf_bundle, write_gguf
 
 from agent.errors import TooLong, Unavailable
 from agent.life.telemetry import WindowMeter
 from agent.serving.api import LocalApi
-from agent.serving.cloud import Cloud, Late
+from agent.serving.cloud import Late
 from agent.serving.exchange import Reply, Request
+from agent.serving.generating import QUEUE
 from agent.serving.openai import CHAT, COMPLETIONS, HELD
 from agent.serving.routed import LocalChat, Said, Withheld
 from agent.serving.router import Router
-from agent.serving.server import LocalServer
-from agent.serving.service import Served, Service
-from agent.settings import AgentSettings
+from agent.serving.service import Served
 
 CONTEXT = 4096
 SECRET = "the cat is under the blue bed"
@@ -95,33 +95,12 @@ def stage(tiny: TinyBundle, authority: Any, short_folder: Path) -> Callable[...,
 
     def run(story: Any, *, online: bool = True, **settings: Any) -> None:
         async def body(cloud: Recording) -> None:
-            meter, line = WindowMeter(), [online]
-            service = Service(meter)
-            service.place("assistant", await asyncio.to_thread(Served.load, opened(tiny), {}))
-            chosen = {"cloud_model": "large", "cloud_answer": 5.0, **settings}
-            router = Router(
-                Cloud(cloud.url, tls_of(authority), 5.0, lambda: datetime.now(UTC)),
-                lambda: line[0],
-                meter.agreement,
-                AgentSettings(state=short_folder, socket=short_folder / "s", **chosen),
-            )
-            api = LocalApi(
-                service=service,
-                meter=meter,
-                router=router,
-                status=dict,
-                online=lambda: line[0],
-                body_limit=256 * 1024,
-                version="0",
-            )
-            server = LocalServer(api, short_folder / "s", None)
-            task = await server.start()
-            try:
-                await story(Stage(short_folder / "s", api, router, meter, line), cloud)
-            finally:
-                await server.stop(task)
-                await router.stop()
-                service.close()
+            line = [online]
+            up = {"cloud_answer": 5.0, **settings}
+            routing = routed(cloud.url, authority, short_folder, lambda: line[0], **up)
+            options = {"name": "assistant", "online": lambda: line[0], "body_limit": 256 * 1024}
+            async with served(short_folder, opened(tiny), routing=routing, **options) as local:
+                await story(Stage(short_folder / "s", local.api, local.router, local.meter, line), cloud)
 
         with recording(authority) as cloud:
             cloud.answer = lambda _question: (200, "from the cloud")
@@ -254,6 +233,31 @@ def test_what_the_model_here_cannot_do_goes_up_or_is_refused_by_name(stage: Any,
     stage(story)
 
 
+def test_more_than_may_wait_for_the_model_goes_up_and_what_stays_is_told_when_to_come_back(
+    stage: Any, tiny: TinyBundle
+) -> None:
+    async def story(s: Stage, cloud: Recording) -> None:
+        long = post(CHAT, json.dumps(question(stream=True, max_tokens=CONTEXT)).encode())
+        with ExitStack() as apps:
+            for _ in range(1 + QUEUE):
+                apps.enter_context(RawClient(s.path)).socket.sendall(long)
+            await s.until(lambda: s.api._openai._generating._under_way[tiny.digest] == 1 + QUEUE)
+            for stream in (False, True):
+                status, where, body = await s.ask(stream=stream)
+                assert (status, where) == (200, "cloud; reason=busy")
+                assert "from the cloud" in body
+            # The third is over the cap of what goes up by itself.
+            for headers in ({}, {"Shoal-Data": "private"}, {"Shoal-Route": "local"}):
+                status, _, body = await s.ask(headers)
+                assert (status, json.loads(body)["error"]["code"]) == (503, "busy")
+            assert len(cloud.questions) == 2
+        await s.until(s.is_free)
+        decisions = s.router.view()["decisions"]
+        assert (decisions["cloud busy"], decisions["refuse busy"]) == (2, 3)
+
+    stage(story, escalations=12)
+
+
 def test_what_no_model_takes_is_refused_and_sent_nowhere(stage: Any) -> None:
     async def story(s: Stage, cloud: Recording) -> None:
         for fields in ({"temperature": 7}, {"messages": []}, {"stop": 3}):
@@ -333,12 +337,7 @@ def chatting(story, authority, short_folder, **settings: Any) -> None:
     """The router alone, with a language model's answers given."""
 
     async def body(cloud: Recording) -> None:
-        router = Router(
-            Cloud(cloud.url, tls_of(authority), 5.0, lambda: datetime.now(UTC)),
-            lambda: True,
-            WindowMeter().agreement,
-            AgentSettings(state=short_folder, socket=short_folder / "s", cloud_model="large", **settings),
-        )
+        router = routed(cloud.url, authority, short_folder, lambda: True, **settings)(WindowMeter())
         await story(router, cloud)
 
     with recording(authority) as cloud:

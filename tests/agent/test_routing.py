@@ -54,6 +54,16 @@ WAITS = Wish(queue_s=5)
         (replace(UP, here=False, confidence=None), "cloud", "capability"),
         (replace(UP, tokens=9, context=8, confidence=None), "cloud", "context"),
         (replace(UP, tokens=8, context=8, confidence=None), "local", "unknown"),
+        # a full queue
+        (replace(UP, busy=True, confidence=None), "cloud", "busy"),
+        (replace(UP, busy=True, confidence=None, tokens=9, context=8), "cloud", "context"),
+        (replace(UP, busy=True, wish=PRIVATE), "refuse", "busy"),
+        (replace(UP, busy=True, wish=HERE), "refuse", "busy"),
+        (replace(UP, busy=True, budget=False), "refuse", "busy"),
+        (replace(UP, busy=True, online=False, wish=WAITS), "refuse", "busy"),
+        (replace(UP, busy=True, left_ms=100.0, cloud_ms=200.0), "refuse", "busy"),
+        (replace(UP, busy=True, target=False), "refuse", "busy"),
+        (replace(UP, busy=True, wish=THERE), "cloud", "asked"),
         # confidence
         (replace(UP, confidence=None), "local", "unknown"),
         (UP, "cloud", "unsure"),
@@ -81,6 +91,7 @@ features = st.builds(
     budget=st.booleans(),
     tokens=st.integers(0, 10),
     context=st.integers(0, 10),
+    busy=st.booleans(),
     confidence=st.none() | st.floats(0, 1),
     threshold=st.floats(0, 1),
 )
@@ -93,11 +104,12 @@ def test_whatever_comes_nothing_private_goes_up_and_nothing_stays_that_cannot_be
         assert found.where != "cloud"
     if found.where == "local":
         assert f.fits
+        assert not f.busy
         assert f.wish.route != "cloud"
     if found.where == "wait":
         assert f.wish.queue_s > 0
         assert not f.online
-    if found.reason == "unsure":
+    if found.reason in ("unsure", "busy") and found.where == "cloud":
         assert f.budget
 
 

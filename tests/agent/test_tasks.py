@@ -11,30 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cloud_stand_in import no_cloud
 from local_client import Client
+from local_stage import opened, served, store_of
 from tiny_bundle import TinyBundle, make_layout, write_bundle
 from tiny_tasks import FRAME, HOP, TASKS, TEXT
 
 from agent.errors import Incompatible
 from agent.life.telemetry import WindowMeter
-from agent.serving.api import LocalApi
-from agent.serving.bundles import Bundle, Model, prepare
+from agent.serving.bundles import Model
 from agent.serving.selftest import self_test
-from agent.serving.server import LocalServer
-from agent.serving.service import Served, Service
-from agent.store.blobs import Blobs
 from wire.pipeline import Golden
 
 Story = Callable[[Client, WindowMeter], Coroutine[Any, Any, None]]
-
-
-def store_of(bundle: TinyBundle) -> Blobs:
-    return Blobs(bundle.layout / "blobs" / "sha256", min_free=0)
-
-
-def opened(bundle: TinyBundle) -> Bundle:
-    return Bundle.open(store_of(bundle), bundle.digest)
 
 
 @pytest.fixture
@@ -43,26 +31,8 @@ def serve(short_folder: Path) -> Callable[[TinyBundle, Story], None]:
 
     def run(bundle: TinyBundle, story: Story) -> None:
         async def body() -> None:
-            prepare()
-            meter = WindowMeter()
-            service = Service(meter)
-            service.place("kitchen", await asyncio.to_thread(Served.load, opened(bundle), {}))
-            api = LocalApi(
-                service=service,
-                meter=meter,
-                router=no_cloud(meter, short_folder),
-                status=dict,
-                online=lambda: False,
-                body_limit=64 * 1024,
-                version="0",
-            )
-            server = LocalServer(api, short_folder / "s", None)
-            task = await server.start()
-            try:
-                await story(Client(short_folder / "s"), meter)
-            finally:
-                await server.stop(task)
-                service.close()
+            async with served(short_folder, opened(bundle)) as local:
+                await story(local.client, local.meter)
 
         asyncio.run(body())
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from cli.model import agreement_table
+from cli.model import agreement_table, routes_table
 from cli.output import console
-from fleet import agreements
+from fleet import agreements, routed
 from fleet.store.database import Database
 from fleet.store.tables import Device
 from wire.agreement import UNSURE, Agreement
@@ -78,3 +78,46 @@ def test_the_table_shows_agreement_apart_from_accuracy() -> None:
     with console.capture() as captured:
         console.print(agreement_table([shown]))
     assert "0.9000" in captured.get()
+
+
+# --- where requests were answered ---------------------------------------------------------------------------------
+
+
+def went(routes: dict[str, int], digest: str = DIGEST) -> InferenceStats:
+    return InferenceStats(model="kitchen", digest=digest, requests=1, errors=0, routes=routes)
+
+
+def test_routes_of_devices_and_records_are_added_up_for_each_model(database: Any) -> None:
+    with database.transaction() as session:
+        routed.add(session, "a", [went({"local sure": 5, "cloud unsure": 2}), went({"cloud busy": 1}, OTHER), stats()])
+        routed.add(session, "a", [went({"local sure": 1})])
+    with database.transaction() as session:
+        routed.add(session, "b", [went({"local sure": 10}), went({"local sure": 100})])
+        assert routed.by_digest(session) == {
+            DIGEST: {"cloud unsure": 2, "local sure": 116},
+            OTHER: {"cloud busy": 1},
+        }
+
+
+def test_a_device_that_makes_up_routes_or_models_fills_no_disk(database: Any) -> None:
+    """Attack: words of its own, as many as it likes, and numbers that no database takes."""
+    with database.transaction() as session:
+        routed.add(session, "a", [went({f"local {'x' * i}": 1 for i in range(1, 20)} | {"what the user said": 9})])
+        routed.add(session, "a", [went({f"cloud {'y' * i}": 1 << 62 for i in range(1, 20)})])
+        routed.add(session, "a", [went({f"z{'y' * i} sure": 1 << 62 for i in range(1, 19)})])
+        found = routed.by_digest(session)[DIGEST]
+        assert len(found) == routed.MOST_ROUTES
+        assert "what the user said" not in found
+        assert max(found.values()) == agreements.FULL
+        for i in range(agreements.MOST_MODELS + 50):
+            routed.add(session, "b", [went({"local sure": 1}, f"sha256:{i:064x}")])
+        assert len(routed.by_digest(session)) == agreements.MOST_MODELS + 1
+
+
+def test_the_table_shows_the_most_frequent_route_first_with_its_share() -> None:
+    shown = {"target": "models/a/b/1/c", "routes": {"cloud unsure": 1, "local no-cloud": 3}}
+    with console.capture() as captured:
+        console.print(routes_table([shown]))
+    first, second = (line for line in captured.get().splitlines() if "models/a" in line)
+    assert all(word in first for word in ("local", "no-cloud", "3", "75.0 %"))
+    assert all(word in second for word in ("cloud", "unsure", "25.0 %"))
