@@ -118,18 +118,8 @@ def show(query: Query) -> str:
 def predicate(query: Query) -> Predicate:
     """Whether a device is meant; made once, asked often."""
     match query:
-        case Everything():
-            return lambda _standing: True
-        case Is("tag", value, False):
-            return lambda standing: value in standing.tags
-        case Is("tag", value, True):
-            fits = re.compile(translate(value)).match
-            return lambda standing: any(fits(tag) for tag in standing.tags)
-        case Is(field, value, False):
-            return lambda standing: bool(getattr(standing, field) == value)
-        case Is(field, value, True):
-            fits = re.compile(translate(value)).match
-            return lambda standing: fits(getattr(standing, field)) is not None
+        case Is():
+            return _of_test(query)
         case Not(of):
             inner = predicate(of)
             return lambda standing: not inner(standing)
@@ -139,6 +129,7 @@ def predicate(query: Query) -> Predicate:
         case Or(of):
             inners = tuple(map(predicate, of))
             return lambda standing: any(one(standing) for one in inners)
+    return lambda _standing: True
 
 
 def asks_for(query: Query, field: Field) -> bool:
@@ -151,6 +142,18 @@ def asks_for(query: Query, field: Field) -> bool:
         case And(of) | Or(of):
             return any(asks_for(one, field) for one in of)
     return False
+
+
+def _of_test(test: Is) -> Predicate:
+    field, value = test.field, test.value
+    if not test.pattern:
+        if field == "tag":
+            return lambda standing: value in standing.tags
+        return lambda standing: bool(getattr(standing, field) == value)
+    fits = re.compile(translate(value)).match
+    if field == "tag":
+        return lambda standing: any(fits(tag) for tag in standing.tags)
+    return lambda standing: fits(getattr(standing, field)) is not None
 
 
 def _inside(query: Query) -> str:

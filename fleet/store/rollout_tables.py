@@ -1,4 +1,4 @@
-"""The tables of rollouts beside `RolloutRow` and `RolloutDevice`; as with `fleet.store.tables`, a change needs a migration.
+"""The tables of rollouts beside `RolloutRow` and `RolloutDevice`; a change needs a migration.
 
 `rollout_event` is the history: what changed when and why, by whom. Nothing in it is ever changed or removed.
 """

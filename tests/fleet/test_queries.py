@@ -117,8 +117,7 @@ def test_a_query_that_is_shown_and_read_again_is_the_same(query: Query) -> None:
 def test_no_text_brings_the_parser_down(text: str) -> None:
     try:
         query = parse(text)
-    except Malformed as e:
-        assert str(e).startswith("query, character ")
-    else:
-        predicate(query)(PI)
-        assert parse(show(query)) == query
+    except Malformed:
+        return
+    predicate(query)(PI)
+    assert parse(show(query)) == query
