@@ -42,12 +42,12 @@ class World:
     """
 
     profiles: tuple[str, ...] = ("pi", "x86")
-    devices: int = 60
+    devices: int = 50
     waves: tuple[int, ...] = (10, 50, 100)
-    reports: int = 6
+    reports: int = 4
     """Reports that a wave is soaked for; it may be prolonged twice as far before it is called held."""
-    requests: int = 100
-    labels: int = 300
+    requests: int = 150
+    labels: int = 600
     """A report each."""
     spread: float = 0.3
     change: float = 0.03
@@ -88,7 +88,7 @@ NULLS: Mapping[str, World] = {
     "heavy tails": replace(_PLAIN, heavy=True, jitter=0.08),
     "busy hours": replace(_PLAIN, busy=0.4, commit=4.0),
     "drifting": replace(_PLAIN, persistence=0.9, jitter=0.08),
-    "unequal load": replace(_PLAIN, load=1.0, requests=40, labels=60),
+    "unequal load": replace(_PLAIN, load=1.0, requests=60, labels=20),
 }
 
 

@@ -31,7 +31,8 @@ class Block(Document):
     """`since` and those of the peers are POSIX times. `start`: tallies to take off, by device; most have none.
 
     `taken`: sizes of each gate that are done. `due`: the evidence, by kind, at which there is something to do again.
-    `gross`: what is plainly broken, in words.
+    `waits`: the peers that keep it waiting, each with a kind of evidence and the amount of it. `gross`: what is plainly
+    broken, in words.
     """
 
     since: float
@@ -40,6 +41,7 @@ class Block(Document):
     start: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     taken: Mapping[str, int] = field(default_factory=dict)
     due: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    waits: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     gross: str = ""
 
     def started(self, device: str) -> Tally:

@@ -207,17 +207,17 @@ def _missing(look: Look) -> Iterator[Finding]:
 def _labels(look: Look) -> Iterator[Finding]:
     """Labels that are on their way are waited for, as long as patience lasts."""
     gates = look.gates
+    asked = gates.labels * min(gates.devices, len(look.candidates))
+    have = sum(c.after.feedback_total for c in look.candidates if c.after is not None)
+    if have >= asked:
+        return
     given = sum(before(c.before, LABELS) for c in look.candidates)
     if not given:
         yield Finding(None, "accuracy: no labels came before, so it is not judged")
         return
     span = sum((c.before.ends - c.before.begins).total_seconds() for c in look.candidates if c.before)
     expected = given / max(span, 1.0) * gates.patience.total_seconds()
-    asked = gates.labels * min(gates.devices, len(look.candidates))
-    have = sum(c.after.feedback_total for c in look.candidates if c.after is not None)
     waited = look.now - min(c.since for c in look.candidates)
-    if have >= asked:
-        return
     if expected * len(look.candidates) < asked:
         yield Finding(
             None, f"accuracy: about {expected:,.0f} labels a device in {_show(gates.patience)}, too few to wait"

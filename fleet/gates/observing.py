@@ -14,7 +14,7 @@ experiment in small blocks, and what happens to all devices at one time cancels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import median
 
@@ -34,7 +34,7 @@ from fleet.gates.measures import (
     minus,
     wider,
 )
-from fleet.gates.peers import Look, begin, changes
+from fleet.gates.peers import PATIENT, Look, begin, changes, waits
 from fleet.gates.sequential import Interval, mean, place, rank_bets, share_bets
 from fleet.gates.sequential import median as estimate_median
 from fleet.gates.thresholds import Gates
@@ -61,7 +61,7 @@ def observe(look: Look, history: History) -> History:
         if block is None and len(blocks) >= MOST:
             continue
         block = _counted_anew(one, block) if block is not None else begin(look, one, blocks)
-        if not _is_due(one, block):
+        if not _is_due(look, one, block):
             continue
         found = _advance(look, one, block, trials)
         changed = changed or found is not blocks.get(one.device)
@@ -81,11 +81,14 @@ def _counted_anew(one: Comparison, block: Block) -> Block:
     return replace(block, since=one.since.timestamp(), mode="unranked", peers={}, start={}, due=_FIRST_DUE)
 
 
-def _is_due(one: Comparison, block: Block) -> bool:
+def _is_due(look: Look, one: Comparison, block: Block) -> bool:
+    """Whether there is anything to do: looked at for every device at every look, so it is to be quick."""
     after, due = one.after, block.due
     assert after is not None
     much = after.requests >= due[REQUESTS] or after.feedback_total >= due[LABELS] or after.compared >= due[COMPARED]
-    return much or (not block.gross and _restless(one)) or hours(one) >= due[HOURS]
+    if much or (not block.gross and _restless(one)) or hours(one) >= due[HOURS]:
+        return True
+    return any(not waits(look, peer, int(kind), amount) for peer, (kind, amount) in block.waits.items())
 
 
 def _restless(one: Comparison) -> bool:
@@ -93,22 +96,27 @@ def _restless(one: Comparison) -> bool:
 
 
 def _advance(look: Look, one: Comparison, block: Block, trials: dict[str, Trial]) -> Block:
-    """Take every size that a device and its peers have reached."""
-    began, taken = block.started(one.device), dict(block.taken)
+    """Take every size that a device and its peers have reached, and say when there is something to do again."""
+    began, taken, due = block.started(one.device), dict(block.taken), [_NEVER] * 4
+    slow: dict[str, tuple[float, ...]] = {}
     has = [a - b for a, b in zip(amounts(one), began, strict=False)]
-    for name, measure, limit in _tried(look.gates, block.mode):
+    for gate in _tried(look.gates, block.mode):
+        name, measure, _ = gate
+        kind = measure.kind
         for size in measure.sizes[taken.get(name, 0) :]:
-            if has[measure.kind] < size or not _take(look, one, block, (name, measure, limit), size, trials):
+            peer = _take(look, one, block, gate, size, trials) if has[kind] >= size else ""
+            if peer is not None:
+                due[kind] = min(due[kind], began[kind] + (PATIENT * size if peer else size))
+                slow |= {peer: (kind, block.started(peer)[kind] + size)} if peer else {}
                 break
             taken[name] = taken.get(name, 0) + 1
     taken["gross"] = sum(has[REQUESTS] >= size for size in GROSS_SIZES)
+    due[REQUESTS] = min([due[REQUESTS], *(began[REQUESTS] + size for size in GROSS_SIZES[taken["gross"] :])])
     broken = block.gross
     if not broken and (taken["gross"] != block.taken.get("gross") or _restless(one)):
         broken = gross(one, minus(look.tally(one, 0.0), began))
-    due = _due(look.gates, block, one.device, taken)
-    if (taken, broken, due) == (block.taken, block.gross, block.due):
-        return block
-    return replace(block, taken=taken, gross=broken, due=due)
+    changed = (taken, broken, tuple(due), slow) != (block.taken, block.gross, block.due, block.waits)
+    return replace(block, taken=taken, gross=broken, due=tuple(due), waits=slow) if changed else block
 
 
 def _tried(gates: Gates, mode: Mode) -> Iterator[tuple[str, Measure, float]]:
@@ -120,30 +128,18 @@ def _tried(gates: Gates, mode: Mode) -> Iterator[tuple[str, Measure, float]]:
             yield name, ABSOLUTE[name], (100 - limit if name == "agreement" else limit) / 100
 
 
-def _due(gates: Gates, block: Block, device: str, taken: Mapping[str, int]) -> tuple[float, ...]:
-    """The amounts, from `since` on, at which a gate has its next size."""
-    began, due, looked = block.started(device), [_NEVER] * 4, taken.get("gross", 0)
-    if looked < len(GROSS_SIZES):
-        due[REQUESTS] = GROSS_SIZES[looked] + began[REQUESTS]
-    for name, measure, _ in _tried(gates, block.mode):
-        if taken.get(name, 0) < len(measure.sizes):
-            next_size = measure.sizes[taken.get(name, 0)] + began[measure.kind]
-            due[measure.kind] = min(due[measure.kind], next_size)
-    return tuple(due)
-
-
 def _take(
     look: Look, one: Comparison, block: Block, gate: tuple[str, Measure, float], size: int, trials: dict[str, Trial]
-) -> bool:
-    """Rank a device at a size, or hold it against a limit. False: its peers are not there yet."""
+) -> str | None:
+    """Rank a device at a size, or hold it against a limit; or the peer to wait for."""
     name, measure, limit = gate
     key = f"{name}/{size}"
     others = changes(look, one, block, name, size) if block.mode == "compared" and name in MEASURES else []
-    if others is None:
-        return False
+    if isinstance(others, str):
+        return others
     value = measure.change(one, minus(look.tally(one, measure.factor(limit)), block.started(one.device)))
     if value is None:
-        return True
+        return None
     if name in ABSOLUTE:
         # A limit of nothing would be a division by it: a thousandth is none.
         bets = share_bets(value, max(limit, 1e-3))
@@ -155,7 +151,7 @@ def _take(
     elif others:
         bets = rank_bets(place(value - allowed(name, limit), others))
         trials[key] = trials.get(key, Trial()).add(bets, value - median(others), estimate_median)
-    return True
+    return None
 
 
 def _mean(shares: Sequence[float]) -> Interval:

@@ -8,7 +8,7 @@ that are quick to reach a size, and those with more evidence than the rest, woul
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from fleet.gates.history import Block, Mode
@@ -50,28 +50,33 @@ def begin(look: Look, one: Comparison, blocks: Mapping[str, Block]) -> Block:
     return Block(since=one.since.timestamp(), mode=mode, peers=since, start=_start(look, one, peers))
 
 
-def changes(look: Look, one: Comparison, block: Block, name: str, size: int) -> list[float] | None:
-    """The changes of the peers of a device; None while one of them is to be waited for."""
+def changes(look: Look, one: Comparison, block: Block, name: str, size: int) -> list[float] | str:
+    """The changes of the peers of a device; or the id of one that is to be waited for."""
     measure, there = MEASURES[name], []
     kind = measure.kind
     patient = amounts(one)[kind] - block.started(one.device)[kind] < PATIENT * size
-    for peer in _present(look, block):
+    for peer in (p for p in map(look.controls.get, block.peers) if p is not None and _present(look, block, p)):
         if amounts(peer)[kind] - block.started(peer.device)[kind] >= size:
             there.append(peer)
         elif patient and (kind == HOURS or _alike(peer, one, kind)):
-            return None
+            return peer.device
     spans = ((peer, minus(look.tally(peer, measure.factor()), block.started(peer.device))) for peer in there)
     return [value for peer, span in spans if (value := change(name, peer, span)) is not None]
 
 
-def _present(look: Look, block: Block) -> Iterable[Comparison]:
-    """Peers that still run what they ran, were not counted anew, and speak."""
-    for device, since in block.peers.items():
-        peer = look.controls.get(device)
-        if peer is None or peer.since.timestamp() != since:
-            continue
-        if look.now - (peer.after.ends if peer.after is not None else peer.since) <= look.gates.fresh:
-            yield peer
+def waits(look: Look, device: str, kind: int, amount: float) -> bool:
+    """Whether a peer is still to be waited for: it speaks, and has less evidence than that."""
+    peer = look.controls.get(device)
+    return peer is not None and _speaks(look, peer) and amounts(peer)[kind] < amount
+
+
+def _present(look: Look, block: Block, peer: Comparison) -> bool:
+    """Still runs what it ran, was not counted anew, and speaks."""
+    return peer.since.timestamp() == block.peers[peer.device] and _speaks(look, peer)
+
+
+def _speaks(look: Look, peer: Comparison) -> bool:
+    return look.now - (peer.after.ends if peer.after is not None else peer.since) <= look.gates.fresh
 
 
 def _choose(look: Look, one: Comparison, blocks: Mapping[str, Block]) -> tuple[Mode, list[Comparison]]:
