@@ -27,6 +27,8 @@ from fleet.gates.values import Comparison, Judgement, Verdict
 from wire.units import show_seconds
 
 _NAMED = 5
+_OF_FEW = 0.8
+"""The share of a few devices that is asked for: one that is hardly used does not hold all."""
 _MANY = 1e9
 
 
@@ -103,7 +105,8 @@ def _significant(name: str, trial: Trial, limit: float, alpha: float) -> bool:
 
 
 def _suspicious(name: str, trial: Trial, limit: float, chance: float) -> bool:
-    return trial.evidence >= -math.log(chance) and trial.value > _limit(name, limit)
+    """Over the limit, and not by mere chance. An absolute limit is a promise: being over it is enough."""
+    return (name in ABSOLUTE or trial.evidence >= -math.log(chance)) and trial.value > _limit(name, limit)
 
 
 def _limit(name: str, limit: float) -> float:
@@ -189,7 +192,7 @@ def _missing(look: Look) -> Iterator[Finding]:
     gates, n = look.gates, len(look.candidates)
     fresh = [c for c in look.candidates if c.after is not None and look.now - c.after.ends <= gates.fresh]
     enough = sum(c.after is not None and c.after.requests >= gates.requests for c in fresh)
-    asked = max(min(gates.devices, n), math.ceil(gates.covered * n))
+    asked = max(min(gates.devices, math.ceil(_OF_FEW * n)), math.ceil(gates.covered * n))
     there = f"{enough} of {n} devices have {gates.requests} requests or more, none older than {_show(gates.fresh)}"
     yield Finding(*(("HOLD", f"{there}: {asked} are asked for") if enough < asked else (None, there)))
     if n < gates.devices:

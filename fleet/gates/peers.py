@@ -88,7 +88,7 @@ def _choose(look: Look, one: Comparison, blocks: Mapping[str, Block]) -> tuple[M
     free = [c for c in look.controls.values() if (c.device, c.since.timestamp()) not in used]
     similar = sorted((c for c in free if _alike(c, one, REQUESTS)), key=lambda c: _draw(one.device, c.device))
     new = sum(c.device not in blocks and c.after is not None for c in look.candidates)
-    chosen = similar[: min(PEERS, max(1, len(similar) // max(3, new)))]
+    chosen = similar[: min(PEERS, max(1, len(similar) // max(2, new)))]
     return ("compared" if chosen else "unranked"), chosen
 
 
