@@ -57,16 +57,23 @@ def judge(
     return _joined(look, profile, findings, history), history
 
 
-def judge_installs(gates: Gates, profile: str, tried: int, failed: Sequence[str]) -> Judgement:
-    """The verdict on installing: `failed` are sentences, one for each of the `tried` devices that did not keep it."""
-    limit = gates.limits.get("installs")
-    if limit is None or not failed:
-        return Judgement(profile=profile, verdict="PROCEED", reasons=(f"{tried} devices, none failed to install",))
-    share = 100 * len(failed) / max(tried, 1)
-    numbers = {"installs_failed": float(len(failed)), "installs_failed_percent": share}
-    head = f"{len(failed)} of {tried} devices failed to install, {share:.1f} %, at most {show('installs', limit)}"
-    reasons = (head, *failed[:_NAMED])
-    return Judgement(profile=profile, verdict="ABORT" if share > limit else "PROCEED", reasons=reasons, numbers=numbers)
+def judge_installs(
+    gates: Gates, profile: str, tried: int, failed: Sequence[str], silent: Sequence[str] = ()
+) -> Judgement:
+    """The verdict on installing, of `tried` devices: `failed` are sentences, one for each that did not keep it.
+
+    `silent` are the devices that have not answered yet.
+    """
+    limit, share = gates.limits.get("installs"), 100 * len(failed) / max(tried, 1)
+    numbers = {"installs_failed": float(len(failed)), "installs_failed_percent": share, "silent": float(len(silent))}
+    verdict: Verdict = "PROCEED"
+    reasons = [f"{len(failed)} of {tried} devices failed to install, {share:.3g} %", *failed[:_NAMED]]
+    if limit is not None:
+        reasons[0] += f", at most {show('installs', limit)}"
+        verdict = "ABORT" if share > limit else "HOLD" if silent else "PROCEED"
+    if silent:
+        reasons.append(f"no answer yet from {_names(silent)}")
+    return Judgement(profile=profile, verdict=verdict, reasons=tuple(reasons), numbers=numbers)
 
 
 def _joined(look: Look, profile: str, findings: Sequence[Finding], history: History) -> Judgement:
@@ -155,21 +162,28 @@ def _chance(evidence: float, alpha: float) -> str:
 
 def _plainly(look: Look, history: History) -> Iterator[Finding]:
     """Golden sets that do not hold, and devices that are plainly broken."""
-    limits, n = look.gates.limits, len(look.candidates)
-    if "golden" in limits:
-        broken = [c.device for c in look.candidates if c.after is not None and c.after.golden is False and _held(c)]
-        if 100 * len(broken) > limits["golden"] * n:
-            yield Finding("ABORT", f"golden set does not hold on {len(broken)} of {n} devices: {_names(broken)}")
-        elif broken:
-            yield Finding(None, f"golden set does not hold on {_names(broken)}, of {n} devices")
-    if "gross" in limits:
+    if "golden" in look.gates.limits:
+        yield from _golden(look, look.gates.limits["golden"])
+    if "gross" in look.gates.limits:
         found = {c.device: b.gross for c in look.candidates if (b := history.blocks.get(c.device)) and b.gross}
         if found:
-            yield _broken(look, found, limits["gross"])
+            yield _broken(look, found, look.gates.limits["gross"])
 
 
-def _held(one: Comparison) -> bool:
-    return one.before is None or one.before.golden is not False
+def _golden(look: Look, limit: float) -> Iterator[Finding]:
+    """A golden set that fails now and did not before; or was run before and mostly not yet now."""
+    was = {c.device: c.before.golden for c in look.candidates if c.before is not None}
+    now = {c.device: c.after.golden for c in look.candidates if c.after is not None}
+    failed = [d for d, held in now.items() if held is False and was.get(d) is not False]
+    ran = [d for d, held in was.items() if held is not None]
+    silent = [d for d in ran if now.get(d) is None]
+    n, most = len(look.candidates), f"at most {show('golden', limit)}"
+    if failed:
+        worse = 100 * len(failed) > limit * n
+        told = f"golden set does not hold on {len(failed)} of {n} devices, {most}: {_names(failed)}"
+        yield Finding("ABORT" if worse else None, told)
+    if 2 * len(silent) > len(ran):
+        yield Finding("HOLD", f"golden set was not run yet on {len(silent)} of {len(ran)} devices that ran it before")
 
 
 def _broken(look: Look, found: dict[str, str], limit: float) -> Finding:
