@@ -88,7 +88,7 @@ NULLS: Mapping[str, World] = {
     "heavy tails": replace(_PLAIN, heavy=True, jitter=0.08),
     "busy hours": replace(_PLAIN, busy=0.4, commit=4.0),
     "drifting": replace(_PLAIN, persistence=0.9, jitter=0.08),
-    "unequal load": replace(_PLAIN, load=1.0, requests=60, labels=20),
+    "unequal load": replace(_PLAIN, load=1.0, requests=60),
 }
 
 
