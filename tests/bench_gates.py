@@ -31,6 +31,9 @@ from typing import Any
 
 from gate_worlds import NULLS, Profile, Result, World, roll_out
 
+from fleet.gates.judging import alpha_of
+from fleet.gates.measures import MEASURES, WORDS
+from fleet.gates.sequential import fewest
 from fleet.gates.thresholds import Gates, parse
 
 FLEET = World(profiles=("pi-3", "pi-4", "jetson", "x86-64"), devices=125)
@@ -47,10 +50,23 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=2000, help="with an equal model")
     parser.add_argument("--worse", type=int, default=20, help="of each kind with a worse one")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--needed", action="store_true", help="only how many devices each gate needs")
     options = parser.parse_args()
+    if options.needed:
+        needed()
+        return
     with ProcessPoolExecutor(options.processes) as pool:
         found = equal(pool, options.rollouts) | strict(pool, options.rollouts // 10)
         print(json.dumps(found | slower(pool, options.worse) | inaccurate(pool, options.worse)))
+
+
+def needed() -> None:
+    """The fewest devices with the candidate, each worse than all of its peers, that make a verdict."""
+    peers, gates = (9, 4, 1, 0), Gates()
+    print(f"{'gate':<16}{'evidence a device':<56}" + "".join(f"{n:>9}" for n in peers) + "   peers")
+    for name, measure in MEASURES.items():
+        sizes = f"{', '.join(map(str, measure.sizes))} {WORDS[measure.kind]}"
+        print(f"{name:<16}{sizes:<56}" + "".join(f"{fewest(n, alpha_of(gates, name)):>9}" for n in peers))
 
 
 def equal(pool: ProcessPoolExecutor, rollouts: int) -> dict[str, Any]:

@@ -90,10 +90,8 @@ def _joined(look: Look, profile: str, findings: Sequence[Finding], history: Hist
 
 def _tested(gates: Gates, history: History) -> Iterator[Finding]:
     """What each gate that tries hypotheses has found."""
-    tried = list(trials_of(gates))
-    for name, measure in tried:
-        limit = gates.limits[name]
-        alpha = gates.alpha / gates.profiles / len(tried) / len(measure.sizes)
+    for name, _ in trials_of(gates):
+        limit, alpha = gates.limits[name], alpha_of(gates, name)
         found = history.found.get(name)
         if not found:
             continue
@@ -105,6 +103,12 @@ def _tested(gates: Gates, history: History) -> Iterator[Finding]:
             yield Finding("HOLD", f"{_told(name, odd, limit)}: suspicious, {_chance(odd[1].evidence, alpha)}")
         else:
             yield Finding(None, _told(name, _telling(found), limit))
+
+
+def alpha_of(gates: Gates, name: str) -> float:
+    """The part of alpha that each size of evidence of a gate has, in each profile."""
+    tried = dict(trials_of(gates))
+    return gates.alpha / gates.profiles / len(tried) / len(tried[name].sizes)
 
 
 def _significant(name: str, trial: Trial, limit: float, alpha: float) -> bool:
