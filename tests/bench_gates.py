@@ -26,14 +26,16 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from itertools import product
 from statistics import median
 from typing import Any
 
+import numpy as np
 from gate_worlds import NULLS, Profile, Result, World, roll_out
 
 from fleet.gates.judging import alpha_of
 from fleet.gates.measures import MEASURES, WORDS
-from fleet.gates.sequential import fewest
+from fleet.gates.sequential import Wealth, fewest, log_evidence, place, rank_bets, stake
 from fleet.gates.thresholds import Gates, parse
 
 FLEET = World(profiles=("pi-3", "pi-4", "jetson", "x86-64"), devices=125)
@@ -51,9 +53,13 @@ def main() -> None:
     parser.add_argument("--worse", type=int, default=20, help="of each kind with a worse one")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--needed", action="store_true", help="only how many devices each gate needs")
+    parser.add_argument("--compare", action="store_true", help="only ranks against a t mixture, on Gaussian devices")
     options = parser.parse_args()
     if options.needed:
         needed()
+        return
+    if options.compare:
+        compare()
         return
     with ProcessPoolExecutor(options.processes) as pool:
         found = equal(pool, options.rollouts) | strict(pool, options.rollouts // 10)
@@ -67,6 +73,38 @@ def needed() -> None:
     for name, measure in MEASURES.items():
         sizes = f"{', '.join(map(str, measure.sizes))} {WORDS[measure.kind]}"
         print(f"{name:<16}{sizes:<56}" + "".join(f"{fewest(n, alpha_of(gates, name)):>9}" for n in peers))
+
+
+def compare(draws: int = 1000) -> None:
+    """How often a candidate that is worse by so many standard deviations is found, by ranks and by the t mixture.
+
+    Lai 1976; Wang and Ramdas 2023, "Anytime-valid t-tests and confidence sequences for Gaussian means with unknown
+    variance": on the differences from the mean of nine peers, with a prior of 2 on effect over deviation.
+    """
+    least, rng = -math.log(alpha_of(Gates(), "latency")), np.random.default_rng(1)
+    print(f"{'devices':>8}{'shift':>8}{'ranks':>8}{'t mixture':>12}")
+    for n, shift in product((6, 8, 12), (2.0, 3.0, 4.0)):
+        ranks, mixture = 0, 0
+        for _ in range(draws):
+            own, peers = rng.normal(shift, 1.0, n), rng.normal(0.0, 1.0, (n, 9))
+            wealth: Wealth = ()
+            for value, others in zip(own.tolist(), peers.tolist(), strict=True):
+                wealth = stake(wealth, rank_bets(place(value, others)))
+            ranks += log_evidence(wealth) >= least
+            mixture += max(map(_t_mixture, _beginnings(own - peers.mean(axis=1)))) >= least
+        print(f"{n:>8}{shift:>8.0f}{100 * ranks / draws:>7.0f}%{100 * mixture / draws:>11.0f}%")
+
+
+def _beginnings(found: np.ndarray) -> list[np.ndarray]:
+    return [found[:m] for m in range(2, len(found) + 1)]
+
+
+def _t_mixture(x: np.ndarray, prior: float = 2.0) -> float:
+    k, m, total, squares = prior**-2, len(x), float(x.sum()), float((x**2).sum())
+    if total <= 0:
+        return 0.0
+    scaled = (k + m) * squares
+    return 0.5 * math.log(k / (k + m)) + m / 2 * math.log(scaled / (scaled - total**2))
 
 
 def equal(pool: ProcessPoolExecutor, rollouts: int) -> dict[str, Any]:
