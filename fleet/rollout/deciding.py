@@ -308,9 +308,8 @@ def _soak(look: Look, course: Course) -> list[str]:
     if course.settled is None or look.now - course.settled >= look.terms.soak:
         return []
     until, wave = show_instant(course.settled + look.terms.soak), f"wave {course.wave + 1} of {len(look.terms.waves)}"
-    return [
-        f"{wave}: every device answered, and it stands for {show_seconds(look.terms.soak.total_seconds())}, until {until}"
-    ]
+    stands = show_seconds(look.terms.soak.total_seconds())
+    return [f"{wave}: every device answered, and it stands for {stands}, until {until}"]
 
 
 def _standing(look: Look, course: Course) -> tuple[str, ...]:

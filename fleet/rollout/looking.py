@@ -215,7 +215,8 @@ class Looker:
     def _send_all(self, session: Session, row: RolloutRow, now: datetime) -> tuple[list[str], bool]:
         """Send the release to all whose turn it is and who lack it; and whether one of them cannot take it."""
         session.flush()
-        sent, failed = [], False
+        sent: list[str] = []
+        failed = False
         if row.state not in OPEN:
             return sent, failed
         for member in reading.unsent(session, row.id):

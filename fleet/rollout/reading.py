@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import sqlalchemy
 from sqlmodel import Session, col, select
 
 from fleet import queries
@@ -82,11 +83,12 @@ def profiles(session: Session, rollout: str) -> dict[str, RolloutProfile]:
 
 def meant(session: Session, group: str | None, target: Query, states: States | None) -> list[Enrolled]:
     """The enrolled devices that a target means; of one group, if one is named."""
-    query = select(Device.id, Device.profile, Device.group, Device.online, Device.desired_models)
-    query = query.where(Device.state == "enrolled")
+    columns = (col(Device.id), col(Device.profile), col(Device.group), col(Device.online), col(Device.desired_models))
+    query = sqlalchemy.select(*columns).where(col(Device.state) == "enrolled")
     if group is not None:
-        query = query.where(Device.group == group)
-    found = [Enrolled(*row) for row in session.exec(query).all()]
+        query = query.where(col(Device.group) == group)
+    session.flush()
+    found = [Enrolled(*row) for row in session.connection().execute(query)]
     if isinstance(target, queries.Everything):
         return found
     tags = tags_of(session) if queries.asks_for(target, "tag") else {}

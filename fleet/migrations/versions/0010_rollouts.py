@@ -61,16 +61,15 @@ def upgrade() -> None:
 
 
 def _widen() -> None:
-    text = {"nullable": False, "server_default": ""}
     op.add_column("rollout", sa.Column("terms", sa.Text(), nullable=False, server_default="{}"))
-    op.add_column("rollout", sa.Column("created", sa.String(), **text))
-    op.add_column("rollout", sa.Column("created_by", sa.String(), **text))
-    op.add_column("rollout", sa.Column("approved_by", sa.String(), **text))
+    op.add_column("rollout", sa.Column("created", sa.String(), nullable=False, server_default=""))
+    op.add_column("rollout", sa.Column("created_by", sa.String(), nullable=False, server_default=""))
+    op.add_column("rollout", sa.Column("approved_by", sa.String(), nullable=False, server_default=""))
     op.add_column("rollout", sa.Column("settled", sa.String(), nullable=True))
     op.add_column("rollout", sa.Column("eligible", sa.Integer(), nullable=False, server_default="0"))
-    op.add_column("rollout_device", sa.Column("profile", sa.String(), **text))
+    op.add_column("rollout_device", sa.Column("profile", sa.String(), nullable=False, server_default=""))
     op.add_column("rollout_device", sa.Column("attempt", sa.Integer(), nullable=False, server_default="1"))
-    op.add_column("rollout_device", sa.Column("admitted", sa.String(), **text))
+    op.add_column("rollout_device", sa.Column("admitted", sa.String(), nullable=False, server_default=""))
     op.add_column("rollout_device", sa.Column("committed", sa.String(), nullable=True))
 
 
