@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from fleet.rollouts import AbortAsked, Committed, Event, Failed, Rollout, Step, Tick, advance, exposed, members, start
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet.errors import Malformed
-from fleet.rollouts import AbortAsked, Committed, Event, Failed, Rollout, Step, Tick, advance, exposed, members, start
 
 NOW = datetime(2026, 11, 22, 8, tzinfo=UTC)
 LIMIT = timedelta(minutes=10)
