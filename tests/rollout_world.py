@@ -191,12 +191,12 @@ class World:
 
     def report(self, *devices: str, phase: str = "committed", reason: str = "too slow") -> None:
         """What devices report of the newest attempt that their desired state asks for."""
-        for device in devices:
-            with self.session() as session:
-                models = models_of(session.get_one(Device, device))
-                owed = self.rollouts.owed(session, [device]).get(device, ())
-                updates = tuple(_update(m, phase, reason) for m in models)
-                self.rollouts.take_report(session, reported(device, *updates), owed)
+        with self.session() as session:
+            rows = {row.id: row for row in session.exec(select(Device).where(col(Device.id).in_(devices)))}
+            owed = self.rollouts.owed(session, devices)
+            for device in devices:
+                updates = tuple(_update(m, phase, reason) for m in models_of(rows[device]))
+                self.rollouts.take_report(session, reported(device, *updates), owed.get(device, ()))
 
     def answer_all(self, rollout: str) -> None:
         """Whoever was sent the release commits, wave by wave, until nobody owes an answer."""

@@ -88,10 +88,11 @@ class Looker:
             releases = {}
         reached = [self._noticed(session, one, now) for one in reading.reached(session, row.id)]
         profiles = reading.profiles(session, row.id)
+        known = releases.keys() | {p.profile for p in profiles.values() if p.state == "open"}
         closed = {p.profile for p in profiles.values() if p.state == "aborted"}
         holding = {one.member.device for one in reached if one.member.state in (*HOLDING, "returned")}
         found = reading.meant(session, row.group, terms.target, self.states)
-        waiting = {d.id: d for d in found if d.profile in releases and d.profile not in closed and d.id not in holding}
+        waiting = {d.id: d for d in found if d.profile in known and d.profile not in closed and d.id not in holding}
         return Scene(terms, releases, reached, [waiting[d] for d in order(row.id, waiting)], profiles, now)
 
     def terms(self, row: RolloutRow) -> Terms:
@@ -122,12 +123,19 @@ class Looker:
         conditions = scene.terms.conditions
         online = {d.id: d.online for d in scene.queue}
         health = reading.health_of(session, list(online)) if conditions.ask_health and online else {}
+        withdrawn = {d.id for d in scene.queue if d.profile not in scene.releases}
+
+        def hinders(device: str) -> str:
+            if device in withdrawn:
+                return "has a profile whose release was withdrawn"
+            return conditions.hinders(online=online[device], health=health.get(device), now=scene.now)
+
         return Look(
             terms=scene.terms,
             course=_course(row, scene.profiles),
             members=members,
             waiting=[Waiting(d.id, d.profile) for d in scene.queue],
-            hinders=lambda d: conditions.hinders(online=online[d], health=health.get(d), now=scene.now),
+            hinders=hinders,
             judged=self._judged(session, row, scene, members),
             now=scene.now,
             settle_after=self.settle_after,
@@ -142,14 +150,19 @@ class Looker:
             kept = scene.profiles.get(profile) or RolloutProfile(rollout=row.id, profile=profile)
             if kept.state != "aborted":
                 judged[profile] = (
-                    self._ask(session, row, scene, kept) if self._is_due(row, kept, scene.now) else _kept(kept)
+                    self._ask(session, row, scene, kept) if self._is_due(row, kept, scene) else _kept(kept)
                 )
         return judged
 
-    def _is_due(self, row: RolloutRow, kept: RolloutProfile, now: datetime) -> bool:
+    def _is_due(self, row: RolloutRow, kept: RolloutProfile, scene: Scene) -> bool:
+        """Once in a while; and at once when the wave has settled, or the last answer came."""
         if not kept.judged or kept.wave != row.wave or (row.settled is not None and kept.judged < row.settled):
             return True
-        return not timedelta() <= now - instant(kept.judged) < self.judge_every
+        members = [one.member for one in scene.reached]
+        answered = not any(m.state == "sent" for m in members)
+        if answered and any(m.committed is not None and m.committed > kept.judged for m in members):
+            return True
+        return not timedelta() <= scene.now - instant(kept.judged) < self.judge_every
 
     def _ask(self, session: Session, row: RolloutRow, scene: Scene, kept: RolloutProfile) -> Judged:
         """Compare the devices of a profile that had the model before with themselves and with those that wait."""

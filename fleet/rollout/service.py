@@ -32,6 +32,7 @@ from fleet.rollout.reading import Owed, States, find
 from fleet.rollout.sending import Ready, Sender, has_release
 from fleet.rollout.table import State
 from fleet.rollout.terms import Terms, parse_terms
+from fleet.store.rollout_tables import RolloutProfile
 from fleet.store.tables import Device, RolloutDevice, RolloutRow
 from fleet.trust.desired import DesiredStates
 from fleet.trust.repository import ListedRelease, Repository
@@ -136,6 +137,7 @@ class Rollouts:
             raise Conflict(f"plan {row.id}: was started already: make a new plan")
         session.add(row)
         session.flush()
+        session.add_all(RolloutProfile(rollout=row.id, profile=profile) for profile in releases)
         note(session, row.id, self.clock(), "created", who=caller.name, reason=_words(row))
         return row, self.looker.look(session, row)
 

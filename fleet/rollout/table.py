@@ -52,5 +52,5 @@ def move(state: State, event: Event, what: str) -> State:
     """The state after an event. Raises `Conflict` for one that the state does not take."""
     following = TABLE.get((state, event))
     if following is None:
-        raise Conflict(f"{what}: is {state}, so it cannot be {event!r}-ed: {_INSTEAD.get(event, 'look at it again')}")
+        raise Conflict(f"{what}: is {state}, so that does not go ({event}): {_INSTEAD.get(event, 'look at it again')}")
     return following

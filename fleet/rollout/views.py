@@ -65,7 +65,7 @@ def _device(member: RolloutDevice) -> dict[str, Any]:
 def _profiles(session: Session, row: RolloutRow, members: Any) -> list[dict[str, Any]]:
     """What the gates say of each profile that was reached."""
     kept, counts = reading.profiles(session, row.id), Counter((m.profile, m.state) for m in members)
-    names = sorted({m.profile for m in members} | kept.keys())
+    names = sorted({m.profile for m in members} | {name for name, one in kept.items() if one.judged})
     shown = []
     for name in names:
         one = kept.get(name)
@@ -73,7 +73,7 @@ def _profiles(session: Session, row: RolloutRow, members: Any) -> list[dict[str,
             {
                 "profile": name,
                 "state": one.state if one else "open",
-                "verdict": one.verdict if one else None,
+                "verdict": one.verdict if one and (one.judged or one.state == "aborted") else None,
                 "reasons": json.loads(one.reasons) if one else [],
                 "numbers": json.loads(one.numbers) if one else {},
                 "judged": one.judged if one else "",
