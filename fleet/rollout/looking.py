@@ -204,14 +204,26 @@ class Looker:
         for device in decision.back:
             why = "; ".join(decision.aborted.get(members[device].profile, decision.reasons))
             changed += self.bring_back(session, members[device], why, scene.now)
-        by_id = {d.id: d for d in scene.queue}
-        for device in decision.admit:
-            listed, wave = scene.releases[by_id[device].profile], decision.course.wave
-            self.sender.reach(session, row.id, wave, device, listed, scene.now)
-            told = f"wave {wave + 1} of {len(scene.terms.waves)}"
-            note(session, row.id, scene.now, "sent", device=device, profile=by_id[device].profile, reason=told)
+        self._reach(session, row, scene, decision, members)
         _save(session, row, scene, decision)
         return changed
+
+    def _reach(
+        self,
+        session: Session,
+        row: RolloutRow,
+        scene: Scene,
+        decision: Decision,
+        known: Mapping[str, RolloutDevice],
+    ) -> None:
+        wave, told = decision.course.wave, f"wave {decision.course.wave + 1} of {len(scene.terms.waves)}"
+        for id_, device in reading.devices(session, decision.admit).items():
+            member = known.get(id_) or RolloutDevice(
+                rollout=row.id, device=id_, target="", digest="", wave=wave, state="sent", attempt=0
+            )
+            member.wave = wave
+            self.sender.reach(session, member, device, scene.releases[device.profile], scene.now)
+            note(session, row.id, scene.now, "sent", device=id_, profile=device.profile, reason=told)
 
     def bring_back(
         self, session: Session, member: RolloutDevice, why: str, now: datetime, *, who: str = "fleet"
@@ -232,9 +244,11 @@ class Looker:
         failed = False
         if row.state not in OPEN:
             return sent, failed
-        for member in reading.unsent(session, row.id):
+        unsent = reading.unsent(session, row.id)
+        known = reading.devices(session, [m.device for m in unsent])
+        for member in unsent:
             try:
-                if self.sender.send(session, member):
+                if self.sender.send(session, member, known[member.device]):
                     sent.append(member.device)
             except Conflict as e:  # its desired state would grow too large: the device is at fault, not the rollout
                 failed, member.state, member.reason = True, "failed", str(e)

@@ -28,27 +28,20 @@ class Sender:
     ready: Ready
 
     def reach(
-        self, session: Session, rollout: str, wave: int, device: str, listed: ListedRelease, now: datetime
+        self, session: Session, member: RolloutDevice, device: Device, listed: ListedRelease, now: datetime
     ) -> None:
         """Take a device into a rollout, or take it in again: `send` then sends it the release."""
-        row, release = session.get_one(Device, device), listed.release
-        member = session.get(RolloutDevice, (rollout, device))
-        if member is None:
-            member = RolloutDevice(
-                rollout=rollout, device=device, target="", digest="", wave=wave, state="sent", attempt=0
-            )
+        release = listed.release
         model = DesiredModel(target=release.target, digest=release.digest).model
-        before = [m for m in models_of(row) if m.model == model]
-        member.target, member.digest, member.profile = release.target, release.digest, row.profile
+        before = [m for m in models_of(device) if m.model == model]
+        member.target, member.digest, member.profile = release.target, release.digest, device.profile
         member.before = before[0].to_bytes().decode() if before else ""
-        member.wave, member.admitted, member.attempt = wave, show_instant(now), member.attempt + 1
+        member.admitted, member.attempt = show_instant(now), member.attempt + 1
         member.state, member.reason, member.committed, member.sent_seq = "sent", "", None, 0
         session.add(member)
-        session.flush()
 
-    def send(self, session: Session, member: RolloutDevice) -> bool:
+    def send(self, session: Session, member: RolloutDevice, device: Device) -> bool:
         """Whether the release is in the device's desired state now. Raises `Conflict` when it would be too large."""
-        device = session.get_one(Device, member.device)
         if device.state != "enrolled" or not self.ready(session, device, member):
             return False
         name = attempt_name(member.rollout, member.attempt)

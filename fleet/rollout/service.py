@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, Final, cast
 
+from sqlalchemy.orm.attributes import set_committed_value
 from sqlmodel import Session, col, select, update
 
 from fleet import queries
@@ -271,8 +272,12 @@ class Rollouts:
             col(RolloutDevice.attempt) == member.attempt,
             col(RolloutDevice.state) == "sent",
         )
-        if session.exec(update(RolloutDevice).where(*mine).values(**values)).rowcount != 1:
+        session.flush()
+        changed = session.connection().execute(update(RolloutDevice).where(*mine).values(**values))
+        if changed.rowcount != 1:
             return False
+        for name, value in values.items():
+            set_committed_value(member, name, value)
         who, profile = member.device, member.profile
         note(session, member.rollout, now, state, who=who, device=member.device, profile=profile, reason=reason)
         return True
