@@ -15,6 +15,8 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import translate
+from functools import reduce
+from operator import attrgetter
 from typing import Final, Literal, NamedTuple
 
 from fleet.errors import Malformed
@@ -27,11 +29,12 @@ LONGEST: Final = 2000
 DEEPEST: Final = 40
 """Brackets and `not`s inside each other."""
 _TOKEN: Final = re.compile(r"(?P<mark>[()=:])|(?P<word>[A-Za-z0-9._*?\[\]-]+)")
+_PLAIN: Final = re.compile(r"[^*?\[]+")
+"""A pattern that fits nothing but itself."""
 _KEYWORDS: Final = frozenset({"and", "or", "not"})
 
 
-@dataclass(frozen=True)
-class Standing:
+class Standing(NamedTuple):
     """What queries ask of a device. `state` is one of `STATES`."""
 
     device: str
@@ -124,11 +127,9 @@ def predicate(query: Query) -> Predicate:
             inner = predicate(of)
             return lambda standing: not inner(standing)
         case And(of):
-            inners = tuple(map(predicate, of))
-            return lambda standing: all(one(standing) for one in inners)
+            return reduce(_both, map(predicate, of))
         case Or(of):
-            inners = tuple(map(predicate, of))
-            return lambda standing: any(one(standing) for one in inners)
+            return reduce(_either, map(predicate, of))
     return lambda _standing: True
 
 
@@ -144,12 +145,34 @@ def asks_for(query: Query, field: Field) -> bool:
     return False
 
 
+def asked_tags(query: Query) -> frozenset[str] | None:
+    """The tags that a query asks for by name; None when it has a pattern of them, which any tag may fit."""
+    match query:
+        case Is("tag", value, pattern):
+            return None if pattern and not _PLAIN.fullmatch(value) else frozenset({value})
+        case Not(of):
+            return asked_tags(of)
+        case And(of) | Or(of):
+            found = [asked_tags(one) for one in of]
+            return None if None in found else frozenset().union(*(f for f in found if f is not None))
+    return frozenset()
+
+
+def _both(one: Predicate, other: Predicate) -> Predicate:
+    return lambda standing: one(standing) and other(standing)
+
+
+def _either(one: Predicate, other: Predicate) -> Predicate:
+    return lambda standing: one(standing) or other(standing)
+
+
 def _of_test(test: Is) -> Predicate:
     field, value = test.field, test.value
-    if not test.pattern:
+    if not test.pattern or _PLAIN.fullmatch(value):
         if field == "tag":
             return lambda standing: value in standing.tags
-        return lambda standing: bool(getattr(standing, field) == value)
+        of_field = attrgetter(field)
+        return lambda standing: bool(of_field(standing) == value)
     fits = re.compile(translate(value)).match
     if field == "tag":
         return lambda standing: any(fits(tag) for tag in standing.tags)

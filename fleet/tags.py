@@ -16,12 +16,16 @@ from wire.document import check_name
 _TOGETHER = 500
 
 
-def tags_of(session: Session, devices: Collection[str] | None = None) -> Mapping[str, frozenset[str]]:
-    """The tags of some devices, or of all. A device without one is not in it."""
-    found: dict[str, set[str]] = {}
-    for device, tag in _rows(session, devices):
-        found.setdefault(device, set()).add(tag)
-    return {device: frozenset(tags) for device, tags in found.items()}
+def tags_of(
+    session: Session, devices: Collection[str] | None = None, *, only: Collection[str] | None = None
+) -> Mapping[str, frozenset[str]]:
+    """The tags of some devices, or of all; `only` those of these names. A device without one is not in it."""
+    found: dict[str, frozenset[str]] = {}
+    alone: dict[str, frozenset[str]] = {}
+    for device, tag in _rows(session, devices, only):
+        one = alone.setdefault(tag, frozenset({tag}))
+        found[device] = found[device] | one if device in found else one
+    return found
 
 
 def set_tags(session: Session, device: str, tags: Iterable[str]) -> None:
@@ -32,8 +36,10 @@ def set_tags(session: Session, device: str, tags: Iterable[str]) -> None:
     session.flush()
 
 
-def _rows(session: Session, devices: Collection[str] | None) -> Iterable[tuple[str, str]]:
+def _rows(session: Session, devices: Collection[str] | None, only: Collection[str] | None) -> Iterable[tuple[str, str]]:
     every = select(DeviceTag.device, DeviceTag.tag)
+    if only is not None:
+        every = every.where(col(DeviceTag.tag).in_(only))
     if devices is None:
         return session.exec(every).all()
     named = list(devices)

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 from fleet.rollout.exposure import position
 from fleet.rollout.terms import Terms
@@ -25,8 +25,7 @@ _STEPS: Final = 2000
 """Hours with a rate limit that are looked ahead."""
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A device that may be reached: what it should run now of this model (""), and what would keep it from it now."""
 
     device: str

@@ -17,6 +17,7 @@ from fleet.rollout.table import OPEN
 from fleet.store.rollout_tables import RolloutEvent, RolloutProfile
 from fleet.store.tables import Device, DeviceStats, RolloutDevice, RolloutRow
 from fleet.tags import tags_of
+from wire.bundle import split_target
 from wire.orders import DesiredModel
 
 Owed = tuple[RolloutRow, RolloutDevice]
@@ -90,10 +91,11 @@ def meant(session: Session, group: str | None, target: Query, states: States | N
     if group is not None:
         query = query.where(col(Device.group) == group)
     session.flush()
-    found = [Enrolled(*row) for row in session.connection().execute(query)]
+    found = list(map(Enrolled._make, session.connection().execute(query).fetchall()))
     if isinstance(target, queries.Everything):
         return found
-    tags = tags_of(session) if queries.asks_for(target, "tag") else {}
+    asked = queries.asked_tags(target)
+    tags = tags_of(session, only=asked) if asked is None or asked else {}
     said = states(session, [d.id for d in found]) if states is not None and queries.asks_for(target, "state") else {}
     matches, none = queries.predicate(target), frozenset[str]()
 
@@ -110,6 +112,13 @@ def health_of(session: Session, devices: Collection[str]) -> Mapping[str, Mappin
     if len(devices) <= _TOGETHER:
         query = query.where(col(DeviceStats.device).in_(devices))
     return {device: json.loads(health) for device, health in session.exec(query).all()}
+
+
+@lru_cache(4096)
+def version_there(desired_models: str, model: str) -> str:
+    """The version of a model that a device should run now, or ""."""
+    before = incumbent(desired_models, model)
+    return split_target(before.target)[2] if before is not None else ""
 
 
 @lru_cache(4096)

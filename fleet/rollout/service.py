@@ -37,7 +37,6 @@ from fleet.store.rollout_tables import RolloutProfile
 from fleet.store.tables import Device, RolloutDevice, RolloutRow
 from fleet.trust.desired import DesiredStates
 from fleet.trust.repository import ListedRelease, Repository
-from wire.bundle import split_target
 from wire.messages import Reported, UpdateReport
 from wire.orders import DesiredModel
 from wire.units import show_instant
@@ -101,15 +100,9 @@ class Rollouts:
         id_, now = _id(request), self.clock()
         found = reading.meant(session, request.group, terms.target, self.states)
         mine = [d for d in found if d.profile in releases]
-        conditions = terms.conditions
-        health = reading.health_of(session, [d.id for d in mine]) if conditions.ask_health else {}
+        hindered = self._hindered(session, terms, mine, now)
         candidates = [
-            Candidate(
-                d.id,
-                d.profile,
-                _version(reading.incumbent(d.desired_models, request.name)),
-                conditions.hinders(online=d.online, health=health.get(d.id), now=now),
-            )
+            Candidate(d.id, d.profile, reading.version_there(d.desired_models, request.name), hindered.get(d.id, ""))
             for d in mine
         ]
         sizes = {profile: listed.release.size or listed.manifest.size for profile, listed in releases.items()}
@@ -333,6 +326,16 @@ class Rollouts:
                     "start a rollout of a version that is"
                 )
 
+    def _hindered(
+        self, session: Session, terms: Terms, devices: Sequence[reading.Enrolled], now: datetime
+    ) -> dict[str, str]:
+        """Devices whose state keeps them from being reached now, and why."""
+        conditions = terms.conditions
+        if not conditions.online and not conditions.ask_health:
+            return {}
+        health = reading.health_of(session, [d.id for d in devices]) if conditions.ask_health else {}
+        return {d.id: conditions.hinders(online=d.online, health=health.get(d.id), now=now) for d in devices}
+
     def _releases(self, row: RolloutRow) -> Mapping[str, ListedRelease]:
         try:
             return self.repository.of_version(row.family, row.name, row.version)
@@ -439,10 +442,6 @@ def _nobody(request: RolloutRequest, terms: Terms, releases: Mapping[str, Listed
         f"rollout of {request.name} {request.version}: no enrolled device{of_group}{meant} has a profile it was "
         f"released for: {profiles}"
     )
-
-
-def _version(before: DesiredModel | None) -> str:
-    return split_target(before.target)[2] if before is not None else ""
 
 
 def _left_out(
