@@ -45,6 +45,8 @@ class FleetSettings:
     """How long a device that the broker remembers as online may stay silent after the broker came back."""
     settle_after: float = setting(duration("100 ms", "30 d"), "10 min")
     """How long the devices of a wave have to answer before a failure aborts without the silent ones."""
+    judge_every: float = setting(duration("100 ms", "1 d"), "30 s")
+    """How often the gates of a rollout are asked while nothing else changes; devices report once a minute."""
 
     kit_lifetime: float = setting(duration("1 s", "365 d"), "1 d")
     server_lifetime: float = setting(duration("5 s", "3650 d"), "397 d")

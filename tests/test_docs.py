@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import typer.main
+import yaml
 
 from agent.errors import AgentError
 from agent.line import link
@@ -19,12 +20,15 @@ from agent.serving import cloud, oip
 from agent.settings import AgentSettings
 from agent.store.state import SECURITY_KEPT
 from agent.trust import security as agent_security
+from cli import rollout
 from cli.commands import app
 from fleet import devices, passwords, throttle
 from fleet.access import PERMISSIONS, ROLES
 from fleet.api.limits import ANYBODYS, Limits
 from fleet.errors import FleetError
 from fleet.mqtt import ranges, security
+from fleet.rollout.waves import parse_waves
+from fleet.rollout.windows import parse_window
 from fleet.settings import FleetSettings
 from fleet.trust import admission, batches, certificates, revocation, shippable
 from wire import kit, ledger, messages, orders, trust
@@ -177,3 +181,53 @@ def test_a_wrong_table_is_noticed(tmp_path: Path) -> None:
     page.write_text(page.read_text().replace("| `x` | `1 s` |", "| `x` |"))
     with pytest.raises(ValueError, match="zip"):
         table(page, "A")
+
+
+# --- the pipeline ---------------------------------------------------------------------------------------------------
+
+PIPELINE = ROOT / "docs/start/pipeline.yml"
+
+
+def pipeline_commands() -> list[str]:
+    """Every `shoal` command of the example pipeline, with what the shell would put in for its variables."""
+    jobs = yaml.safe_load(PIPELINE.read_text())["jobs"]
+    lines = [
+        line.strip() for job in jobs.values() for step in job["steps"] for line in step.get("run", "").splitlines()
+    ]
+    told = {"$MODEL": "intents/home", "$VERSION": "1.0.0", "$(jq -r .rollout canary.json)": "r-1"}
+    told["$(jq -r .rollout fleet.json)"] = "r-2"
+    for variable, value in told.items():
+        lines = [line.replace(variable, value) for line in lines]
+    return [line.partition(" > ")[0] for line in lines if line.startswith("shoal ")]
+
+
+def test_the_pipeline_compiles_signs_publishes_rolls_out_and_waits() -> None:
+    said = [" ".join(shlex.split(line)[1:3]) for line in pipeline_commands()]
+    start_and_wait = ["rollout start", "rollout watch"]
+    assert said == ["compile ./model", "release sign", "release publish", *start_and_wait, *start_and_wait]
+    assert not any("$" in line for line in pipeline_commands())
+
+
+@pytest.mark.parametrize("line", pipeline_commands())
+def test_a_command_of_the_pipeline_is_one_with_these_arguments(line: str) -> None:
+    """Its own parser takes it whole: a missing argument or a value of the wrong kind is an error here."""
+    words = shlex.split(line)[1:]
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        context = command.make_context(None, words, resilient_parsing=True)
+        _, command, words = command.resolve_command(context, [*context._protected_args, *context.args])
+    given = command.make_context(None, words).params
+    if "waves" in given:
+        rollout._terms(tuple(given[name] for name in TERMS))
+        parse_waves(given["waves"])
+        for window in given["window"] or ():
+            parse_window(window)
+    if "until" in given:
+        rollout._wave(given["until"])
+        rollout._seconds(given["timeout"])
+
+
+TERMS = (
+    *("to", "waves", "group", "soak", "gates", "window", "per_hour", "mains"),
+    *("battery_above", "load_below", "only_online", "deadline", "approval"),
+)

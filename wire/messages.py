@@ -70,7 +70,8 @@ class MachineState(Document):
 
     `throttled`: the clock is held down now, for heat or voltage. `throttle_events` counts how often it was since the
     machine started. `throttle_bits` are those of a Raspberry Pi's firmware: bits 0 to 3 are now, 16 to 19 since the
-    start (under-voltage, frequency capped, throttled, soft limit of temperature). `load` is that of the last minute.
+    start (under-voltage, frequency capped, throttled, soft limit of temperature). `load` is that of the last minute,
+    `battery_percent` what is left in the fullest battery.
     """
 
     at: str
@@ -84,6 +85,7 @@ class MachineState(Document):
     power_mode: str = ""
     power: Literal["mains", "battery", ""] = ""
     load: float | None = None
+    battery_percent: float | None = None
 
     def __post_init__(self) -> None:
         instant(self.at, where="machinestate.at")

@@ -1,4 +1,4 @@
-"""What this machine says of heat and power: throttling, clock, governor, power mode, mains or battery."""
+"""What this machine says of heat and power: throttling, clock, governor, power mode, mains or battery, and how full."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ def look(at: str, root: Path = Path("/"), ask: Callable[[Sequence[str]], str] = 
         power_mode=_power_mode(ask(["nvpmodel", "-q"])),
         power=_power(root / "sys/class/power_supply"),
         load=_load(root / "proc/loadavg"),
+        battery_percent=_battery(root / "sys/class/power_supply"),
     )
 
 
@@ -95,6 +96,13 @@ def _power(folder: Path) -> Literal["mains", "battery", ""]:
     if any(_text(s / "type") == "Battery" and _text(s / "status") == "Discharging" for s in supplies):
         return "battery"
     return ""
+
+
+def _battery(folder: Path) -> float | None:
+    """Percent of the fullest battery; None without one, or with one that does not say."""
+    batteries = (s for s in folder.glob("*") if _text(s / "type") == "Battery")
+    known = [left for s in batteries if (left := _number(s / "capacity")) is not None and 0 <= left <= 100]
+    return float(max(known)) if known else None
 
 
 def _load(path: Path) -> float | None:

@@ -243,6 +243,9 @@ def test_a_jetson_says_its_power_mode_and_a_laptop_its_battery_and_counters(tmp_
         tmp_path,
         sys__class__power_supply__BAT0__type="Battery\n",
         sys__class__power_supply__BAT0__status="Discharging\n",
+        sys__class__power_supply__BAT0__capacity="41\n",
+        sys__class__power_supply__BAT1__type="Battery\n",
+        sys__class__power_supply__BAT1__capacity="-1\n",
         sys__class__power_supply__AC__type="Mains\n",
         sys__class__power_supply__AC__online="0\n",
         sys__class__thermal__cooling_device0__type="Processor\n",
@@ -255,6 +258,7 @@ def test_a_jetson_says_its_power_mode_and_a_laptop_its_battery_and_counters(tmp_
     said = {("nvpmodel", "-q"): "NV Fan Mode:quiet\nNV Power Mode: 5W\n1\n"}
     state = power.look(AT, tmp_path, lambda command: said.get(tuple(command), ""))
     assert (state.power_mode, state.power, state.throttle_events, state.throttled) == ("5W", "battery", 7, False)
+    assert state.battery_percent == 41.0
 
 
 def test_a_machine_that_says_nothing_is_unknown(tmp_path: Path) -> None:

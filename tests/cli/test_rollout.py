@@ -13,6 +13,8 @@ import pytest
 from fleet_process import FleetProcess, initialise_trust, tiny_bundle
 from joining import enrol, new_key
 
+from cli.rollout import _seconds, parse_gates
+
 Shoal = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -57,3 +59,64 @@ def test_a_group_without_devices_is_refused_in_words(shoal: Shoal) -> None:
     result = shoal("start", "intents/kitchen", "1.0.0", "--group", "nowhere")
     assert result.returncode != 0
     assert "no enrolled device of group nowhere" in " ".join(result.stderr.split())
+
+
+def test_a_plan_shows_who_would_get_it_and_starts_nothing(shoal: Shoal) -> None:
+    planned = shoal("plan", "intents/kitchen", "1.0.0", "--to", "device:north-*", "--waves", "1,100%", "--json")
+    assert planned.returncode == 0, planned.stderr
+    value = json.loads(planned.stdout)
+    assert [d["device"] for w in value["waves"] for d in w["devices"]] == ["north-1"]
+    table = shoal("plan", "intents/kitchen", "1.0.0", "--window", "01:00-02:00 Europe/Berlin").stdout
+    assert all(name in table for name in ("north-1", "south-1", "nothing is sent", "Not before"))
+    assert value["plan"] not in shoal("list").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["--to", "group=a and"], "query, character 12: expected a test"),
+        (["--gates", "latency=1.2"], "gates.latency"),
+        (["--deadline", "soon"], "or a time from now"),
+    ],
+)
+def test_terms_that_cannot_be_read_are_refused_in_words(shoal: Shoal, words: list[str], fault: str) -> None:
+    result = shoal("start", "intents/kitchen", "1.0.0", *words)
+    assert result.returncode != 0
+    assert fault in " ".join(result.stderr.split())
+
+
+def test_a_rollout_is_paused_resumed_watched_and_aborted(shoal: Shoal) -> None:
+    started = shoal("start", "intents/kitchen", "1.0.0", "--to", "device=south-1", "--waves", "100", "--json")
+    id_ = json.loads(started.stdout)["rollout"]
+    paused = json.loads(shoal("pause", id_, "--reason", "lunch", "--json").stdout)
+    assert (paused["state"], paused["reasons"][0][:6]) == ("paused", "paused")
+    refused = shoal("retry", id_)
+    assert (refused.returncode, "no device has failed" in refused.stderr) == (1, True)
+    assert json.loads(shoal("resume", id_, "--json").stdout)["state"] == "running"
+    assert shoal("watch", id_, "--until", "wave:1", "--timeout", "9").returncode == 0
+    late = shoal("watch", id_, "--timeout", "0.1 s")
+    assert (late.returncode, "no answer yet from south-1" in " ".join(late.stderr.split())) == (4, True)
+    assert shoal("abort", id_, "--reason", "test over").returncode == 0
+    ended = shoal("watch", id_)
+    assert (ended.returncode, "ended aborted: test over" in ended.stderr) == (1, True)
+    assert shoal("watch", id_, "--until", "aborted").returncode == 0
+    assert shoal("rollback", id_, "--reason", "x").returncode == 1
+    shown = shoal("show", id_).stdout
+    assert all(word in shown for word in ("lunch", "resumed", "test over", "south-1"))
+
+
+def test_nobody_but_another_person_approves(shoal: Shoal) -> None:
+    asked = ("--to", "device=north-1", "--waves", "100", "--approval", "start", "--json")
+    id_ = json.loads(shoal("start", "intents/kitchen", "1.0.0", *asked).stdout)["rollout"]
+    result = shoal("approve", id_)
+    assert (result.returncode, "a program cannot approve" in " ".join(result.stderr.split())) == (1, True)
+    assert json.loads(shoal("show", id_, "--json").stdout)["state"] == "awaiting"
+    shoal("abort", id_, "--reason", "test over")
+
+
+def test_gates_are_presets_or_limits() -> None:
+    assert parse_gates(["install"]) == "install"
+    assert parse_gates(["latency=1.2 times", "devices=8"]) == {"latency": "1.2 times", "devices": 8}
+    assert parse_gates(["install", "installs=5 %"]) == {"preset": "install", "installs": "5 %"}
+    assert _seconds("90") == 90.0
+    assert _seconds("2 h") == 7200.0
