@@ -7,9 +7,8 @@ from sqlmodel import SQLModel
 
 import fleet.store.agreement_table
 import fleet.store.gateway_tables
-import fleet.store.routed_table
-import fleet.store.tables  # noqa: F401  registers the tables
 import fleet.store.rollout_tables
+import fleet.store.routed_table
 import fleet.store.tables
 import fleet.store.tag_table  # noqa: F401  registers the tables
 
