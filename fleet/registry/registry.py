@@ -232,8 +232,9 @@ def _qualities(
         yield Quality(ground="fleet", metric="accuracy", value=right / n, low=low, high=high, n=n)
     figure = evidence.get(evidence.decision.metric) if evidence else None
     if figure is not None:
-        low, high = (figure.low, figure.high) if figure.low is not None and figure.high is not None else (None, None)
-        if low is None or high is None:
+        if figure.low is not None and figure.high is not None:
+            low, high = figure.low, figure.high
+        else:
             low, high = wilson(round(figure.value * figure.n), figure.n)
         yield Quality(ground="build", metric=figure.metric, value=figure.value, low=low, high=high, n=figure.n)
 

@@ -123,7 +123,7 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 
 def _judge(candidate: Candidate, wish: Wish) -> Suggestion:
     found = [*_size(candidate, wish), *_time(candidate, wish), *_right(candidate, wish)]
-    worst = max((fit for fit, _ in found), key=_FITS.index, default="fits")
+    worst: Fit = max((fit for fit, _ in found), key=_FITS.index, default="fits")
     return Suggestion(candidate=candidate, fit=worst, reasons=tuple(words for _, words in found))
 
 
