@@ -14,10 +14,15 @@ from cli.errors import BadInput
 from cli.options import Data
 from cli.output import Json, show, table
 from cli.profile import load, names
+from cli.registry import alias_app, lineage, suggest, versions
 from wire.evidence import Evidence, Measurement
 from wire.units import show_size
 
-app = typer.Typer(help="What has been released, with its evidence.", no_args_is_help=True)
+app = typer.Typer(help="What has been released: evidence, versions, aliases, lineage.", no_args_is_help=True)
+app.command("versions")(versions)
+app.command("lineage")(lineage)
+app.command("suggest")(suggest)
+app.add_typer(alias_app, name="alias")
 
 
 @app.command("list")

@@ -25,7 +25,7 @@ _POLL_S = 0.5
 Approval = Literal["none", "start", "every-wave"]
 
 Model = Annotated[str, typer.Argument(help="Family and name: intents/kitchen.")]
-Version = Annotated[str, typer.Argument(help="The version to send.")]
+Version = Annotated[str, typer.Argument(help="The version to send, or an alias of the model: @production.")]
 Rollout = Annotated[str, typer.Argument(help="Rollout id, from 'shoal rollout list'.")]
 Why = Annotated[str, typer.Option("--reason", help="Why; it is kept with the rollout.")]
 

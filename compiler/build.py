@@ -40,7 +40,7 @@ def build(job: BuildJob, report: Reporter) -> None:
                 found = made[profile.name]
                 assert found is not None
                 report.step(f"packing {found.recipe}", profile=profile.name)
-                bundle, evidence = _pack(packer, job, profile, found, results)
+                bundle, evidence = _pack(packer, inputs, job, profile, found)
                 report.variant(
                     _summary(found, profile),
                     profile=profile.name,
@@ -67,10 +67,16 @@ def _search(
     return search(inputs, job, missing, results, report)
 
 
-def _pack(packer: Packer, job: BuildJob, profile: Profile, made: Made, results: Cache) -> tuple[Descriptor, Descriptor]:
+def _pack(packer: Packer, inputs: Inputs, job: BuildJob, profile: Profile, made: Made) -> tuple[Descriptor, Descriptor]:
     named = {"family": job.family, "name": job.name, "version": job.version, "profile": profile.name}
+    results = Cache(Path(job.cache))
     bundle, manifest = pack(packer, named, made, {f.digest: results.read(f.digest) for f in made.files})
-    evidence = made.evidence(bundle.digest, target_path(**named), compile_only=profile.compile_only(made.runtime))
+    evidence = made.evidence(
+        bundle.digest,
+        target_path(**named),
+        compile_only=profile.compile_only(made.runtime),
+        registered=inputs.source.registered,
+    )
     return bundle, packer.add_evidence(bundle, evidence, card=card(evidence, named), bom=bom(evidence, manifest))
 
 

@@ -18,6 +18,9 @@ from fleet.errors import Forbidden, Malformed
 _READ: Final = frozenset({"status.read", "devices.read", "releases.read", "rollouts.read", "authorities.read"})
 _OPERATE: Final = frozenset({"devices.enrol", "devices.revoke", "devices.command", "rollouts.run", "gateway.use"})
 _PUBLISH: Final = frozenset({"releases.publish"})
+# What people mean by a name; `production` is what the fleet relies on, and takes more.
+_ALIAS: Final = frozenset({"models.alias"})
+_PROMOTE: Final = frozenset({"models.alias", "models.promote"})
 # Whoever judges what others did has to see it; operators and release-managers are those it tells of.
 _AUDIT: Final = frozenset({"audit.read"})
 # What everybody asked and what it cost, without the texts.
@@ -29,10 +32,10 @@ _MANAGE: Final = frozenset({"authorities.manage", "people.manage"})
 ROLES: Final[Mapping[str, frozenset[str]]] = {
     "viewer": _READ,
     "operator": _READ | _OPERATE | _WATCH,
-    "release-manager": _READ | _PUBLISH,
-    "approver": _READ | _AUDIT | _WATCH | _APPROVE,
+    "release-manager": _READ | _PUBLISH | _ALIAS,
+    "approver": _READ | _AUDIT | _WATCH | _APPROVE | _PROMOTE,
     # Everything that this server decides. Signing a model takes an offline key, which no role has.
-    "admin": _READ | _OPERATE | _PUBLISH | _AUDIT | _WATCH | _APPROVE | _MANAGE,
+    "admin": _READ | _OPERATE | _PUBLISH | _PROMOTE | _AUDIT | _WATCH | _APPROVE | _MANAGE,
     # A key of the cloud tier: it opens nothing else.
     "gateway": frozenset({"gateway.use"}),
 }

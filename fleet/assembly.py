@@ -40,6 +40,7 @@ from fleet.mqtt.transfer import EncryptedChunks, Transfer
 from fleet.own_certificates import OwnCertificates
 from fleet.people import People
 from fleet.ports import broker_address
+from fleet.registry.registry import Registry
 from fleet.rollout.gating import Gating, nothing_known
 from fleet.rollout.service import Rollouts
 from fleet.serial import Serial
@@ -165,6 +166,7 @@ def _assemble(
         batches=Batches(enrolment, authority),
         renewals=Renewals(database, authority, enrolment.certificates),
         rollouts=rollouts,
+        registry=Registry(repository=repository, blobs=blobs, observe=lambda _session, _digests: {}),
         measuring=measuring,
         commands=commands,
         broker=broker,

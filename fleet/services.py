@@ -26,6 +26,7 @@ from fleet.mqtt.ranges import Ranges
 from fleet.mqtt.transfer import Transfer
 from fleet.own_certificates import OwnCertificates
 from fleet.people import People
+from fleet.registry.registry import Registry
 from fleet.rollout.service import Rollouts
 from fleet.serial import Serial
 from fleet.settings import FleetSettings
@@ -57,6 +58,7 @@ class Services:
     batches: Batches
     renewals: Renewals
     rollouts: Rollouts
+    registry: Registry
     measuring: Measuring
     commands: Commands
     broker: Broker

@@ -130,7 +130,8 @@ class Evidence(Document):
     `calibration_error` (expected calibration error of the scores as they come, and of the calibrated confidence), and
     `escalated` (share of answers below the threshold, for which a larger model is worth asking).
 
-    `compile_only`: the runtime was never seen working on the profile's hardware.
+    `compile_only`: the runtime was never seen working on the profile's hardware. `registered`: the version of a model
+    registry that the source was (`models:/name/3`); "" where it came from none.
     """
 
     LIMIT: ClassVar[int] = 4 * 1024 * 1024
@@ -153,6 +154,7 @@ class Evidence(Document):
     classes: tuple[ClassChange, ...] = ()
     sabotage: tuple[Sabotage, ...] = ()
     compile_only: bool = False
+    registered: str = ""
 
     def __post_init__(self) -> None:
         check_digest(self.subject, "evidence subject")

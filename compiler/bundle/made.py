@@ -35,8 +35,11 @@ class Made(Document):
     classes: tuple[ClassChange, ...]
     sabotage: tuple[Sabotage, ...]
 
-    def evidence(self, subject: str, target: str, *, compile_only: bool) -> Evidence:
-        """The evidence of the bundle that this was packed as: the digest of its manifest, and its target path."""
+    def evidence(self, subject: str, target: str, *, compile_only: bool, registered: str = "") -> Evidence:
+        """The evidence of the bundle that this was packed as: the digest of its manifest, and its target path.
+
+        `registered`: the version of a registry that its source is. The same files may stand there under many names.
+        """
         return Evidence(
             subject=subject,
             target=target,
@@ -55,4 +58,5 @@ class Made(Document):
             classes=self.classes,
             sabotage=self.sabotage,
             compile_only=compile_only,
+            registered=registered,
         )

@@ -18,6 +18,7 @@ import atexit
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from compiler.errors import Incompatible, Malformed
@@ -39,7 +40,8 @@ def read(reference: str, describe: Path | None, *, safe: bool = False, scratch: 
     """
     if reference.startswith(REGISTERED):
         _refuse_code(reference, "a registered model", safe=safe)
-        reference = str(registry.download(reference, scratch or _passing_folder()))
+        found = registry.download(reference, scratch or _passing_folder())
+        return replace(read(str(found.source), describe, safe=safe), registered=found.reference)
     if reference.startswith(FUNCTION):
         _refuse_code(reference, "a Python function", safe=safe)
         return code.read_function(reference.removeprefix(FUNCTION), find(describe, None))

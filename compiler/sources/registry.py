@@ -12,7 +12,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,16 @@ _FILES = (".onnx", ".tflite", ".pt", ".pth", ".ts", ".torchscript")
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
-def download(reference: str, scratch: Path) -> Path:
-    """Fetch a registered model into `scratch`; the folder or file that is a source. A process does it once.
+@dataclass(frozen=True)
+class Registered:
+    """What was fetched: the folder or file that is a source, and which version it is, as `models:/name/version`."""
+
+    source: Path
+    reference: str
+
+
+def download(reference: str, scratch: Path) -> Registered:
+    """Fetch a registered model into `scratch`. A process does it once.
 
     Raises `Malformed` for a reference that names no model, `Incompatible` for a flavor that cannot be read,
     `Unavailable` when MLflow is missing, not configured, or does not answer.
@@ -33,31 +43,52 @@ def download(reference: str, scratch: Path) -> Path:
     if not _REFERENCE.fullmatch(reference):
         raise Malformed(f"source {reference[:200]}: expected models:/name@alias or models:/name/version")
     try:
-        folder = _fetch(reference, scratch)
+        meant = _version(reference)
+        folder = _fetch(meant, scratch)
     finally:
         for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
             del os.environ[name]
-    return _source(folder, _flavors(folder, reference), reference)
+    return Registered(_source(folder, _flavors(folder, reference), reference), meant)
+
+
+def _version(reference: str) -> str:
+    """The version that an alias means now: it may mean another one tomorrow. Raises as `download` does."""
+    name, mark, alias = reference.removeprefix("models:/").partition("@")
+    if not mark:
+        return reference
+    with _told(reference):
+        from mlflow.tracking import MlflowClient
+
+        return f"models:/{name}/{MlflowClient().get_model_version_by_alias(name, alias).version}"
 
 
 def _fetch(reference: str, scratch: Path) -> Path:
+    with _told(reference):
+        from mlflow.artifacts import download_artifacts
+
+        try:
+            return Path(download_artifacts(artifact_uri=reference, dst_path=str(scratch)))
+        except OSError as e:
+            raise Unavailable(f"source {reference}: cannot be downloaded to {scratch}: {e}") from e
+
+
+@contextmanager
+def _told(reference: str) -> Iterator[None]:
+    """What MLflow raises, in our words."""
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         raise Unavailable(f"source {reference}: MLFLOW_TRACKING_URI is not set: name the registry there")
     # MLflow reports its use to its makers unless it is told not to before it is imported.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     try:
-        from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
     except ModuleNotFoundError as e:
         raise Unavailable(f"source {reference}: reading a registry needs mlflow-skinny: install shoal[mlflow]") from e
     try:
-        return Path(download_artifacts(artifact_uri=reference, dst_path=str(scratch)))
+        yield
     except MlflowException as e:
         if e.error_code in _MISSING:
             raise Malformed(f"source {reference}: the registry has no such model: {_first_line(e)}") from e
         raise Unavailable(f"source {reference}: the registry does not answer: {_first_line(e)}") from e
-    except OSError as e:
-        raise Unavailable(f"source {reference}: cannot be downloaded to {scratch}: {e}") from e
 
 
 def _flavors(folder: Path, reference: str) -> Mapping[str, Any]:

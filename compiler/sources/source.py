@@ -57,7 +57,8 @@ class Source:
     that is, or that a torch source will be traced to: batch axis first, -1 for a size that may change. The first output
     is the one that labels and activation apply to. `digest` is over everything that decides its answers, `describe`
     included; `size` is in bytes. `search` is where the code of a torch module is looked for first. `trained` are the
-    data sets that it learned from, where it says so (`wire.tune`).
+    data sets that it learned from, where it says so (`wire.tune`). `registered` is the version of a registry that it is
+    (`models:/name/3`), where it came from one.
     """
 
     kind: Kind
@@ -77,6 +78,7 @@ class Source:
     huggingface: HuggingFace | None = None
     search: Path | None = None
     trained: tuple[Dataset, ...] = ()
+    registered: str = ""
 
     @property
     def reference(self) -> str:

@@ -26,6 +26,7 @@ from fleet.api import devices as api_devices
 from fleet.api import est, gateway, gateway_admin
 from fleet.api import measure as api_measure
 from fleet.api import people as api_people
+from fleet.api import registry as api_registry
 from fleet.api import releases as api_releases
 from fleet.api import rollouts as api_rollouts
 from fleet.api import status as api_status
@@ -43,7 +44,7 @@ ROUTERS = tuple(
     for m in (
         # The gateway comes first: each router before it costs every request of it some microseconds.
         *(gateway, gateway_admin, api_status, est, api_devices, api_batches, api_commands),
-        *(api_authorities, api_releases, api_rollouts, api_people, api_audit),
+        *(api_authorities, api_releases, api_registry, api_rollouts, api_people, api_audit),
         *(api_datasets, api_builds, api_measure, api_blobs),
     )
 )

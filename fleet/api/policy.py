@@ -84,6 +84,13 @@ POLICY: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/api/v1/blobs/{digest}/chunks"): CHUNKS,
     ("POST", "/api/v1/evidence"): may("releases.publish"),
     ("GET", "/api/v1/models"): may("releases.read"),
+    # registry: which alias it is decides what moving it takes (`fleet.registry.aliases`)
+    ("GET", "/api/v1/registry/models"): may("releases.read"),
+    ("GET", "/api/v1/registry/models/{family}/{name}"): may("releases.read"),
+    ("GET", "/api/v1/registry/models/{family}/{name}/versions/{version}/lineage"): may("releases.read"),
+    ("POST", "/api/v1/registry/models/{family}/{name}/aliases/{alias}"): may("models.alias"),
+    ("POST", "/api/v1/registry/models/{family}/{name}/aliases/{alias}/remove"): may("models.alias"),
+    ("GET", "/api/v1/registry/suggest"): may("releases.read"),
     # builds: whoever publishes what is released may have it made here
     ("GET", "/api/v1/datasets"): may("releases.read"),
     ("POST", "/api/v1/datasets"): may("releases.publish"),

@@ -21,18 +21,14 @@ router = APIRouter(prefix="/api/v1/rollouts")
 Act = Callable[[Session], tuple[RolloutRow, list[str]]]
 
 
-class NewRollout(BaseModel):
-    """A version to send to the devices that `target` means, in waves that end at 100%; of one group, if it is named.
+class RolloutTerms(BaseModel):
+    """The devices that `target` means, in waves that end at 100%; of one group, if it is named.
 
     In a list of `waves` a number is a percentage; a text is `10%` or `5` (devices). `gates` is `measured`, `install`,
-    or limits by name. `soak` is a duration, `deadline` a time in RFC 3339. `plan`: id of a plan, whose order it keeps.
+    or limits by name. `soak` is a duration, `deadline` a time in RFC 3339.
     """
 
-    family: str
-    name: str
-    version: str
     group: str | None = None
-    plan: str | None = None
     target: str = "all"
     waves: str | list[int | str] = Field(default="25,100", max_length=1000)
     soak: str = "0 s"
@@ -46,10 +42,27 @@ class NewRollout(BaseModel):
     deadline: str | None = None
     approval: Literal["none", "start", "every-wave"] = "none"
 
+    def of(
+        self, family: str, name: str, version: str, *, plan: str | None = None, key: str | None = None
+    ) -> RolloutRequest:
+        """What the service takes, for a version of a model."""
+        terms = self.model_dump(include=set(RolloutTerms.model_fields) - {"group"})
+        return RolloutRequest(
+            family=family, name=name, version=version, group=self.group, plan=plan, key=key, terms=terms
+        )
+
+
+class NewRollout(RolloutTerms):
+    """A version, or an alias such as `@production`, and how it is sent. `plan`: id of a plan, whose order it keeps."""
+
+    family: str
+    name: str
+    version: str
+    plan: str | None = None
+
     def request(self, key: str | None = None) -> RolloutRequest:
         """What the service takes."""
-        named = {"family", "name", "version", "group", "plan"}
-        return RolloutRequest(**self.model_dump(include=named), terms=self.model_dump(exclude=named), key=key)
+        return self.of(self.family, self.name, self.version, plan=self.plan, key=key)
 
 
 class Reason(BaseModel):

@@ -7,6 +7,7 @@ from sqlmodel import SQLModel
 
 import fleet.store.agreement_table
 import fleet.store.gateway_tables
+import fleet.store.registry_tables
 import fleet.store.rollout_tables
 import fleet.store.routed_table
 import fleet.store.tables

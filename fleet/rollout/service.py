@@ -10,7 +10,7 @@ import json
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, Final, cast
@@ -22,6 +22,7 @@ from fleet import queries
 from fleet.access import Caller
 from fleet.errors import Conflict, Forbidden, Malformed, NotFound, Unavailable
 from fleet.lease import Lease
+from fleet.registry import aliases
 from fleet.rollout import reading, table
 from fleet.rollout.attempts import attempt_name
 from fleet.rollout.deciding import HOLDING
@@ -52,7 +53,8 @@ EXCLUDED: Final = 1000
 class RolloutRequest:
     """What an operator asks for. A repeated `key` gives the rollout of the first time; no `group` means every group.
 
-    `terms` is what `fleet.rollout.terms` reads. `plan`: the id of a plan, whose order it keeps.
+    `version` may be an alias of the model, `@production`. `terms` is what `fleet.rollout.terms` reads. `plan`: the id
+    of a plan, whose order it keeps.
     """
 
     family: str
@@ -96,6 +98,7 @@ class Rollouts:
         """What the same request would start, and nothing more. Raises as `start` does, but for running rollouts."""
         terms = parse_terms(request.terms, self.gating.parse)
         check_scope(caller, request.group)
+        request = _meant(session, request)
         releases = self.repository.of_version(request.family, request.name, request.version)
         id_, now = _id(request), self.clock()
         found = reading.meant(session, request.group, terms.target, self.states)
@@ -121,6 +124,7 @@ class Rollouts:
         self._lead(session)
         if request.key is not None and (known := _by_key(session, request.key)) is not None:
             return _repeated(known, request, _shared(terms, request, self._releases(known))), []
+        request = _meant(session, request)
         releases = self.repository.of_version(request.family, request.name, request.version)
         _check_free(session, request.name, request.group)
         found = reading.meant(session, request.group, terms.target, self.states)
@@ -409,6 +413,10 @@ def _new_row(id_: str, request: RolloutRequest, terms: dict[str, Any], caller: C
     )
 
 
+def _meant(session: Session, request: RolloutRequest) -> RolloutRequest:
+    return replace(request, version=aliases.resolve(session, f"{request.family}/{request.name}", request.version))
+
+
 def _words(row: RolloutRow) -> str:
     target = json.loads(row.terms)["target"]
     return f"{row.family}/{row.name} {row.version} to {target}" + (f" of group {row.group}" if row.group else "")
@@ -419,7 +427,8 @@ def _by_key(session: Session, key: str) -> RolloutRow | None:
 
 
 def _repeated(row: RolloutRow, request: RolloutRequest, terms: dict[str, Any]) -> RolloutRow:
-    asked = (request.family, request.name, request.version, request.group, terms)
+    version = row.version if request.version.startswith(aliases.MARK) else request.version  # what it meant then
+    asked = (request.family, request.name, version, request.group, terms)
     if asked != (row.family, row.name, row.version, row.group, json.loads(row.terms)):
         raise Conflict(f"idempotency key {request.key!r}: was used for another rollout, {row.id}: use a new key")
     return row

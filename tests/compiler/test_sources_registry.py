@@ -58,6 +58,7 @@ def test_a_registered_onnx_model_is_downloaded_and_read(reference: str, registry
     source = read(reference, None, scratch=tmp_path / "scratch")
     assert (source.kind, source.task) == ("onnx", "tensors")
     assert Path(source.reference).is_relative_to(tmp_path / "scratch")
+    assert source.registered == "models:/tiny/1"
     assert source.digest == read(str(folder / "model.onnx"), None).digest == read(source.reference, None).digest
 
 
