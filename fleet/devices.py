@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+import sqlalchemy
 from sqlmodel import Session, col, delete, func, select
 
 from fleet import ledgers
 from fleet.errors import AnotherKey, NotFound
+from fleet.health.status import INTERVAL, WORDS, Heard, Hearing, Word, age, ages, freshness, interval_of
 from fleet.store.database import Database
 from fleet.store.tables import Device, DeviceStats, SecurityRow, TelemetryRow
+from fleet.tags import tags_of
 from fleet.trust.certificates import certificates_of, revoke_all
 from wire.messages import Presence, Reported
 from wire.sketch import Sketch
@@ -27,7 +31,7 @@ SECURITY_HELD = 100
 EVENTS: Final = "event"
 """The stream of telemetry with what people should know of."""
 EVENTS_SHOWN: Final = 20
-STATUSES: Final = ("online", "offline", "enrolling", "pending", "rejected", "retiring", "retired", "revoked")
+STATUSES: Final = (*WORDS, "enrolling", "pending", "rejected", "retiring", "retired", "revoked")
 
 
 def find(session: Session, device: str) -> Device:
@@ -38,12 +42,24 @@ def find(session: Session, device: str) -> Device:
     return row
 
 
-def take_presence(device: Device, presence: Presence) -> None:
+def take_presence(device: Device, presence: Presence, now: datetime) -> None:
     """A birth counts; a death only buries the birth of its own session, so that an old will cannot bury a new one."""
     if presence.online:
-        device.online, device.session = True, presence.session
+        is_here(device)
+        device.session = presence.session
     elif device.session == presence.session:
-        device.online = False
+        is_gone(device, now)
+
+
+def is_here(device: Device) -> None:
+    """Its connection stands."""
+    device.online, device.gone = True, None
+
+
+def is_gone(device: Device, now: datetime) -> None:
+    """Its will or its silence says that it is away: since now, unless that was said before."""
+    device.gone = device.gone or show_instant(now)
+    device.online = False
 
 
 def last_report(device: Device) -> Reported | None:
@@ -89,7 +105,7 @@ def leave(session: Session, device: Device, state: str, reason: str, now: dateti
     through.
     """
     revoke_all(session, device, reason, now)
-    device.state, device.online = state, False
+    device.state, device.online, device.gone = state, False, None
     device.token_hash, device.token_used, device.request = "", True, ""
     device.sealing_key = device.desired_envelope = device.command_envelope = device.command_expires = ""
     device.desired_models = "[]"
@@ -101,33 +117,53 @@ def retired(session: Session, device: Device, now: datetime) -> None:
     leave(session, device, "retired", "retired", now)
 
 
-def status(device: Device) -> str:
+def heard(device: Device) -> Heard:
+    """What its line is judged by."""
+    return _heard(device.online, device.gone, device.last_seen, device.interval_s)
+
+
+def _heard(online: bool, gone: str | None, last: str | None, interval_s: float) -> Heard:
+    return Heard(online, instant(gone) if gone else None, instant(last) if last else None, interval_of(interval_s))
+
+
+def standing(device: Device) -> str:
+    """The word for its state, whatever its line does: one of `STATUSES` or `enrolled`."""
+    return "enrolling" if device.state == "new" else device.state
+
+
+def status(device: Device, hearing: Hearing) -> str:
     """One of `STATUSES`."""
-    return _status(device.state, online=device.online)
+    return freshness(heard(device), hearing) if device.state == "enrolled" else standing(device)
 
 
-def _status(state: str, *, online: bool) -> str:
-    if state == "new":
-        return "enrolling"
-    if state != "enrolled":
-        return state
-    return "online" if online else "offline"
-
-
-def counts(session: Session) -> dict[str, int]:
+def counts(session: Session, hearing: Hearing) -> dict[str, int]:
     """How many devices are in each status."""
     found = dict.fromkeys(STATUSES, 0)
-    grouped = select(Device.state, Device.online, func.count()).group_by(col(Device.state), col(Device.online))
-    for state, online, count in session.exec(grouped):
-        found[_status(state, online=online)] += count
+    for state, number in session.exec(select(Device.state, func.count()).group_by(col(Device.state))):
+        if state != "enrolled":
+            found["enrolling" if state == "new" else state] += number
+    for word in statuses(session, hearing).values():
+        found[word] += 1
     return found
 
 
-def telemetry_counts(session: Session) -> dict[str, int]:
-    """Stored records and those that came again, over all devices."""
-    query = select(func.sum(DeviceStats.records), func.sum(DeviceStats.duplicates))
-    records, duplicates = session.exec(query).one()
-    return {"records": records or 0, "duplicates": duplicates or 0}
+def statuses(session: Session, hearing: Hearing) -> dict[str, Word]:
+    """The word for the line of every enrolled device, by its id. Reads columns only: there may be very many."""
+    columns = (Device.id, Device.online, Device.gone, Device.last_seen, Device.interval_s)
+    # Of sqlalchemy itself: sqlmodel's select takes four columns at most.
+    query = sqlalchemy.select(*(col(c) for c in columns)).where(col(Device.state) == "enrolled")
+    return {
+        id_: freshness(_heard(online, gone, last, interval), hearing)
+        for id_, online, gone, last, interval in session.connection().execute(query)
+    }
+
+
+def telemetry_counts(session: Session, hearing: Hearing) -> dict[str, Any]:
+    """Stored records and those that came again, over all devices, and how old the newest news of one is."""
+    query = select(func.sum(DeviceStats.records), func.sum(DeviceStats.duplicates), func.max(DeviceStats.health_at))
+    records, duplicates, newest = session.exec(query).one()
+    allowed = hearing.allowed(INTERVAL).total_seconds()
+    return {"records": records or 0, "duplicates": duplicates or 0, "newest": age(newest, allowed, hearing.now)}
 
 
 def security_counts(session: Session, now: datetime) -> dict[str, int]:
@@ -141,19 +177,21 @@ def security_counts(session: Session, now: datetime) -> dict[str, int]:
     return {"events": found.total(), "devices": sum(n > 0 for n in found.values())}
 
 
-def active_counts(session: Session) -> Mapping[str, int]:
-    """How many devices have each manifest digest in an active slot."""
-    found: dict[str, int] = {}
+def active_counts(session: Session, hearing: Hearing) -> Mapping[str, tuple[int, int]]:
+    """How many devices say of each manifest digest that it is in an active slot, and how many of them are online."""
+    found: dict[str, tuple[int, int]] = {}
     for device in session.exec(select(Device).where(col(Device.reported) != "")):
         report = last_report(device)
         active = {s.digest for s in report.slots if s.slot == "active"} if report else set()
+        online = status(device, hearing) == "online"
         for digest in active:
-            found[digest] = found.get(digest, 0) + 1
+            number, fresh = found.get(digest, (0, 0))
+            found[digest] = (number + 1, fresh + online)
     return found
 
 
-def view(session: Session, device: Device) -> dict[str, Any]:
-    """A device as the API shows it."""
+def view(session: Session, device: Device, hearing: Hearing) -> dict[str, Any]:
+    """A device as the API shows it. `ages` says of its figures how old they are, and which are stale."""
     report = last_report(device)
     reported = report.to_value() if report else {}
     stats = session.get_one(DeviceStats, device.id)
@@ -161,7 +199,10 @@ def view(session: Session, device: Device) -> dict[str, Any]:
         "device": device.id,
         "profile": device.profile,
         "group": device.group,
-        "status": status(device),
+        "status": status(device, hearing),
+        "ages": _ages(device, report, stats, hearing),
+        "tags": sorted(tags_of(session, [device.id]).get(device.id, ())),
+        "note": device.note,
         "batch": device.batch,
         "certificates": _certificates(session, device),
         "hardware": reported.get("hardware"),
@@ -169,6 +210,7 @@ def view(session: Session, device: Device) -> dict[str, Any]:
         "agent": reported.get("agent"),
         "enrolled": device.enrolled,
         "last_seen": device.last_seen,
+        "gone": device.gone,
         "desired": json.loads(device.desired_models),
         "slots": reported.get("slots", []),
         "updates": reported.get("updates", []),
@@ -178,6 +220,14 @@ def view(session: Session, device: Device) -> dict[str, Any]:
         "events": _events(session, device.id),
         "health": json.loads(stats.health) if stats.health else None,
     }
+
+
+def _ages(device: Device, report: Reported | None, stats: DeviceStats, hearing: Hearing) -> dict[str, dict[str, Any]]:
+    """Of `slots`: since the device said last what it runs, which it says again only when that changes."""
+    times = {"seen": device.last_seen, "stats": stats.inference_at, "health": stats.health_at}
+    shown = ages(heard(device), hearing, times)
+    said = age(min(report.time, show_instant(hearing.now)) if report else None, math.inf, hearing.now)
+    return {**shown, "slots": said | {"stale": said["stale"] or shown["seen"]["stale"]}}
 
 
 def _certificates(session: Session, device: Device) -> list[dict[str, str]]:

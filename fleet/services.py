@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import cast
 
 from starlette.requests import HTTPConnection
@@ -17,6 +17,7 @@ from fleet.builds.runner import Runner
 from fleet.commands import Commands
 from fleet.deltas import Deltas
 from fleet.gateway.gateway import Gateway
+from fleet.health.status import Hearing
 from fleet.measuring import Measuring
 from fleet.mqtt.broker import Broker
 from fleet.mqtt.inbox import Inbox
@@ -76,6 +77,16 @@ class Services:
     compilers: Runner
     deltas: Deltas
     delta_maker: DeltaMaker
+
+    def hearing(self) -> Hearing:
+        """How the fleet hears its devices now."""
+        now, up_for = self.clock(), self.link.up_for
+        return Hearing(
+            now=now,
+            since=None if up_for is None else now - up_for,
+            patience=timedelta(seconds=self.settings.offline_after),
+            grace=timedelta(seconds=self.settings.late_after),
+        )
 
 
 def services_of(request: HTTPConnection) -> Services:

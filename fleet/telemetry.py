@@ -17,7 +17,7 @@ from fleet.store.tables import Device, DeviceStats, TelemetryRow
 from wire.document import dump_json
 from wire.messages import InferenceStats, TelemetryBatch, TelemetryRecord
 from wire.sketch import Sketch
-from wire.units import show_instant
+from wire.units import instant, show_instant
 
 LEDGER = "ledger"
 """Subject of the security event for a ledger that does not balance."""
@@ -44,7 +44,9 @@ def store(session: Session, device: Device, batch: TelemetryBatch, now: datetime
     session.add(device)
     for record in fresh:
         session.add(_row(device.id, batch.boot, record, show_instant(now)))
-    _add_up(session.get_one(DeviceStats, device.id), fresh, duplicates=len(known))
+    stats = session.get_one(DeviceStats, device.id)
+    _add_up(stats, fresh, duplicates=len(known))
+    _note_ages(device, stats, fresh, show_instant(now))
     for record in fresh:
         agreements.add(session, device.id, record.inference)
     note_stored(session, device.id, fresh)
@@ -130,6 +132,17 @@ def _add_up(stats: DeviceStats, records: Iterable[TelemetryRecord], *, duplicate
             latency = latency.merge(inference.latency_ms)
     stopped = Sketch(buckets={key: min(n, FULL) for key, n in latency.buckets.items()})
     stats.latency = dump_json(stopped.to_value()).decode()
+
+
+def _note_ages(device: Device, stats: DeviceStats, records: Iterable[TelemetryRecord], now: str) -> None:
+    """Of when the newest figures are. A device's clock may be ahead: nothing is newer than when it came."""
+    for record in records:
+        at = min(show_instant(instant(record.end)), now)
+        if any(inference.requests for inference in record.inference):
+            stats.inference_at = max(stats.inference_at, at)
+        if record.health is not None:
+            stats.health_at = max(stats.health_at, at)
+            device.interval_s = record.health.window_s or 0.0
 
 
 def _add_inference(stats: DeviceStats, inference: InferenceStats) -> None:

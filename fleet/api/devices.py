@@ -147,9 +147,10 @@ def _list(services: Services, caller: Caller, status: str | None, group: str | N
         query = query.where(col(Device.group).in_(sorted(caller.groups)))
     if group is not None:
         query = query.where(Device.group == group)
+    hearing = services.hearing()
     with services.database.transaction() as session:
-        rows = [row for row in session.exec(query) if status in (None, devices.status(row))]
-        return [devices.view(session, row) for row in rows]
+        rows = [row for row in session.exec(query) if status in (None, devices.status(row, hearing))]
+        return [devices.view(session, row, hearing) for row in rows]
 
 
 def _change(
@@ -161,7 +162,7 @@ def _change(
         caller.check_group(row.group)
         changed = change(session, row)
         session.flush()
-        shown = devices.view(session, row)
+        shown = devices.view(session, row, services.hearing())
     if changed:
         services.revocations.apply()
         services.outbox.desired([device])

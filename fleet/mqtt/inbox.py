@@ -163,7 +163,7 @@ class Inbox:
             for device in silent:
                 del self.remembered[device]
                 row = devices.find(session, device)
-                row.online = False
+                devices.is_gone(row, now)
                 session.add(row)
         for flood in self.gate.floods():
             dropped = f"{flood.dropped} messages over the limit were dropped unread"
@@ -215,10 +215,17 @@ class Inbox:
         if not message.retained:
             self.remembered.pop(row.id, None)
         # A fleet that fetches would keep the disk busy with it.
-        if not message.retained and not isinstance(topic, WantTopic):
-            row.last_seen = show_instant(self.clock())
+        if not message.retained and not isinstance(topic, WantTopic) and row.state in LISTENED:
+            self._spoke(row, topic)
         session.add(row)
         return answer
+
+    def _spoke(self, row: Device, topic: Topic) -> None:
+        """A live message is from a device that is there, whatever its silence before it said; a will is not its own."""
+        if isinstance(topic, StateTopic) and not row.online:
+            return
+        devices.is_here(row)
+        row.last_seen = show_instant(self.clock())
 
     def _dispatch(self, session: Session, row: Device, topic: Topic, message: Message, known: _Known) -> Answer:
         payload, retained = message.payload, message.retained
@@ -236,7 +243,7 @@ class Inbox:
         return Answer()
 
     def _state(self, row: Device, presence: Presence, *, retained: bool) -> Answer:
-        devices.take_presence(row, presence)
+        devices.take_presence(row, presence, self.clock())
         if retained and presence.online:
             self.remembered.setdefault(row.id, self.clock())
         return Answer(commands=[row.id] if presence.online and row.command_envelope else [])

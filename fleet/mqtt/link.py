@@ -11,6 +11,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,6 +57,7 @@ class Link:
     def __init__(self, pair: KeyPair, authority: Path, session: str) -> None:
         self._session, self._pair, self._authority = session, pair, authority
         self._up = threading.Event()
+        self._up_at = 0.0
         self._client = client = mqtt.Client(
             CallbackAPIVersion.VERSION2, client_id=FLEET_CLIENT, protocol=mqtt.MQTTv5, reconnect_on_failure=True
         )
@@ -93,6 +95,11 @@ class Link:
         """Whether the broker answers."""
         return self._up.is_set()
 
+    @property
+    def up_for(self) -> timedelta | None:
+        """How long the broker has answered without a break; None while it does not."""
+        return timedelta(seconds=time.monotonic() - self._up_at) if self.is_up else None
+
     def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, wait: float = 0
     ) -> mqtt.MQTTMessageInfo | None:
@@ -127,6 +134,7 @@ class Link:
             _log.warning("broker refused the fleet's client: %s", code)
             return
         client.subscribe(_SUBSCRIPTIONS)
+        self._up_at = time.monotonic()
         self._up.set()
         self._connected()
         self.publish(FleetState().topic, self._presence(online=True), retain=True)

@@ -34,7 +34,12 @@ class Device(SQLModel, table=True):
     sealing_key: str = ""
     online: bool = False
     session: str = ""
+    gone: str | None = None
+    """When its will, or its absence, said that it is away; None while it is not known to be."""
     last_seen: str | None = None
+    interval_s: float = 0.0
+    """The length of its telemetry windows, as it says; 0 before it did."""
+    note: str = Field(default="", sa_type=Text)
     reported: str = Field(default="", sa_type=Text)
     desired_epoch: int = 0
     desired_seq: int = 0
@@ -97,6 +102,10 @@ class DeviceStats(SQLModel, table=True):
     records: int = 0
     duplicates: int = 0
     health: str = Field(default="", sa_type=Text)
+    inference_at: str = ""
+    """The end of the newest window with a request, by the device's clock but never after it came; "" before one."""
+    health_at: str = ""
+    """The same of `health`."""
 
 
 class TelemetryRow(SQLModel, table=True):

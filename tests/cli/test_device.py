@@ -109,7 +109,7 @@ def test_putting_a_device_out_takes_a_yes_and_a_reason(fleet: FleetProcess, shoa
     device = Holder.enrolled(fleet, tmp_path, "cli-out")
     refused(shoal("revoke", "cli-out", "--yes"), "say why with --reason")
     refused(shoal("revoke", "cli-out", "--reason", "stolen"), "Nobody can be asked", "--yes")
-    assert shown(shoal, "cli-out")["status"] == "offline"
+    assert shown(shoal, "cli-out")["status"] == "unknown"
     assert "cli-out: revoked" in done(shoal("revoke", "cli-out", "--reason", "stolen", "--yes"))
     assert device.seen() == 403
     assert "stolen" in done(shoal("show", "cli-out"))
@@ -136,7 +136,7 @@ def test_on_a_terminal_a_no_changes_nothing(fleet: FleetProcess, shoal: Shoal, t
         os.close(slave)
     assert answer.returncode != 0
     assert "Revoke cli-asked?" in answer.stderr
-    assert shown(shoal, "cli-asked")["status"] == "offline"
+    assert shown(shoal, "cli-asked")["status"] == "unknown"
 
 
 @pytest.mark.parametrize(
