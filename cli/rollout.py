@@ -2,47 +2,150 @@
 
 from __future__ import annotations
 
+import re
 import time
-from typing import Annotated, Any
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
 
 import typer
-from rich.console import Group, RenderableType
 
 from cli.client import Fleet
 from cli.errors import BadInput, Refused, Unavailable
 from cli.options import Data
-from cli.output import Json, console, show, table
+from cli.output import Json, console, show
+from cli.rollout_views import ENDED, aborted_profiles, plan_view, reason_of, rollout_view, rollouts_view
+from wire.errors import Malformed
+from wire.units import instant, seconds, show_instant
 
-app = typer.Typer(help="Send a release to devices, in waves; watch it; stop it.", no_args_is_help=True)
+app = typer.Typer(help="Send a release to devices, in waves; watch it; stop it; bring it back.", no_args_is_help=True)
 
-_VERDICT_STYLE = {"PROCEED": "green", "HOLD": "yellow", "ABORT": "red"}
 _POLL_S = 0.5
+Approval = Literal["none", "start", "every-wave"]
 
+Model = Annotated[str, typer.Argument(help="Family and name: intents/kitchen.")]
+Version = Annotated[str, typer.Argument(help="The version to send.")]
 Rollout = Annotated[str, typer.Argument(help="Rollout id, from 'shoal rollout list'.")]
+Why = Annotated[str, typer.Option("--reason", help="Why; it is kept with the rollout.")]
+
+To = Annotated[
+    str, typer.Option("--to", help="Which devices: 'profile=x86-64 and tag:kitchen and not group:lab'; all by default.")
+]
+Waves = Annotated[
+    str, typer.Option(help="How many get it by and by: 5,10%,100% is five devices, a tenth, all. 25,100 is 25%,100%.")
+]
+GroupOf = Annotated[str | None, typer.Option("--group", help="Only devices of this group.")]
+Soak = Annotated[str, typer.Option(help="How long each wave stands before the next, such as '2 h'.")]
+GatesOf = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--gates", help="What has to hold: measured (default), install, or a limit such as latency='1.2 times'."
+    ),
+]
+Windows = Annotated[
+    list[str] | None, typer.Option("--window", help="Only in these hours: 'mon-fri 01:00-05:00 Europe/Berlin'.")
+]
+PerHour = Annotated[int | None, typer.Option(help="At most so many devices within an hour.")]
+Mains = Annotated[bool, typer.Option("--mains", help="Only devices on mains power.")]
+Battery = Annotated[int | None, typer.Option(help="Or with more than so many percent in their battery.")]
+Load = Annotated[float | None, typer.Option(help="Only devices whose load is below.")]
+Online = Annotated[bool, typer.Option("--only-online", help="Only devices that are connected.")]
+Deadline = Annotated[
+    str | None, typer.Option(help="Reach nobody new afterwards: a time in RFC 3339, or from now, such as '2 d'.")
+]
+Approve = Annotated[str, typer.Option(help="Who has to let it go on: none, or another person at start or every-wave.")]
+
+
+@app.command()
+def plan(
+    model: Model,
+    version: Version,
+    to: To = "all",
+    waves: Waves = "25,100",
+    group: GroupOf = None,
+    soak: Soak = "0 s",
+    gates: GatesOf = None,
+    window: Windows = None,
+    per_hour: PerHour = None,
+    mains: Mains = False,
+    battery_above: Battery = None,
+    load_below: Load = None,
+    only_online: Online = False,
+    deadline: Deadline = None,
+    approval: Approve = "none",
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Show who would get what, in which wave, and when at the earliest. Nothing is sent."""
+    terms = _terms(
+        (
+            to,
+            waves,
+            group,
+            soak,
+            gates,
+            window,
+            per_hour,
+            mains,
+            battery_above,
+            load_below,
+            only_online,
+            deadline,
+            approval,
+        )
+    )
+    value = Fleet.connect(data).post("/api/v1/rollouts/plan", {**_release(model, version), **terms})
+    show(value, as_json, plan_view(value))
 
 
 @app.command()
 def start(
-    model: Annotated[str, typer.Argument(help="Family and name: intents/kitchen.")],
-    version: Annotated[str, typer.Argument(help="The version to send.")],
-    waves: Annotated[str, typer.Option(help="Rising shares of the devices in percent, ending at 100.")] = "25,100",
-    group: Annotated[str | None, typer.Option(help="Only devices of this group.")] = None,
+    model: Model,
+    version: Version,
+    to: To = "all",
+    waves: Waves = "25,100",
+    group: GroupOf = None,
+    soak: Soak = "0 s",
+    gates: GatesOf = None,
+    window: Windows = None,
+    per_hour: PerHour = None,
+    mains: Mains = False,
+    battery_above: Battery = None,
+    load_below: Load = None,
+    only_online: Online = False,
+    deadline: Deadline = None,
+    approval: Approve = "none",
+    plan_id: Annotated[str | None, typer.Option("--plan", help="Keep the order of this plan.")] = None,
     wait: Annotated[float, typer.Option(help="Seconds to wait for the end; 0 returns at once.")] = 0,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Send a release to every enrolled device whose profile has one of this version."""
-    family, _, name = model.partition("/")
-    if not name:
-        raise BadInput(f"{model!r}: expected family and name, such as intents/kitchen")
+    """Send a release to the devices that are meant and whose profile has one of this version."""
+    terms = _terms(
+        (
+            to,
+            waves,
+            group,
+            soak,
+            gates,
+            window,
+            per_hour,
+            mains,
+            battery_above,
+            load_below,
+            only_online,
+            deadline,
+            approval,
+        )
+    )
     fleet = Fleet.connect(data)
-    body = {"family": family, "name": name, "version": version, "waves": parse_waves(waves), "group": group}
-    rollout = fleet.post("/api/v1/rollouts", body)
+    rollout = fleet.post("/api/v1/rollouts", {**_release(model, version), **terms, "plan": plan_id})
     if wait:
-        rollout = watch_until_ended(fleet, rollout["rollout"], wait)
+        rollout = _watched(fleet, rollout["rollout"], wait, lambda value: value["state"] in ENDED)
     show(rollout, as_json, rollout_view(rollout))
     if wait:
-        _exit_unless_done(rollout)
+        _check(rollout, "done")
     elif not as_json:
         console.print(f"[dim]shoal rollout watch {rollout['rollout']} waits for its end[/]", highlight=False)
 
@@ -50,19 +153,28 @@ def start(
 @app.command()
 def watch(
     rollout: Rollout,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 3600,
+    until: Annotated[
+        str, typer.Option(help="What to wait for: done, aborted, or a wave that has begun: wave:2.")
+    ] = "done",
+    timeout: Annotated[str, typer.Option(help="How long: seconds, or with a unit, such as '2 h'.")] = "3600",
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Wait until a rollout has ended; exit code 0 only if it is done."""
-    value = watch_until_ended(Fleet.connect(data), rollout, timeout)
+    """Wait for a rollout; exit code 0 only if what was waited for came, else not 0 with the reason."""
+    wave, limit = _wave(until), _seconds(timeout)
+
+    def over(value: dict[str, Any]) -> bool:
+        return value["state"] in ENDED or (wave is not None and value["wave"] + 1 >= wave)
+
+    value = _watched(Fleet.connect(data), rollout, limit, over)
     show(value, as_json, rollout_view(value))
-    _exit_unless_done(value)
+    if wave is None or value["wave"] + 1 < wave or value["state"] not in ("running", "done"):
+        _check(value, until)
 
 
 @app.command("show")
 def show_(rollout: Rollout, data: Data = None, as_json: Json = False) -> None:
-    """Show one rollout with each of its devices."""
+    """Show one rollout: where it stands and why, each device that it reached, and what happened."""
     value = Fleet.connect(data).get(f"/api/v1/rollouts/{rollout}")
     show(value, as_json, rollout_view(value))
 
@@ -71,9 +183,31 @@ def show_(rollout: Rollout, data: Data = None, as_json: Json = False) -> None:
 def list_(data: Data = None, as_json: Json = False) -> None:
     """List every rollout."""
     values = Fleet.connect(data).get("/api/v1/rollouts")
-    rows = [[*_head(v), v["started"][:19].replace("T", " "), "; ".join(v["reasons"])] for v in values]
-    columns = ("Rollout", "Release", "Group", "State", "Verdict", "Wave", "Devices", "Started", "Reasons")
-    show(values, as_json, table("Rollouts", columns, rows, empty="no rollout yet: shoal rollout start"))
+    show(values, as_json, rollouts_view(values))
+
+
+@app.command()
+def approve(rollout: Rollout, data: Data = None, as_json: Json = False) -> None:
+    """Let a rollout that somebody else made start, or go on to its next wave."""
+    _act(rollout, "approve", {}, data, as_json=as_json)
+
+
+@app.command()
+def pause(rollout: Rollout, reason: Why = "", data: Data = None, as_json: Json = False) -> None:
+    """Reach nobody new until it is resumed."""
+    _act(rollout, "pause", {"reason": reason}, data, as_json=as_json)
+
+
+@app.command()
+def resume(rollout: Rollout, data: Data = None, as_json: Json = False) -> None:
+    """Go on with a rollout that was paused."""
+    _act(rollout, "resume", {}, data, as_json=as_json)
+
+
+@app.command()
+def retry(rollout: Rollout, data: Data = None, as_json: Json = False) -> None:
+    """Have the devices that failed try again."""
+    _act(rollout, "retry", {}, data, as_json=as_json)
 
 
 @app.command()
@@ -84,47 +218,108 @@ def abort(
     as_json: Json = False,
 ) -> None:
     """Stop a rollout and return every device that it touched."""
-    value = Fleet.connect(data).post(f"/api/v1/rollouts/{rollout}/abort", {"reason": reason})
+    _act(rollout, "abort", {"reason": reason}, data, as_json=as_json)
+
+
+@app.command()
+def rollback(
+    rollout: Rollout,
+    reason: Annotated[str, typer.Option(help="Why; it is kept with the rollout.")],
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Return every device of a rollout that is done to what it ran before."""
+    _act(rollout, "rollback", {"reason": reason}, data, as_json=as_json)
+
+
+def parse_gates(given: list[str]) -> str | dict[str, str | int]:
+    """`measured`, `install`, or `latency=1.2 times` after one of them, as the fleet takes it."""
+    if len(given) == 1 and "=" not in given[0]:
+        return given[0]
+    found: dict[str, str | int] = {}
+    for one in given:
+        name, marked, value = one.partition("=")
+        found[name if marked else "preset"] = int(value) if value.isdecimal() else value or name
+    return found
+
+
+def _release(model: str, version: str) -> dict[str, str]:
+    family, _, name = model.partition("/")
+    if not name:
+        raise BadInput(f"{model!r}: expected family and name, such as intents/kitchen")
+    return {"family": family, "name": name, "version": version}
+
+
+def _terms(given: tuple[Any, ...]) -> dict[str, Any]:
+    to, waves, group, soak, gates, windows, per_hour, mains, battery, load, online, deadline, approval = given
+    if approval not in get_args(Approval):
+        raise BadInput(f"--approval {approval!r}: expected one of {', '.join(get_args(Approval))}")
+    return {
+        "target": to,
+        "waves": waves,
+        "group": group,
+        "soak": soak,
+        "gates": parse_gates(gates or ["measured"]),
+        "windows": windows or [],
+        "per_hour": per_hour,
+        "mains": mains,
+        "battery_above": battery,
+        "load_below": load,
+        "online": online,
+        "deadline": _deadline(deadline),
+        "approval": approval,
+    }
+
+
+def _deadline(text: str | None) -> str | None:
+    if text is None:
+        return None
+    if re.fullmatch(r"\d+(\.\d+)?\s*[a-z]+", text.strip()):
+        return show_instant(datetime.now(UTC) + timedelta(seconds=seconds(text, where="--deadline")))
+    try:
+        return show_instant(instant(text, where="--deadline"))
+    except Malformed as e:
+        raise BadInput(f"{e}; or a time from now such as '2 d'") from e
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return seconds(text, where="--timeout")
+
+
+def _wave(until: str) -> int | None:
+    """The wave that is waited for. Raises `BadInput`."""
+    match = re.fullmatch(r"wave:([1-9][0-9]{0,2})", until)
+    if match is None and until not in ("done", "aborted"):
+        raise BadInput(f"--until {until!r}: expected done, aborted, or a wave such as wave:2")
+    return int(match[1]) if match else None
+
+
+def _act(rollout: str, what: str, body: dict[str, str], data: Path | None, *, as_json: bool) -> None:
+    value = Fleet.connect(data).post(f"/api/v1/rollouts/{rollout}/{what}", body)
     show(value, as_json, rollout_view(value))
 
 
-def parse_waves(text: str) -> list[int]:
-    """`25,100` as numbers; the fleet checks that they rise to 100. Raises `BadInput`."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as e:
-        raise BadInput(f"waves {text!r}: expected percentages with commas, such as 10,50,100") from e
-
-
-def watch_until_ended(fleet: Fleet, rollout: str, timeout_s: float) -> dict[str, Any]:
-    """The rollout once it runs no more. Raises `Unavailable` after `timeout_s` seconds."""
+def _watched(fleet: Fleet, rollout: str, timeout_s: float, over: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The rollout once it is `over`. Raises `Unavailable` after `timeout_s` seconds."""
     deadline = time.monotonic() + timeout_s
-    while (value := fleet.get(f"/api/v1/rollouts/{rollout}"))["state"] == "running":
+    while not over(value := fleet.get(f"/api/v1/rollouts/{rollout}")):
         if time.monotonic() > deadline:
-            why = "; ".join(value["reasons"]) or "no reason given"
-            raise Unavailable(f"rollout {rollout}: still running after {timeout_s:.0f} s ({value['verdict']}: {why})")
+            what = f"rollout {rollout}: still {value['state']} after {timeout_s:.0f} s"
+            raise Unavailable(f"{what} ({value['verdict']}: {reason_of(value)})")
         time.sleep(_POLL_S)
     return dict(value)
 
 
-def rollout_view(value: dict[str, Any]) -> RenderableType:
-    """One rollout: a row a device."""
-    rows = [[d["device"], d["target"], d["wave"] + 1, d["state"], d["reason"]] for d in value["devices"]]
-    _, release, group, state, verdict, wave, _ = _head(value)
-    title = f"Rollout {value['rollout']}: {release} to {group}, {state}, wave {wave}, {verdict}"
-    view = table(title, ("Device", "Release", "#Wave", "State", "Reason"), rows)
-    return Group(view, *(f"  {reason}" for reason in value["reasons"]))
-
-
-def _head(v: dict[str, Any]) -> list[str]:
-    style = _VERDICT_STYLE.get(v["verdict"], "white")
-    settled = sum(d["state"] == "committed" for d in v["devices"])
-    wave = f"{min(v['wave'] + 1, len(v['waves']))} of {len(v['waves'])}"
-    release = f"{v['family']}/{v['name']} {v['version']}"
-    verdict, devices = f"[{style}]{v['verdict']}[/]", f"{settled} of {len(v['devices'])}"
-    return [v["rollout"], release, v["group"] or "every group", v["state"], verdict, wave, devices]
-
-
-def _exit_unless_done(value: dict[str, Any]) -> None:
-    if value["state"] != "done":
-        raise Refused(f"rollout {value['rollout']} ended {value['state']}: {'; '.join(value['reasons'])}")
+def _check(value: dict[str, Any], until: str) -> None:
+    """Raises `Refused` where a rollout has ended, and not as it was waited for."""
+    what = f"rollout {value['rollout']} ended {value['state']}"
+    if until == "aborted":
+        if value["state"] == "done":
+            raise Refused(f"{what}: {reason_of(value)}")
+    elif value["state"] != "done":
+        raise Refused(f"{what}: {reason_of(value)}")
+    elif fallen := aborted_profiles(value):
+        raise Refused(f"{what}, but was aborted on {' and on '.join(fallen)}")

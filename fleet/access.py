@@ -22,15 +22,17 @@ _PUBLISH: Final = frozenset({"releases.publish"})
 _AUDIT: Final = frozenset({"audit.read"})
 # What everybody asked and what it cost, without the texts.
 _WATCH: Final = frozenset({"gateway.read"})
+# Whoever made a rollout does not approve it: that is the rollout's own affair.
+_APPROVE: Final = frozenset({"rollouts.approve"})
 _MANAGE: Final = frozenset({"authorities.manage", "people.manage"})
 
 ROLES: Final[Mapping[str, frozenset[str]]] = {
     "viewer": _READ,
     "operator": _READ | _OPERATE | _WATCH,
     "release-manager": _READ | _PUBLISH,
-    "approver": _READ | _AUDIT | _WATCH,
+    "approver": _READ | _AUDIT | _WATCH | _APPROVE,
     # Everything that this server decides. Signing a model takes an offline key, which no role has.
-    "admin": _READ | _OPERATE | _PUBLISH | _AUDIT | _WATCH | _MANAGE,
+    "admin": _READ | _OPERATE | _PUBLISH | _AUDIT | _WATCH | _APPROVE | _MANAGE,
     # A key of the cloud tier: it opens nothing else.
     "gateway": frozenset({"gateway.use"}),
 }

@@ -6,10 +6,12 @@ with opened(settings, https_port) as services: ...
 from __future__ import annotations
 
 import secrets
+import socket
 from collections import ChainMap
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from fleet.api.tls import ServerTls
 from fleet.audit import Audit
@@ -19,9 +21,13 @@ from fleet.builds.runner import Runner
 from fleet.commands import Commands
 from fleet.deltas import Deltas
 from fleet.errors import Malformed, Unavailable
+from fleet.gates.history import History
+from fleet.gates.judging import judge
+from fleet.gates.thresholds import parse as parse_gates
 from fleet.gateway import config as gateway_config
 from fleet.gateway.gateway import Gateway
 from fleet.gateway.store import GatewayStore
+from fleet.lease import Lease
 from fleet.measuring import Measuring
 from fleet.mqtt.broker import Broker
 from fleet.mqtt.inbox import Inbox
@@ -34,7 +40,8 @@ from fleet.mqtt.transfer import EncryptedChunks, Transfer
 from fleet.own_certificates import OwnCertificates
 from fleet.people import People
 from fleet.ports import broker_address
-from fleet.rollout_service import Rollouts
+from fleet.rollout.gating import Gating, nothing_known
+from fleet.rollout.service import Rollouts
 from fleet.serial import Serial
 from fleet.services import Services
 from fleet.settings import FleetSettings
@@ -56,6 +63,9 @@ from fleet.trust.repository import Repository
 from fleet.trust.revocation import Revocations
 from wire.errors import WireError
 from wire.topics import FLEET_CLIENT
+
+LEASE: Final = timedelta(seconds=30)
+"""How long a fleet that stopped keeps others from leading its rollouts."""
 
 
 @contextmanager
@@ -92,7 +102,16 @@ def _assemble(
     deltas = Deltas(database, repository, blobs, _clock, kept=lifetime)
     desired = DesiredStates(orders, blob_keys, lifetime, deltas.offers)
     commands = Commands(orders, timedelta(seconds=settings.command_lifetime), timedelta(seconds=settings.wipe_lifetime))
-    rollouts = Rollouts(repository, desired, timedelta(seconds=settings.settle_after), _clock, ready=deltas.ready)
+    rollouts = Rollouts(
+        repository=repository,
+        desired=desired,
+        settle_after=timedelta(seconds=settings.settle_after),
+        clock=_clock,
+        gating=Gating(parse=parse_gates, compare=nothing_known, judge=judge, recall=History.from_text),
+        lease=Lease("rollouts", f"{socket.gethostname()}:{data.resolve()}", LEASE, _clock),
+        judge_every=timedelta(seconds=settings.judge_every),
+        ready=deltas.ready,
+    )
     measuring = Measuring(repository, desired, _clock)
     names = _server_names(settings)
     client, server = authority.client(FLEET_CLIENT, started), authority.server(names, started)

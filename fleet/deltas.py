@@ -21,6 +21,7 @@ from sqlmodel import Session, col, select
 
 from fleet import devices
 from fleet.errors import FleetError
+from fleet.rollout.attempts import rollout_of
 from fleet.store.blobs import BlobStore
 from fleet.store.database import Database
 from fleet.store.tables import DeltaRow, Device, RolloutDevice
@@ -117,7 +118,7 @@ class Deltas:
         """What a device may be offered for the models that it should run, at most `MAX_OFFERS`."""
         found = []
         for model in models:
-            member = session.get(RolloutDevice, (model.rollout, device.id)) if model.rollout else None
+            member = session.get(RolloutDevice, (rollout_of(model.rollout), device.id)) if model.rollout else None
             if member is not None and member.digest == model.digest:
                 rows = (session.get(DeltaRow, (pair.base, pair.blob)) for pair in self._of(device, member))
                 found += [self._offer(session, row) for row in rows if row is not None and row.state == "ready"]

@@ -27,7 +27,7 @@ from fleet.mqtt.ranges import Ranges
 from fleet.mqtt.transfer import Transfer
 from fleet.own_certificates import OwnCertificates
 from fleet.people import People
-from fleet.rollout_service import Rollouts
+from fleet.rollout.service import Rollouts
 from fleet.serial import Serial
 from fleet.settings import FleetSettings
 from fleet.store.blobs import BlobStore

@@ -47,6 +47,8 @@ class FleetSettings:
     """By how much a device's telemetry may be overdue, on top of its window, before it is late and its figures stale."""
     settle_after: float = setting(duration("100 ms", "30 d"), "10 min")
     """How long the devices of a wave have to answer before a failure aborts without the silent ones."""
+    judge_every: float = setting(duration("100 ms", "1 d"), "30 s")
+    """How often the gates of a rollout are asked while nothing else changes; devices report once a minute."""
 
     kit_lifetime: float = setting(duration("1 s", "365 d"), "1 d")
     server_lifetime: float = setting(duration("5 s", "3650 d"), "397 d")

@@ -175,7 +175,7 @@ class World:
     def roll_out(self, version: str) -> None:
         """As soon as the rollout before it has ended: a device is through before the fleet has heard it."""
         until(lambda: not any(r["state"] == "running" for r in self.rollouts()), what="the end of a rollout", within=60)
-        body = {"family": "intents", "name": "kitchen", "version": version, "waves": [100]}
+        body = {"family": "intents", "name": "kitchen", "version": version, "waves": [100], "gates": "install"}
         self.fleet.api("POST", "/api/v1/rollouts", body)
 
     def rollouts(self) -> Any:

@@ -123,7 +123,11 @@ def deployed(folder: Path, layout: Path, stack: ExitStack) -> AgentProcess:
     world.start_fleet()
     world.publisher.release_layout(layout)
     agent = world.agent("guard")
-    world.fleet.api("POST", "/api/v1/rollouts", {"family": "intents", "name": NAME, "version": "1.0.0", "waves": [100]})
+    world.fleet.api(
+        "POST",
+        "/api/v1/rollouts",
+        {"family": "intents", "name": NAME, "version": "1.0.0", "waves": [100], "gates": "install"},
+    )
     until(lambda: agent.update()["phase"] == "committed", what="the classifier on the agent", within=120)
     return agent
 

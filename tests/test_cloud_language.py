@@ -231,7 +231,7 @@ def test_a_stream_that_the_model_on_the_device_would_guess_is_the_clouds(story: 
     small = gguf_bundle(folder / "small", write_gguf(folder / "small.gguf"), context=256)
     story.world.publisher.release_layout(small.layout)
     named = {key: getattr(small.manifest, key) for key in ("family", "name", "version")}
-    story.world.fleet.api("POST", "/api/v1/rollouts", {**named, "waves": [100]})
+    story.world.fleet.api("POST", "/api/v1/rollouts", {**named, "waves": [100], "gates": "install"})
     until(lambda: story.agent.update()["phase"] == "committed", within=60, what="the update")
     asked = {**CAPITAL, "model": "assistant", "stream": True}
     with app(story.agent) as client:

@@ -217,7 +217,11 @@ def test_a_restored_fleet_is_accepted_by_a_device_that_renewed_since_the_backup(
 
     bundle = make_layout(world.folder / "layout")
     world.publisher.release_layout(world.folder / "layout")
-    fleet.api("POST", "/api/v1/rollouts", {"family": "intents", "name": "kitchen", "version": "1.0.0", "waves": [100]})
+    fleet.api(
+        "POST",
+        "/api/v1/rollouts",
+        {"family": "intents", "name": "kitchen", "version": "1.0.0", "waves": [100], "gates": "install"},
+    )
     until(lambda: agent.answers_with(bundle), what="the model that the restored fleet rolls out", within=30)
 
 

@@ -61,7 +61,7 @@ def box() -> Iterator[Box]:
         world.publisher.release_layout(folder / "layout-voice")
         agent = world.agent("kitchen-1", SHOAL_AGENT_TCP="127.0.0.1:0")
         for name in ("kitchen", "voice"):
-            body = {"family": "intents", "name": name, "version": "1.0.0", "waves": [100]}
+            body = {"family": "intents", "name": name, "version": "1.0.0", "waves": [100], "gates": "install"}
             world.fleet.api("POST", "/api/v1/rollouts", body)
         until(lambda: [u["phase"] for u in agent.status()["updates"]] == ["committed"] * 2, within=60)
         yield Box(agent, agent.tcp_address(), agent.token(), text, tensors)

@@ -39,7 +39,7 @@ def world() -> Iterator[World]:
 def install(world: World, agent: AgentProcess, bundle: TinyBundle) -> None:
     named = {key: getattr(bundle.manifest, key) for key in ("family", "name", "version")}
     world.publisher.release_layout(bundle.layout)
-    world.fleet.api("POST", "/api/v1/rollouts", {**named, "waves": [100]})
+    world.fleet.api("POST", "/api/v1/rollouts", {**named, "waves": [100], "gates": "install"})
     until(lambda: phases(agent).get(named["name"]) == "committed", within=60)
 
 

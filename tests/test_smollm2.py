@@ -81,7 +81,7 @@ def installed(world: World, device: str, bundle: TinyBundle) -> AgentProcess:
     agent = world.agent(device)
     named = {key: getattr(bundle.manifest, key) for key in ("family", "name", "version")}
     world.publisher.release_layout(bundle.layout)
-    world.fleet.api("POST", "/api/v1/rollouts", {**named, "waves": [100]})
+    world.fleet.api("POST", "/api/v1/rollouts", {**named, "waves": [100], "gates": "install"})
     until(lambda: agent.update()["phase"] in ("committed", "failed", "refused"), within=400, what="the update")
     assert agent.update()["phase"] == "committed", agent.update()
     return agent

@@ -88,7 +88,13 @@ class TransferFleet:
         self.chunks = ChunkList.from_bytes(self.chunk_list)
         (self.folder / "chunks.json").write_bytes(self.chunk_list)
         self.key = blob_key((self.process.data / "keys" / "chunk-secret").read_bytes(), model.digest, model.chunks)
-        body = {"family": "intents", "name": manifest.name, "version": manifest.version, "waves": [100]}
+        body = {
+            "family": "intents",
+            "name": manifest.name,
+            "version": manifest.version,
+            "waves": [100],
+            "gates": "install",
+        }
         if self._rollout:
             self.process.api("POST", f"/api/v1/rollouts/{self._rollout}/abort", {"reason": "the next one"})
         self._rollout = self.process.api("POST", "/api/v1/rollouts", body)["rollout"]

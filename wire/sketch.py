@@ -62,6 +62,16 @@ class Sketch(Document):
                 return float(2 * _GAMMA**i / (_GAMMA + 1))
         return None
 
+    @property
+    def log_sum(self) -> float:
+        """The sum of the natural logarithms of all values, each taken as the top of its bucket."""
+        return _LOG_GAMMA * sum(int(i) * n for i, n in self.buckets.items())
+
+    def above(self, value: float) -> int:
+        """How many values are in buckets above the one of `value`."""
+        limit = math.ceil(math.log(min(max(value, _SMALLEST), _LARGEST)) / _LOG_GAMMA)
+        return sum(n for i, n in self.buckets.items() if int(i) > limit)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram(Document):

@@ -80,7 +80,7 @@ def kill_in_an_update(world: World, data: sentences.Split, device: Device) -> di
     build(world, "1.1.0", data.train, (device.profile,), RECIPES[:1])
     sign_and_publish(world, world.folder / "1.1.0")
     old = device.ask(NAME, ["turn on the light"])["digest"]
-    rollout = world.shoal("rollout", "start", MODEL, "1.1.0", "--waves", "100")["rollout"]
+    rollout = world.shoal("rollout", "start", MODEL, "1.1.0", "--waves", "100", "--gates", "install")["rollout"]
     update = wait_for("the update to be under way", lambda: partly_fetched(device))
     device.kill()
     world.say(f"  SIGKILL after {update['chunks_done']} of {update['chunks_total']} chunks")
@@ -181,7 +181,7 @@ def flip_a_byte(world: World, layout: Path) -> str:
 
 def run_to_its_end(world: World, version: str) -> dict[str, Any]:
     """Start a rollout to everyone and give it when it runs no more, done or not."""
-    rollout = world.shoal("rollout", "start", MODEL, version, "--waves", "100")["rollout"]
+    rollout = world.shoal("rollout", "start", MODEL, version, "--waves", "100", "--gates", "install")["rollout"]
     return wait_for(f"rollout {rollout} to end", lambda: ended(world, rollout))
 
 

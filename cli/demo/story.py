@@ -33,7 +33,7 @@ def tell(world: World) -> dict[str, Any]:
     world.chapter("Four devices join, each with a key of its own")
     devices = join_devices(world)
     world.chapter("The release goes out in waves: one device first, then the rest")
-    world.shoal("rollout", "start", MODEL, "1.0.0", "--waves", "25,100", "--wait", "90")
+    world.shoal("rollout", "start", MODEL, "1.0.0", "--waves", "25,100", "--gates", "install", "--wait", "90")
     answers = ask_everyone(world, devices, data)
     world.chapter("The fleet and its broker are switched off: devices go on answering")
     offline = go_offline(world, fleet, devices, data)

@@ -21,7 +21,6 @@ from cli.client import Fleet
 from cli.errors import BadInput, Refused, Unavailable
 from cli.options import Data
 from cli.output import Json, errors, show
-from cli.rollout import parse_waves
 from wire.units import seconds, size
 
 if TYPE_CHECKING:
@@ -139,7 +138,7 @@ def _rollout(text: str, waves: str) -> Rollout:
     family, _, name = model.partition("/")
     if not (family and name and version):
         raise BadInput(f"--rollout {text!r}: expected FAMILY/NAME@VERSION, such as intents/kitchen@1.2.0")
-    return Rollout(family=family, name=name, version=version, waves=tuple(parse_waves(waves)))
+    return Rollout(family=family, name=name, version=version, waves=waves)
 
 
 def _own_fleet(stack: ExitStack, folder: Path, plan: Plan, model: int, waves: str) -> tuple[Fleet, Rollout]:

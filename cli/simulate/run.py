@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from cli.client import Fleet
 from cli.errors import Refused, Unavailable
+from cli.rollout_views import ENDED
 from cli.simulate.plan import Plan
 from cli.simulate.worker import Job, Tally
 
@@ -37,12 +38,16 @@ CLOSE: Final = 1024 * 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """What is rolled out to the simulated devices, and in which waves."""
+    """What is rolled out to the simulated devices, in which waves, and what it has to hold.
+
+    Most plans ask devices too little to tell a slow model from a busy hour: by default only installing counts.
+    """
 
     family: str
     name: str
     version: str
-    waves: tuple[int, ...] = (100,)
+    waves: str = "100%"
+    gates: str = "install"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +226,7 @@ class _Play:
 
     async def roll_out(self, wanted: Rollout) -> None:
         """Start it, let those that are late come, and watch it to its end."""
-        body = {**dataclasses.asdict(wanted), "waves": list(wanted.waves), "group": self.scene.plan.group}
+        body = {**dataclasses.asdict(wanted), "group": self.scene.plan.group}
         began = time.monotonic()
         rollout = await asyncio.to_thread(self.scene.fleet.post, "/api/v1/rollouts", body)
         self.progress.rollout = rollout
@@ -249,7 +254,7 @@ class _Play:
                     raise
             else:
                 heard, self.progress.rollout = time.monotonic(), rollout
-                if rollout["state"] != "running":
+                if rollout["state"] in ENDED:
                     return
             await asyncio.sleep(max(POLL, 4 * (time.monotonic() - asked)))
 

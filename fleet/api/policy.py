@@ -106,7 +106,13 @@ POLICY: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/api/v1/rollouts"): may("rollouts.read"),
     ("POST", "/api/v1/rollouts"): may("rollouts.run"),
     ("GET", "/api/v1/rollouts/{rollout}"): may("rollouts.read"),
+    ("POST", "/api/v1/rollouts/plan"): may("rollouts.read"),
+    ("POST", "/api/v1/rollouts/{rollout}/approve"): may("rollouts.approve"),
+    ("POST", "/api/v1/rollouts/{rollout}/pause"): may("rollouts.run"),
+    ("POST", "/api/v1/rollouts/{rollout}/resume"): may("rollouts.run"),
+    ("POST", "/api/v1/rollouts/{rollout}/retry"): may("rollouts.run"),
     ("POST", "/api/v1/rollouts/{rollout}/abort"): may("rollouts.run"),
+    ("POST", "/api/v1/rollouts/{rollout}/rollback"): may("rollouts.run"),
     # people and programs
     ("POST", "/api/v1/sessions"): PUBLIC,  # name and password
     ("DELETE", "/api/v1/sessions/current"): ANYONE,

@@ -1,33 +1,59 @@
-"""Routes for rollouts: start, watch, abort."""
+"""Routes for rollouts: plan, start, approve, pause, resume, retry, abort, roll back, watch."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
+from sqlmodel import Session
 
-from fleet import rollout_service
-from fleet.access import Caller
 from fleet.api.auth import caller_of, tell
-from fleet.rollout_service import RolloutRequest
+from fleet.rollout import reading
+from fleet.rollout.service import RolloutRequest
+from fleet.rollout.views import plan_view, view
 from fleet.services import Services, services_of
+from fleet.store.tables import RolloutRow
 
 router = APIRouter(prefix="/api/v1/rollouts")
 
+Act = Callable[[Session], tuple[RolloutRow, list[str]]]
+
 
 class NewRollout(BaseModel):
-    """A version to send, in waves of rising percentages that end at 100; to one group, or to all without one."""
+    """A version to send to the devices that `target` means, in waves that end at 100%; of one group, if it is named.
+
+    In a list of `waves` a number is a percentage; a text is `10%` or `5` (devices). `gates` is `measured`, `install`,
+    or limits by name. `soak` is a duration, `deadline` a time in RFC 3339. `plan`: id of a plan, whose order it keeps.
+    """
 
     family: str
     name: str
     version: str
-    waves: list[int] = [25, 100]
     group: str | None = None
+    plan: str | None = None
+    target: str = "all"
+    waves: str | list[int | str] = Field(default="25,100", max_length=1000)
+    soak: str = "0 s"
+    gates: str | dict[str, Any] = "measured"
+    windows: list[str] = Field(default=[], max_length=50)
+    per_hour: int | None = None
+    mains: bool = False
+    battery_above: int | None = None
+    load_below: float | None = None
+    online: bool = False
+    deadline: str | None = None
+    approval: Literal["none", "start", "every-wave"] = "none"
+
+    def request(self, key: str | None = None) -> RolloutRequest:
+        """What the service takes."""
+        named = {"family", "name", "version", "group", "plan"}
+        return RolloutRequest(**self.model_dump(include=named), terms=self.model_dump(exclude=named), key=key)
 
 
-class Abort(BaseModel):
-    """Why a rollout is ended."""
+class Reason(BaseModel):
+    """Why; it is kept with the rollout."""
 
     reason: str
 
@@ -36,11 +62,19 @@ class Abort(BaseModel):
 async def start_rollout(
     request: Request, new: NewRollout, idempotency_key: Annotated[str | None, Header()] = None
 ) -> dict[str, Any]:
-    """Start a rollout to every enrolled device, of the group if one is named, whose profile has a release."""
-    services = services_of(request)
-    asked = RolloutRequest(**new.model_dump(), key=idempotency_key)
+    """Start a rollout to every enrolled device that is meant and whose profile has a release."""
+    services, caller = services_of(request), caller_of(request)
     tell(request, subject=f"rollout of {new.family}/{new.name} {new.version}")
-    return await services.serial.run(_start, services, caller_of(request), asked)
+    asked = new.request(idempotency_key)
+    return await _do(services, lambda session: services.rollouts.start(session, asked, caller))
+
+
+@router.post("/plan")
+async def plan_rollout(request: Request, new: NewRollout) -> dict[str, Any]:
+    """What the same request would start: who gets what in which wave, and when at the earliest. Nothing is changed."""
+    services, caller = services_of(request), caller_of(request)
+    tell(request, news=False)
+    return await services.serial.run(_plan, services, new.request(), caller)
 
 
 @router.get("")
@@ -52,42 +86,79 @@ async def list_rollouts(request: Request) -> list[dict[str, Any]]:
 
 @router.get("/{rollout}")
 async def show_rollout(request: Request, rollout: str) -> dict[str, Any]:
-    """One rollout."""
+    """One rollout, with its history."""
     services = services_of(request)
     return await services.serial.run(_show, services, rollout)
 
 
+@router.post("/{rollout}/approve")
+async def approve_rollout(request: Request, rollout: str) -> dict[str, Any]:
+    """Let a rollout start, or go on to its next wave. A person other than its author can."""
+    services, caller = services_of(request), caller_of(request)
+    return await _do(services, lambda session: services.rollouts.approve(session, rollout, caller))
+
+
+@router.post("/{rollout}/pause")
+async def pause_rollout(request: Request, rollout: str, why: Reason) -> dict[str, Any]:
+    """Reach nobody new until the rollout is resumed."""
+    services, caller = services_of(request), caller_of(request)
+    return await _do(services, lambda session: services.rollouts.pause(session, rollout, why.reason, caller))
+
+
+@router.post("/{rollout}/resume")
+async def resume_rollout(request: Request, rollout: str) -> dict[str, Any]:
+    """Go on with a rollout that was paused."""
+    services, caller = services_of(request), caller_of(request)
+    return await _do(services, lambda session: services.rollouts.resume(session, rollout, caller))
+
+
+@router.post("/{rollout}/retry")
+async def retry_rollout(request: Request, rollout: str) -> dict[str, Any]:
+    """Have the devices that failed try again."""
+    services, caller = services_of(request), caller_of(request)
+    return await _do(services, lambda session: services.rollouts.retry(session, rollout, caller))
+
+
 @router.post("/{rollout}/abort")
-async def abort_rollout(request: Request, rollout: str, abort: Abort) -> dict[str, Any]:
+async def abort_rollout(request: Request, rollout: str, why: Reason) -> dict[str, Any]:
     """End a rollout and bring every touched device back to what it ran before.
 
     Asked again for the same reason, as after a lost answer, it gives the same answer.
     """
-    services = services_of(request)
-    return await services.serial.run(_abort, services, caller_of(request), rollout, abort.reason)
+    services, caller = services_of(request), caller_of(request)
+    return await _do(services, lambda session: services.rollouts.abort(session, rollout, why.reason, caller))
 
 
-def _start(services: Services, caller: Caller, asked: RolloutRequest) -> dict[str, Any]:
+@router.post("/{rollout}/rollback")
+async def roll_back_rollout(request: Request, rollout: str, why: Reason) -> dict[str, Any]:
+    """Bring every device of a rollout that is done back to what it ran before it."""
+    services, caller = services_of(request), caller_of(request)
+    return await _do(services, lambda session: services.rollouts.roll_back(session, rollout, why.reason, caller))
+
+
+async def _do(services: Services, act: Act) -> dict[str, Any]:
+    return await services.serial.run(_done, services, act)
+
+
+def _done(services: Services, act: Act) -> dict[str, Any]:
     with services.database.transaction() as session:
-        row, changed = services.rollouts.start(session, asked, caller)
-        shown = rollout_service.view(session, row)
+        row, changed = act(session)
+        shown = view(session, row)
     services.outbox.desired(changed)
     return shown
+
+
+def _plan(services: Services, asked: RolloutRequest, caller: Any) -> dict[str, Any]:
+    with services.database.transaction() as session:
+        planned = services.rollouts.plan(session, asked, caller)
+    return plan_view(planned.id, planned.plan, planned.releases, planned.excluded)
 
 
 def _list(services: Services) -> list[dict[str, Any]]:
     with services.database.transaction() as session:
-        return [rollout_service.view(session, row) for row in rollout_service.all_rollouts(session)]
+        return [view(session, row, whole=False) for row in reading.all_rollouts(session)]
 
 
 def _show(services: Services, rollout: str) -> dict[str, Any]:
     with services.database.transaction() as session:
-        return rollout_service.view(session, rollout_service.find(session, rollout))
-
-
-def _abort(services: Services, caller: Caller, rollout: str, reason: str) -> dict[str, Any]:
-    with services.database.transaction() as session:
-        row, changed = services.rollouts.abort(session, rollout, reason, caller)
-        shown = rollout_service.view(session, row)
-    services.outbox.desired(changed)
-    return shown
+        return view(session, reading.find(session, rollout))

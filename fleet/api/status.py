@@ -8,7 +8,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from fleet import devices, profiles
-from fleet.rollout_service import all_rollouts
+from fleet.rollout import table
+from fleet.rollout.reading import all_rollouts
 from fleet.services import Services, services_of
 from wire.document import CONTRACT
 from wire.units import show_instant
@@ -38,7 +39,7 @@ async def list_profiles() -> list[dict[str, Any]]:
 def _status(services: Services) -> dict[str, Any]:
     broker, repository = services.broker, services.repository
     hearing = services.hearing()
-    rollouts = {"running": 0, "done": 0, "aborted": 0}
+    rollouts: dict[str, int] = dict.fromkeys(table.STATES, 0)
     with services.database.transaction() as session:
         for row in all_rollouts(session):
             rollouts[row.state] += 1

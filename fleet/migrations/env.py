@@ -8,8 +8,9 @@ from sqlmodel import SQLModel
 import fleet.store.agreement_table
 import fleet.store.gateway_tables
 import fleet.store.health_tables
-import fleet.store.tag_table
-import fleet.store.tables  # noqa: F401  registers the tables
+import fleet.store.rollout_tables
+import fleet.store.tables
+import fleet.store.tag_table  # noqa: F401  registers the tables
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=SQLModel.metadata)
 with context.begin_transaction():

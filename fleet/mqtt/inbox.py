@@ -31,7 +31,8 @@ from fleet.mqtt.outbox import Outbox
 from fleet.mqtt.security import SecurityLog
 from fleet.mqtt.transfer import Transfer
 from fleet.reports import judge_report
-from fleet.rollout_service import Owed, Rollouts
+from fleet.rollout.reading import Owed
+from fleet.rollout.service import Rollouts
 from fleet.store.database import Database
 from fleet.store.tables import Device, DeviceStats, LedgerRow
 from fleet.trust.acks import Acks

@@ -204,7 +204,11 @@ class EvidenceRow(SQLModel, table=True):
 
 
 class RolloutRow(SQLModel, table=True):
-    """A rollout; `waves` and `reasons` are JSON lists."""
+    """A rollout. `state` is one of `fleet.rollout.table`; `reasons` and `waves` are JSON lists, `terms` is JSON.
+
+    `settled` is since when every device that this wave has reached has answered, `eligible` how many it may reach in
+    all, as of the last look.
+    """
 
     __tablename__ = "rollout"
 
@@ -222,10 +226,20 @@ class RolloutRow(SQLModel, table=True):
     reasons: str = Field(sa_type=Text)
     started: str
     wave_started: str
+    terms: str = Field(default="{}", sa_type=Text)
+    created: str = ""
+    created_by: str = ""
+    approved_by: str = ""
+    settled: str | None = None
+    eligible: int = 0
 
 
 class RolloutDevice(SQLModel, table=True):
-    """A device of a rollout, what it gets, and what it should go back to (`before`: a desired model or empty)."""
+    """A device that a rollout reached, what it gets, and what it should go back to (`before`: a desired model or "").
+
+    `state`: sent, committed, failed, returned, or left (it is not in the fleet any more, or began anew in it).
+    `profile` is the one that it was reached with, `attempt` rises when it is tried again.
+    """
 
     __tablename__ = "rollout_device"
 
@@ -238,6 +252,10 @@ class RolloutDevice(SQLModel, table=True):
     reason: str = Field(default="", sa_type=Text)
     before: str = Field(default="", sa_type=Text)
     sent_seq: int = 0
+    profile: str = ""
+    attempt: int = 1
+    admitted: str = ""
+    committed: str | None = None
 
 
 class UserRow(SQLModel, table=True):

@@ -53,7 +53,7 @@ def play(own: OwnFleet, folder: Path, plan: Plan, rollout: Rollout | None = None
 
 def release(own: OwnFleet, folder: Path, plan: Plan) -> Rollout:
     publish(own.api, folder, dict.fromkeys(plan.profiles, "onnxruntime"), versions=["1.0.0"], size=600_000, seed=1)
-    return Rollout(family=FAMILY, name=MODEL, version="1.0.0", waves=(30, 100))
+    return Rollout(family=FAMILY, name=MODEL, version="1.0.0", waves="30,100")
 
 
 def rows(own: OwnFleet, query: str) -> list[Any]:

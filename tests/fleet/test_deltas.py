@@ -29,7 +29,14 @@ from wire.secrecy import decrypt_chunk
 
 
 def roll_out(fleet: FleetProcess, version: str, group: str | None = None) -> str:
-    body = {"family": "intents", "name": "kitchen", "version": version, "waves": [100], "group": group}
+    body = {
+        "family": "intents",
+        "name": "kitchen",
+        "version": version,
+        "waves": [100],
+        "group": group,
+        "gates": "install",
+    }
     rollout: str = fleet.api("POST", "/api/v1/rollouts", body)["rollout"]
     return rollout
 

@@ -17,7 +17,7 @@ from fleet import devices
 from fleet.mqtt.inbox import Inbox
 from fleet.mqtt.link import Message
 from fleet.mqtt.security import SecurityLog
-from fleet.rollout_service import Rollouts
+from fleet.rollout.service import Rollouts
 from fleet.store.database import Database
 from fleet.store.tables import Device, SecurityRow
 from wire.messages import Presence
@@ -42,7 +42,7 @@ class World:
             desired=nothing,
             acks=nothing,
             commands=nothing,
-            rollouts=Rollouts(nothing, nothing, timedelta(minutes=10), lambda: NOW),
+            rollouts=Rollouts(nothing, nothing, timedelta(minutes=10), lambda: NOW, nothing),
             measuring=nothing,
             transfer=nothing,
             gate=nothing,

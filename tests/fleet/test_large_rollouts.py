@@ -2,138 +2,84 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any, cast
 
 import pytest
-from sqlmodel import Session, col, select, update
+from rollout_world import World
+from sqlmodel import col, update
 
-from fleet.rollout_service import MANY, Rollouts
-from fleet.store.database import Database
-from fleet.store.tables import Device, RolloutDevice, RolloutRow
-from wire.messages import Reported, UpdateReport
-from wire.units import show_instant
-
-NOW = datetime(2026, 11, 22, tzinfo=UTC)
-DIGEST = "sha256:" + "1" * 64
-TARGET = "models/intents/kitchen/1.0.0/x86-64"
+from fleet.rollout.service import MANY
+from fleet.store.tables import RolloutDevice
 
 
-class World:
-    """A rollout of one wave under way, and a clock that is set."""
+class Large(World):
+    """A rollout of one wave under way, whose ticks come as the fleet's do."""
 
-    def __init__(self, folder: Path, devices: int) -> None:
-        self.now = NOW
-        self.database = Database.in_folder(folder)
-        # Nothing is sent or brought back here, so nobody asks the repository or signs.
-        self.rollouts = Rollouts(cast(Any, None), cast(Any, None), timedelta(minutes=10), lambda: self.now)
+    def __init__(self, devices: int) -> None:
+        super().__init__()
         self.names = [f"d{i}" for i in range(devices)]
-        with self.database.transaction() as session:
-            session.add(_rollout())
-            for name in self.names:
-                session.add(
-                    Device(id=name, profile="x86-64", created="", token_hash="", token_expires="", state="enrolled")
-                )
-            session.flush()
-            for name in self.names:
-                session.add(_member(name))
+        self.join(*self.names)
+        self.release("1.0.0")
+        self.id = self.start("1.0.0", waves="100")
 
-    def tick(self) -> str:
-        with self.database.transaction() as session:
+    def tick_now(self) -> str:
+        with self.session() as session:
             self.rollouts.tick(session)
-            return self.state(session)
-
-    def report(self, device: str, phase: str) -> str:
-        with self.database.transaction() as session:
-            owed = self.rollouts.owed(session, [device]).get(device, ())
-            self.rollouts.take_report(session, reported(device, phase), owed)
-            return self.state(session)
+        return str(self.rollout(self.id).state)
 
     def commit_all(self) -> None:
-        with self.database.transaction() as session:
-            session.exec(update(RolloutDevice).where(col(RolloutDevice.rollout) == "r").values(state="committed"))
-
-    def state(self, session: Session) -> str:
-        return session.exec(select(RolloutRow.state)).one()
-
-    def close(self) -> None:
-        self.database.close()
-
-
-def reported(device: str, phase: Any) -> Reported:
-    update = UpdateReport(target=TARGET, digest=DIGEST, rollout="r", phase=phase, reason="too slow")
-    return Reported(
-        device=device,
-        boot="b1",
-        starts=1,
-        seq=1,
-        nonce="n1",
-        time=show_instant(NOW),
-        sealing_key="",
-        agent="0",
-        profile="x86-64",
-        hardware="a test",
-        emulated=True,
-        desired_epoch=1,
-        desired_seq=1,
-        updates=(update,),
-    )
-
-
-def _member(name: str) -> RolloutDevice:
-    return RolloutDevice(rollout="r", device=name, target=TARGET, digest=DIGEST, wave=0, state="sent", sent_seq=1)
-
-
-def _rollout() -> RolloutRow:
-    return RolloutRow(
-        id="r",
-        request_key=None,
-        group=None,
-        family="intents",
-        name="kitchen",
-        version="1.0.0",
-        waves="[100]",
-        wave=0,
-        state="running",
-        verdict="HOLD",
-        reasons="[]",
-        started=show_instant(NOW),
-        wave_started=show_instant(NOW),
-    )
+        with self.session() as session:
+            session.exec(update(RolloutDevice).where(col(RolloutDevice.rollout) == self.id).values(state="committed"))
 
 
 @pytest.fixture
-def world(tmp_path: Path, request: pytest.FixtureRequest) -> Any:
-    made = World(tmp_path, request.param)
+def world(request: pytest.FixtureRequest) -> Iterator[Any]:
+    made = Large(request.param)
     yield made
-    made.close()
+    made.database.close()
 
 
 @pytest.mark.parametrize("world", [5], indirect=True)
-def test_a_small_rollout_is_looked_at_at_every_tick(world: World) -> None:
-    assert world.tick() == "running"
+def test_a_small_rollout_is_looked_at_at_every_tick(world: Large) -> None:
+    assert world.tick_now() == "running"
     world.commit_all()
-    assert world.tick() == "done"
+    assert world.tick_now() == "done"
 
 
 @pytest.mark.parametrize("world", [MANY], indirect=True)
-def test_a_large_rollout_is_looked_at_less_often_and_not_forgotten(world: World) -> None:
-    assert world.tick() == "running"
+def test_a_large_rollout_is_looked_at_less_often_and_not_forgotten(world: Large) -> None:
+    assert world.tick_now() == "running"
     world.commit_all()
-    assert world.tick() == "running", "a moment ago it was looked at"
+    assert world.tick_now() == "running", "a moment ago it was looked at"
     world.now += timedelta(seconds=2)
-    assert world.tick() == "done"
+    assert world.tick_now() == "done"
+
+
+@pytest.mark.parametrize("world", [MANY], indirect=True)
+def test_a_clock_that_is_put_back_does_not_keep_a_large_rollout_from_being_looked_at(world: Large) -> None:
+    """Accident: the machine's clock was years ahead when the rollout was looked at."""
+    world.now += timedelta(days=3650)
+    assert world.tick_now() == "running"
+    world.commit_all()
+    world.now -= timedelta(days=3650)
+    assert world.tick_now() == "done"
 
 
 @pytest.mark.parametrize("world", [3], indirect=True)
-def test_the_last_answer_ends_a_rollout_without_a_tick(world: World) -> None:
-    assert [world.report(name, "committed") for name in world.names] == ["running", "running", "done"]
+def test_the_last_answer_ends_a_rollout_without_a_tick(world: Large) -> None:
+    states = []
+    for name in world.names:
+        world.report(name)
+        states.append(world.rollout(world.id).state)
+    assert states == ["running", "running", "done"]
 
 
 @pytest.mark.parametrize("world", [2], indirect=True)
-def test_a_failure_among_those_that_owe_an_answer_is_kept_for_the_verdict(world: World) -> None:
-    assert world.report("d0", "failed") == "running"
-    with world.database.transaction() as session:
-        noted = session.exec(select(RolloutDevice).where(RolloutDevice.device == "d0")).one()
+def test_a_failure_among_those_that_owe_an_answer_is_kept_for_the_verdict(world: Large) -> None:
+    world.report("d0", phase="failed")
+    assert world.rollout(world.id).state == "running"
+    with world.session() as session:
+        noted = cast(RolloutDevice, session.get(RolloutDevice, (world.id, "d0")))
         assert (noted.state, noted.reason) == ("failed", "failed: too slow")

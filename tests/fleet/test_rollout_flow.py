@@ -13,7 +13,14 @@ from wire.messages import SlotReport, UpdateReport
 
 
 def start(fleet: FleetProcess, version: str, waves: list[int], *, group: str | None = None, **headers: str) -> Any:
-    body = {"family": "intents", "name": "kitchen", "version": version, "waves": waves, "group": group}
+    body = {
+        "family": "intents",
+        "name": "kitchen",
+        "version": version,
+        "waves": waves,
+        "group": group,
+        "gates": "install",
+    }
     return fleet.api("POST", "/api/v1/rollouts", body, headers=headers)
 
 

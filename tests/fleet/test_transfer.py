@@ -21,7 +21,7 @@ from wire.secrecy import TAG, decrypt_chunk, open_keys
 @contextmanager
 def rollout(fleet: FleetProcess, manifest: BundleManifest) -> Iterator[None]:
     """The release on its way to every device, and taken back in the end."""
-    body = {"family": "intents", "name": manifest.name, "version": manifest.version, "waves": [100]}
+    body = {"family": "intents", "name": manifest.name, "version": manifest.version, "waves": [100], "gates": "install"}
     started = fleet.api("POST", "/api/v1/rollouts", body)
     try:
         yield

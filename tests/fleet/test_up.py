@@ -42,7 +42,7 @@ def test_a_restart_comes_back_with_everything(tmp_path: Path, enrolling: Any) ->
         device.send(device.batch(1, 2))
         device.next_ack()
         device.report()
-        body = {"family": "intents", "name": "kitchen", "version": "1.0.0", "waves": [100]}
+        body = {"family": "intents", "name": "kitchen", "version": "1.0.0", "waves": [100], "gates": "install"}
         fleet.api("POST", "/api/v1/rollouts", body)
         device.next_desired(seq=2)
         before = {p: fleet.api("GET", f"/api/v1/{p}") for p in ("trust", "models", "rollouts", "devices")}

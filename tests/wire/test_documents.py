@@ -262,5 +262,18 @@ def test_a_quantile_is_within_two_percent_of_the_true_one(values: list[float], q
 @given(positive, positive)
 def test_merging_sketches_is_the_sketch_of_all_values(a: list[float], b: list[float]) -> None:
     assert Sketch.of(a).merge(Sketch.of(b)) == Sketch.of(a + b)
+
+
+@given(st.lists(st.floats(1e-6, 1e9), min_size=1), st.lists(st.floats(1e-6, 1e9)), st.floats(1e-6, 1e9))
+def test_what_a_sketch_adds_up_is_that_of_the_values_and_comes_off_again(
+    a: list[float], b: list[float], limit: float
+) -> None:
+    one, both = Sketch.of(a), Sketch.of(a + b)
+    logs = np.log(a).sum()
+    assert logs <= one.log_sum + 1e-6
+    assert one.log_sum <= logs + len(a) * np.log(1.04) + 1e-6
+    assert both.log_sum - Sketch.of(b).log_sum == pytest.approx(one.log_sum, abs=1e-6)
+    assert sum(v > limit * 1.04 for v in a) <= one.above(limit) <= sum(v > limit for v in a)
+    assert both.above(limit) - Sketch.of(b).above(limit) == one.above(limit)
     shares = [v / 1e6 for v in a], [v / 1e6 for v in b]
     assert Histogram.of(shares[0]).merge(Histogram.of(shares[1])) == Histogram.of(shares[0] + shares[1])

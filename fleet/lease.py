@@ -1,0 +1,63 @@
+"""A lease: of all processes of a fleet one acts, and one that lost its turn cannot.
+
+    lease = Lease("rollouts", holder, timedelta(seconds=30), clock)
+    with database.transaction() as session:
+        if lease.held(session):        # asked first in every transaction that acts
+            ...
+
+Whoever takes it raises its term, in the database. A process that was stopped, and goes on when another has taken over,
+finds a term that is not its own, in the very transaction in which it would have acted: PostgreSQL keeps the row locked
+until that one ends, and SQLite refuses to write on what somebody else has changed since it was read. So clocks only
+decide how soon another one takes over, never whether two act. (An advisory lock would stay with a stopped process.)
+
+`holder` names the data folder and the machine: only one process has that folder at a time (`fleet.store.folder`), so
+a fleet that starts again does not wait for its own lease to run out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlmodel import Session, select
+
+from fleet.store.rollout_tables import LeaseRow
+from wire.units import instant, show_instant
+
+
+@dataclass
+class Lease:
+    """The turn of one process. `term` is the one that it took; None before it did."""
+
+    name: str
+    holder: str
+    lifetime: timedelta
+    clock: Callable[[], datetime]
+    term: int | None = None
+
+    def held(self, session: Session) -> bool:
+        """Whether this process may act in this transaction. It takes the lease where nobody has it."""
+        row = session.exec(
+            select(LeaseRow).where(LeaseRow.name == self.name).with_for_update(),
+            execution_options={"populate_existing": True},
+        ).first()
+        if row is None:
+            row = LeaseRow(name=self.name)
+        now = self.clock()
+        mine = row.holder == self.holder and row.term == self.term
+        if not mine and not self._may_take(row, now):
+            self.term = None
+            return False
+        if not mine:
+            row.holder, row.term = self.holder, row.term + 1
+            self.term = row.term
+        elif instant(row.expires) - now > self.lifetime / 2:
+            return True
+        row.expires = show_instant(now + self.lifetime)
+        session.add(row)
+        session.flush()
+        return True
+
+    def _may_take(self, row: LeaseRow, now: datetime) -> bool:
+        return row.holder in ("", self.holder) or not row.expires or now > instant(row.expires)

@@ -1,0 +1,460 @@
+"""Rollouts: what people ask of them, what devices report, and what time brings.
+
+Whatever acts asks for the lease first (`fleet.lease`), in the transaction in which it acts. The commit, and publishing
+what it changed, are left to the caller.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import Any, Final, cast
+
+from sqlalchemy.orm.attributes import set_committed_value
+from sqlmodel import Session, col, select, update
+
+from fleet import queries
+from fleet.access import Caller
+from fleet.errors import Conflict, Forbidden, Malformed, NotFound, Unavailable
+from fleet.lease import Lease
+from fleet.rollout import reading, table
+from fleet.rollout.attempts import attempt_name
+from fleet.rollout.deciding import HOLDING
+from fleet.rollout.gating import Gating
+from fleet.rollout.history import note
+from fleet.rollout.looking import Looker
+from fleet.rollout.planning import Candidate, Plan, make_plan
+from fleet.rollout.reading import Owed, States, find
+from fleet.rollout.sending import Ready, Sender, has_release
+from fleet.rollout.table import State
+from fleet.rollout.terms import Terms, parse_terms
+from fleet.store.rollout_tables import RolloutProfile
+from fleet.store.tables import Device, RolloutDevice, RolloutRow
+from fleet.trust.desired import DesiredStates
+from fleet.trust.repository import ListedRelease, Repository
+from wire.bundle import split_target
+from wire.messages import Reported, UpdateReport
+from wire.orders import DesiredModel
+from wire.units import show_instant
+
+MANY: Final = 500
+"""Devices of a rollout from which on it is not read as a whole at every tick."""
+_ID: Final = re.compile(r"r-[0-9a-f]{12}")
+EXCLUDED: Final = 1000
+"""Devices that are left out of a plan and are named in it, at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutRequest:
+    """What an operator asks for. A repeated `key` gives the rollout of the first time; no `group` means every group.
+
+    `terms` is what `fleet.rollout.terms` reads. `plan`: the id of a plan, whose order it keeps.
+    """
+
+    family: str
+    name: str
+    version: str
+    terms: Mapping[str, Any]
+    group: str | None = None
+    plan: str | None = None
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan with its id, the releases by profile, and who is left out and why."""
+
+    id: str
+    plan: Plan
+    releases: Mapping[str, ListedRelease]
+    excluded: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Starts, moves and ends rollouts. Without a `lease` it is the only one that acts."""
+
+    repository: Repository
+    desired: DesiredStates
+    settle_after: timedelta
+    clock: Callable[[], datetime]
+    gating: Gating
+    lease: Lease | None = None
+    judge_every: timedelta = timedelta(seconds=30)
+    ready: Ready = lambda _session, _device, _member: True
+    states: States | None = None
+    next_look: dict[str, tuple[datetime, datetime]] = field(default_factory=dict)
+    """When a rollout was looked at, and when a tick does again: to read thousands of devices takes a while."""
+
+    # --- what people ask ----------------------------------------------------------------------------------------
+
+    def plan(self, session: Session, request: RolloutRequest, caller: Caller) -> Planned:
+        """What the same request would start, and nothing more. Raises as `start` does, but for running rollouts."""
+        terms = parse_terms(request.terms, self.gating.parse)
+        check_scope(caller, request.group)
+        releases = self.repository.of_version(request.family, request.name, request.version)
+        id_, now = _id(request), self.clock()
+        found = reading.meant(session, request.group, terms.target, self.states)
+        mine = [d for d in found if d.profile in releases]
+        conditions = terms.conditions
+        health = reading.health_of(session, [d.id for d in mine]) if conditions.ask_health else {}
+        candidates = [
+            Candidate(
+                d.id,
+                d.profile,
+                _version(reading.incumbent(d.desired_models, request.name)),
+                conditions.hinders(online=d.online, health=health.get(d.id), now=now),
+            )
+            for d in mine
+        ]
+        sizes = {profile: listed.release.size or listed.manifest.size for profile, listed in releases.items()}
+        excluded = _left_out(session, request, terms, [d for d in found if d.profile not in releases])
+        return Planned(id_, make_plan(id_, terms, candidates, sizes, now), releases, excluded)
+
+    def start(self, session: Session, request: RolloutRequest, caller: Caller) -> tuple[RolloutRow, list[str]]:
+        """A new rollout with whom its first wave reaches now, and the devices whose desired state changed.
+
+        Raises `Malformed` for terms that cannot be read, `Forbidden` for a group that the caller is not given,
+        `NotFound` for a version without releases, and `Conflict` when no enrolled device can run it or another rollout
+        of the model has not ended.
+        """
+        terms = parse_terms(request.terms, self.gating.parse)
+        check_scope(caller, request.group)
+        self._lead(session)
+        if request.key is not None and (known := _by_key(session, request.key)) is not None:
+            return _repeated(known, request, _shared(terms, request, self._releases(known))), []
+        releases = self.repository.of_version(request.family, request.name, request.version)
+        _check_free(session, request.name, request.group)
+        found = reading.meant(session, request.group, terms.target, self.states)
+        if not any(d.profile in releases for d in found):
+            raise Conflict(_nobody(request, terms, releases))
+        row = _new_row(_id(request), request, _shared(terms, request, releases), caller, self.clock())
+        if session.get(RolloutRow, row.id) is not None:
+            raise Conflict(f"plan {row.id}: was started already: make a new plan")
+        session.add(row)
+        session.flush()
+        session.add_all(RolloutProfile(rollout=row.id, profile=profile) for profile in releases)
+        note(session, row.id, self.clock(), "created", who=caller.name, reason=_words(row))
+        return row, self.looker.look(session, row)
+
+    def approve(self, session: Session, id_: str, caller: Caller) -> tuple[RolloutRow, list[str]]:
+        """Let a rollout start, or go on to its next wave: a person does, and not the one who made it.
+
+        Raises `Forbidden` for its author and for a program, `Conflict` for a rollout that waits for no approval.
+        """
+        row = self._mine(session, id_, caller)
+        if not caller.user:
+            raise Forbidden(f"{caller.name}: a program cannot approve: a person with the role approver can")
+        if caller.user == row.created_by.partition(":")[0]:
+            raise Forbidden(
+                f"rollout {id_}: {caller.user} made it, and nobody approves their own: ask another approver"
+            )
+        if row.state == "running" and row.approved_by == caller.user:
+            return row, []  # the answer was lost
+        row.approved_by = caller.user
+        row.wave_started = show_instant(self.clock())
+        return self._moved(session, row, "approve", "approved", caller)
+
+    def pause(self, session: Session, id_: str, reason: str, caller: Caller) -> tuple[RolloutRow, list[str]]:
+        """Reach nobody new until it is resumed. What the gates abort is brought back meanwhile."""
+        row = self._mine(session, id_, caller)
+        return (row, []) if row.state == "paused" else self._moved(session, row, "pause", "paused", caller, reason)
+
+    def resume(self, session: Session, id_: str, caller: Caller) -> tuple[RolloutRow, list[str]]:
+        """Go on. Raises `Conflict` for a rollout that was not paused."""
+        row = self._mine(session, id_, caller)
+        return (row, []) if row.state == "running" else self._moved(session, row, "resume", "resumed", caller)
+
+    def retry(self, session: Session, id_: str, caller: Caller) -> tuple[RolloutRow, list[str]]:
+        """Have the devices that failed try again. Raises `Conflict` when none has, or the rollout has ended."""
+        row = self._mine(session, id_, caller)
+        now, failed = self.clock(), [m for m in reading.members(session, id_) if m.state == "failed"]
+        table.move(cast(State, row.state), "retry", f"rollout {id_}")
+        if not failed:
+            raise Conflict(f"rollout {id_}: no device has failed: there is nothing to try again")
+        for member in failed:
+            why, member.reason = member.reason, ""
+            member.state, member.attempt, member.sent_seq = "sent", member.attempt + 1, 0
+            member.admitted = show_instant(now)
+            session.add(member)
+            note(
+                session, id_, now, "retried", who=caller.name, device=member.device, profile=member.profile, reason=why
+            )
+        return self._moved(session, row, "retry", "", caller)
+
+    def abort(self, session: Session, id_: str, reason: str, caller: Caller) -> tuple[RolloutRow, list[str]]:
+        """End a rollout and bring back what it touched; the same again changes nothing.
+
+        Raises `NotFound`, `Forbidden` for a rollout of another group, or `Conflict` when it has ended in another way.
+        """
+        row = self._mine(session, id_, caller)
+        if row.state == "aborted" and json.loads(row.reasons) == [reason]:
+            return row, []
+        return self._end(session, row, "abort", reason, caller)
+
+    def roll_back(self, session: Session, id_: str, reason: str, caller: Caller) -> tuple[RolloutRow, list[str]]:
+        """Bring back what each device ran before a rollout that is done; the same again changes nothing.
+
+        Raises `Conflict` when another rollout of the model runs, or what ran before is not listed any more.
+        """
+        row = self._mine(session, id_, caller)
+        if row.state == "rolled-back" and json.loads(row.reasons) == [reason]:
+            return row, []
+        table.move(cast(State, row.state), "roll back", f"rollout {id_}")
+        _check_free(session, row.name, row.group)
+        self._check_listed(session, id_)
+        return self._end(session, row, "roll back", reason, caller)
+
+    # --- what devices report, and what time brings ----------------------------------------------------------------
+
+    def owed(self, session: Session, devices: Sequence[str]) -> dict[str, list[Owed]]:
+        """What devices were sent a release of and have not answered, in open rollouts."""
+        return reading.owed(session, devices)
+
+    def take_report(self, session: Session, reported: Reported, owed: Sequence[Owed]) -> list[str]:
+        """What a device's verified report means for the rollouts that it owed an answer (`Rollouts.owed`)."""
+        changed: list[str] = []
+        for row, member in owed:
+            answer = _answer(member, reported)
+            if answer is None or not self._keep(session, member, *answer):
+                continue
+            # While others owe an answer nothing can go on, and not all has to be read.
+            if not reading.others_owe(session, member) and self._leads(session):
+                changed += self._look(session, row)
+        return changed
+
+    def tick(self, session: Session) -> list[str]:
+        """Time has passed: look at every open rollout whose turn it is."""
+        due = [row for row in reading.open_rollouts(session) if self._is_due(row)]
+        if not due or not self._leads(session):
+            return []
+        return [device for row in due for device in self._look(session, row)]
+
+    @cached_property
+    def looker(self) -> Looker:
+        """Looks at one rollout."""
+        return Looker(
+            repository=self.repository,
+            sender=Sender(self.desired, self.ready),
+            gating=self.gating,
+            settle_after=self.settle_after,
+            judge_every=self.judge_every,
+            clock=self.clock,
+            states=self.states,
+        )
+
+    def _is_due(self, row: RolloutRow) -> bool:
+        """A clock that was put back makes it due: what was planned by it says nothing any more."""
+        now = self.clock()
+        looked, following = self.next_look.get(row.id, (now, now))
+        return not looked <= now < following
+
+    def _look(self, session: Session, row: RolloutRow) -> list[str]:
+        began = self.clock()
+        changed = self.looker.look(session, row)
+        looked = self.clock() - began  # on a busy machine it takes several times as long
+        pause = timedelta(milliseconds=row.eligible) if row.eligible >= MANY else timedelta()
+        self.next_look[row.id] = began, began + max(pause, 10 * looked)
+        return changed
+
+    def _keep(self, session: Session, member: RolloutDevice, state: str, reason: str) -> bool:
+        """Keep an answer; False when the device was brought back, or tries again, meanwhile."""
+        now = self.clock()
+        values = {"state": state, "reason": reason, "committed": show_instant(now) if state == "committed" else None}
+        mine = (
+            col(RolloutDevice.rollout) == member.rollout,
+            col(RolloutDevice.device) == member.device,
+            col(RolloutDevice.attempt) == member.attempt,
+            col(RolloutDevice.state) == "sent",
+        )
+        session.flush()
+        changed = session.connection().execute(update(RolloutDevice).where(*mine).values(**values))
+        if changed.rowcount != 1:
+            return False
+        for name, value in values.items():
+            set_committed_value(member, name, value)
+        who, profile = member.device, member.profile
+        note(session, member.rollout, now, state, who=who, device=member.device, profile=profile, reason=reason)
+        return True
+
+    # --- the lease, and ends ----------------------------------------------------------------------------------------
+
+    def _leads(self, session: Session) -> bool:
+        return self.lease is None or self.lease.held(session)
+
+    def _lead(self, session: Session) -> None:
+        if not self._leads(session):
+            raise Unavailable("another process of this fleet leads its rollouts: ask again, it or in a moment here")
+
+    def _mine(self, session: Session, id_: str, caller: Caller) -> RolloutRow:
+        row = find(session, id_)
+        check_scope(caller, row.group)
+        self._lead(session)
+        return row
+
+    def _moved(
+        self, session: Session, row: RolloutRow, event: table.Event, what: str, caller: Caller, reason: str = ""
+    ) -> tuple[RolloutRow, list[str]]:
+        row.state = table.move(cast(State, row.state), event, f"rollout {row.id}")
+        session.add(row)
+        if what:
+            note(session, row.id, self.clock(), what, who=caller.name, reason=reason)
+        return row, self._look(session, row)
+
+    def _end(
+        self, session: Session, row: RolloutRow, event: table.Event, reason: str, caller: Caller
+    ) -> tuple[RolloutRow, list[str]]:
+        state, now = table.move(cast(State, row.state), event, f"rollout {row.id}"), self.clock()
+        changed: list[str] = []
+        for member in reading.members(session, row.id):
+            if member.state in HOLDING:
+                changed += self.looker.bring_back(session, member, reason, now, who=caller.name)
+        row.state, row.verdict, row.reasons = state, "ABORT", json.dumps([reason])
+        session.add(row)
+        note(session, row.id, now, state, who=caller.name, reason=reason)
+        session.flush()
+        return row, changed
+
+    def _check_listed(self, session: Session, id_: str) -> None:
+        """A device installs nothing that the release role does not list: then it would keep what it runs."""
+        for one in reading.reached(session, id_):
+            before = one.member.before and DesiredModel.from_bytes(one.member.before.encode())
+            if not before or one.member.state not in HOLDING or not has_release(one.desired_models, one.member):
+                continue
+            listed = self.repository.releases.get(before.target)
+            if listed is None or listed.release.digest != before.digest:
+                raise Conflict(
+                    f"rollout {id_}: {before.target}, which {one.member.device} ran before, is not listed any more: "
+                    "start a rollout of a version that is"
+                )
+
+    def _releases(self, row: RolloutRow) -> Mapping[str, ListedRelease]:
+        try:
+            return self.repository.of_version(row.family, row.name, row.version)
+        except NotFound:
+            return {}
+
+
+def check_scope(caller: Caller, group: str | None) -> None:
+    """Raises `Forbidden` unless the caller may act on a rollout to this group; None is every group."""
+    if group is not None:
+        caller.check_group(group)
+    elif caller.groups:
+        mine = ", ".join(sorted(caller.groups))
+        raise Forbidden(f"{caller.name}: a rollout to every group is not yours, only to {mine}: name one of them")
+
+
+def _answer(member: RolloutDevice, reported: Reported) -> tuple[str, str] | None:
+    """What a report says of a device that was sent the release: it runs it, refused it, or nothing yet."""
+    update = next((u for u in reported.updates if _is_of(u, member)), None)
+    if update is not None:
+        if update.phase == "committed":
+            return "committed", ""
+        if update.phase in ("failed", "refused"):
+            return "failed", f"{update.phase}: {update.reason or 'no reason given'}"
+        return None
+    if not member.sent_seq or reported.desired_seq < member.sent_seq:
+        return None
+    active = any(s.slot == "active" and s.digest == member.digest for s in reported.slots)
+    return ("committed", "") if active else None
+
+
+def _is_of(update: UpdateReport, member: RolloutDevice) -> bool:
+    return update.rollout == attempt_name(member.rollout, member.attempt) and update.digest == member.digest
+
+
+def _id(request: RolloutRequest) -> str:
+    if request.plan is None:
+        return f"r-{secrets.token_hex(6)}"
+    if not _ID.fullmatch(request.plan):
+        raise Malformed(f"plan {request.plan[:40]!r}: expected the id of a plan, such as r-0123456789ab")
+    return request.plan
+
+
+def _shared(terms: Terms, request: RolloutRequest, releases: Mapping[str, ListedRelease]) -> dict[str, Any]:
+    """The terms as they are kept: the chance of a false alarm is shared by the profiles, unless somebody said so."""
+    value, given = terms.to_value(), request.terms.get("gates")
+    if not (isinstance(given, Mapping) and "profiles" in given):
+        value["gates"] = terms.gates.shared_by(len(releases)).to_value()
+    return value
+
+
+def _new_row(id_: str, request: RolloutRequest, terms: dict[str, Any], caller: Caller, now: datetime) -> RolloutRow:
+    stamp = show_instant(now)
+    return RolloutRow(
+        id=id_,
+        request_key=request.key,
+        group=request.group,
+        family=request.family,
+        name=request.name,
+        version=request.version,
+        waves=json.dumps(terms["waves"]),
+        wave=0,
+        state="running" if terms["approval"] == "none" else "awaiting",
+        verdict="HOLD",
+        reasons="[]",
+        started=stamp,
+        wave_started=stamp,
+        terms=json.dumps(terms),
+        created=stamp,
+        created_by=caller.name,
+    )
+
+
+def _words(row: RolloutRow) -> str:
+    target = json.loads(row.terms)["target"]
+    return f"{row.family}/{row.name} {row.version} to {target}" + (f" of group {row.group}" if row.group else "")
+
+
+def _by_key(session: Session, key: str) -> RolloutRow | None:
+    return session.exec(select(RolloutRow).where(RolloutRow.request_key == key)).first()
+
+
+def _repeated(row: RolloutRow, request: RolloutRequest, terms: dict[str, Any]) -> RolloutRow:
+    asked = (request.family, request.name, request.version, request.group, terms)
+    if asked != (row.family, row.name, row.version, row.group, json.loads(row.terms)):
+        raise Conflict(f"idempotency key {request.key!r}: was used for another rollout, {row.id}: use a new key")
+    return row
+
+
+def _check_free(session: Session, name: str, group: str | None) -> None:
+    for row in reading.open_rollouts(session):
+        # Two groups share no device; two targets may come to.
+        if row.name == name and (None in (row.group, group) or row.group == group):
+            raise Conflict(
+                f"rollout {row.id} of {row.name} {row.version} is {row.state}: wait for it or abort it first"
+            )
+
+
+def _nobody(request: RolloutRequest, terms: Terms, releases: Mapping[str, ListedRelease]) -> str:
+    of_group = f" of group {request.group}" if request.group else ""
+    meant = "" if isinstance(terms.target, queries.Everything) else f" that is meant by {queries.show(terms.target)!r}"
+    profiles = ", ".join(sorted(releases))
+    return (
+        f"rollout of {request.name} {request.version}: no enrolled device{of_group}{meant} has a profile it was "
+        f"released for: {profiles}"
+    )
+
+
+def _version(before: DesiredModel | None) -> str:
+    return split_target(before.target)[2] if before is not None else ""
+
+
+def _left_out(
+    session: Session, request: RolloutRequest, terms: Terms, unfit: Sequence[reading.Enrolled]
+) -> dict[str, str]:
+    """Devices that are meant and would not be reached, with the reason; and those that are not in the fleet yet."""
+    found = {d.id: f"{request.version} has no release for its profile, {d.profile}" for d in unfit[:EXCLUDED]}
+    query = select(Device.id, Device.profile, Device.group, Device.state)
+    others = query.where(col(Device.state).in_(("new", "pending", "retiring")))
+    matches = queries.predicate(terms.target)
+    for id_, profile, group, state in session.exec(others.limit(EXCLUDED)).all():
+        standing = queries.Standing(id_, profile, group, frozenset(), "offline")
+        if request.group in (None, group) and matches(standing):
+            found[id_] = f"it is {'enrolling' if state == 'new' else state}, and not in the fleet"
+    return found
