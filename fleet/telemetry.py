@@ -1,8 +1,8 @@
 """Telemetry: a signed batch is stored once whatever happens on the way, and counted.
 
-    intake = Intake(session, recorder, now, epoch)
-    intake.take(device, batch)       # for each batch of a transaction, verified
-    intake.store()                   # everything that they need is read at once, and written at once
+    intake = Intake(session, recorder, now)
+    intake.take(device, batch, epoch)    # for each batch of a transaction, verified
+    intake.store()                       # everything that they need is read at once, and written at once
 
 A record is a row for some hours, and counts for ever: in the sums of its device, in windows of evidence, in what was
 seen and in the ledger, all in one transaction.
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 from sqlalchemy import insert, tuple_
@@ -45,31 +45,38 @@ Boot = tuple[str, str]
 
 def store(session: Session, device: Device, batch: TelemetryBatch, now: datetime, epoch: int) -> None:
     """Store one batch: see `Intake`."""
-    intake = Intake(session, Recorder(), now, epoch)
-    intake.take(device, batch)
+    intake = Intake(session, Recorder(), now)
+    intake.take(device, batch, epoch)
     intake.store()
+
+
+class _Taken(NamedTuple):
+    device: Device
+    batch: TelemetryBatch
+    epoch: int
+    again: bool
+    """Whether MQTT delivered it before."""
 
 
 @dataclass
 class Intake:
-    """The batches of one transaction. `epoch` is the fleet's, in which ledgers are compared."""
+    """The batches of one transaction."""
 
     session: Session
     recorder: Recorder
     now: datetime
-    epoch: int
-    batches: list[tuple[Device, TelemetryBatch, bool]] = field(default_factory=list)
+    batches: list[_Taken] = field(default_factory=list)
     raw: list[dict[str, Any]] = field(default_factory=list)
 
-    def take(self, device: Device, batch: TelemetryBatch) -> None:
-        """Note a verified batch, and its number on the device's row.
+    def take(self, device: Device, batch: TelemetryBatch, epoch: int) -> None:
+        """Note a verified batch, and its number on the device's row. `epoch`: the fleet's, for its ledger.
 
         Raises `Malformed` for a batch with a number that cannot be, `Untrusted` for a recorded one that is sent again.
         """
         _check(batch)
         again = check_batch((device.batch_starts, device.batch_sent), batch) == "repeat"
         device.batch_starts, device.batch_sent = batch.number
-        self.batches.append((device, batch, again))
+        self.batches.append(_Taken(device, batch, epoch, again))
 
     def store(self) -> None:
         """Store what is new of them, count what is not.
@@ -79,11 +86,11 @@ class Intake:
         if not self.batches:
             return
         self.session.flush()
-        devices = sorted({device.id for device, _, _ in self.batches})
+        devices = sorted({one.device.id for one in self.batches})
         seen, sums = self._seen(), self._sums(devices)
         ledgers = Ledgers.of(self.session, devices)
         sheet = self.recorder.sheet(self.session, self.now)
-        for device, batch, again in self.batches:
+        for device, batch, epoch, again in self.batches:
             fresh = self._fresh(seen[device.id, batch.boot], device, batch, again=again)
             if again:
                 continue
@@ -92,7 +99,7 @@ class Intake:
                 agreements.add(self.session, device.id, record.inference)
                 sheet.add(device.id, device.profile, record)
             ledgers.note_stored(device.id, fresh)
-            for fault in ledgers.hold_against(device.id, batch, self.epoch):
+            for fault in ledgers.hold_against(device.id, batch, epoch):
                 record_refusal(self.session, device.id, LEDGER, fault, self.now)
         self._write(seen, sums)
         ledgers.write()
@@ -127,7 +134,7 @@ class Intake:
         return fresh
 
     def _seen(self) -> dict[Boot, Seen]:
-        boots = {(device.id, batch.boot) for device, batch, _ in self.batches}
+        boots = {(one.device.id, one.batch.boot) for one in self.batches}
         found = {boot: Seen() for boot in boots}
         query = select(SeenRow.device, SeenRow.boot, SeenRow.streams).where(
             tuple_(col(SeenRow.device), col(SeenRow.boot)).in_(sorted(boots))
