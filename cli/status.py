@@ -25,7 +25,8 @@ def status(data: Data = None, as_json: Json = False) -> None:
         ["Rollouts", _counts(value["rollouts"])],
         [
             "Telemetry",
-            f"{value['telemetry']['records']} records, {value['telemetry']['duplicates']} sent again and dropped{_newest(value['telemetry']['newest'])}",
+            f"{value['telemetry']['records']} records, {value['telemetry']['duplicates']} sent again and dropped"
+            + _newest(value["telemetry"]["newest"]),
         ],
         ["Security", _security(value["security"])],
     ]

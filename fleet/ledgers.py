@@ -1,7 +1,9 @@
 """Ledgers: what devices say of where their telemetry went, held against what is stored here.
 
-    note_stored(session, device, records)                     # with every batch, in its transaction
-    faults = hold_against(session, device, batch, epoch)      # afterwards: what does not balance now, in words
+    ledgers = Ledgers.of(session, devices)                    # all that a transaction needs
+    ledgers.note_stored(device, records)                      # with every batch
+    faults = ledgers.hold_against(device, batch, epoch)       # afterwards: what does not balance now, in words
+    ledgers.write()
 
 A device counts since its memory began; the fleet counts since it knows the device. `offset` is the difference, taken
 when another memory speaks for the first time, and after a restore, which loses what came since the backup.
@@ -12,13 +14,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
 
-from sqlmodel import Session, col, func, select
+from sqlmodel import Session, col, select
 
 from fleet.errors import Malformed
 from fleet.store.tables import LedgerRow
+from fleet.store.upsert import upsert
 from wire.ledger import MAX_STREAMS, StreamLedger, fault
 from wire.messages import TelemetryBatch, TelemetryRecord
 
@@ -39,40 +42,69 @@ def stream_of(record: TelemetryRecord) -> str:
     return record.stream or FIRST_STREAM
 
 
-def note_stored(session: Session, device: str, records: Iterable[TelemetryRecord]) -> None:
-    """Count what is stored now. Raises `Malformed` for more streams than a device may have."""
-    for record in records:
-        row = _row(session, device, stream_of(record))
-        row.stored += 1
-        row.merged += record.merged
+@dataclass
+class Ledgers:
+    """The ledgers of the devices of one transaction, by device and stream."""
 
+    session: Session
+    rows: dict[tuple[str, str], LedgerRow]
+    changed: set[tuple[str, str]] = field(default_factory=set)
 
-def hold_against(session: Session, device: str, batch: TelemetryBatch, epoch: int) -> list[str]:
-    """Compare what the device says with what is stored, this batch included: what is wrong and was not before.
+    @classmethod
+    def of(cls, session: Session, devices: Iterable[str]) -> Self:
+        """Those of some devices, read at once. They are rows of no session: `write` writes them."""
+        columns = select(*LedgerRow.__table__.columns).where(col(LedgerRow.device).in_(devices))  # type: ignore[attr-defined]
+        return cls(session, {(row.device, row.stream): LedgerRow(**row._mapping) for row in session.exec(columns)})
 
-    Raises `Malformed` for more streams than a device may have.
-    """
-    faults = []
-    carried = Counter(stream_of(record) for record in batch.records)
-    for ledger in batch.ledger:
-        row = _row(session, device, ledger.stream)
-        before = StreamLedger.from_bytes(row.document.encode()) if row.document else None
-        row.document = ledger.to_bytes().decode()
-        same = (row.memory, row.epoch) == (batch.memory, epoch)
-        if not same and ledger.waiting and not carried[ledger.stream]:
-            continue  # which of those that wait are here already is only seen when they come
-        if not same:
-            _begin(row, ledger, before, Memory(batch.memory, epoch), waited=carried[ledger.stream])
-        found = _went_back(ledger, before if same else None) or fault(
-            ledger,
-            stored=row.stored + row.offset,
-            merged=row.merged - row.merged_before,
-            carried=carried[ledger.stream],
-        )
-        if found and found != row.fault:
-            faults.append(found)
-        row.fault = found
-    return faults
+    def note_stored(self, device: str, records: Iterable[TelemetryRecord]) -> None:
+        """Count what is stored now. Raises `Malformed` for more streams than a device may have."""
+        for record in records:
+            row = self._row(device, stream_of(record))
+            row.stored += 1
+            row.merged += record.merged
+
+    def hold_against(self, device: str, batch: TelemetryBatch, epoch: int) -> list[str]:
+        """Compare what the device says with what is stored, this batch included: what is wrong and was not before.
+
+        Raises `Malformed` for more streams than a device may have.
+        """
+        faults = []
+        carried = Counter(stream_of(record) for record in batch.records)
+        for ledger in batch.ledger:
+            row = self._row(device, ledger.stream)
+            before = StreamLedger.from_bytes(row.document.encode()) if row.document else None
+            row.document = ledger.to_bytes().decode()
+            same = (row.memory, row.epoch) == (batch.memory, epoch)
+            if not same and ledger.waiting and not carried[ledger.stream]:
+                continue  # which of those that wait are here already is only seen when they come
+            if not same:
+                _begin(row, ledger, before, Memory(batch.memory, epoch), waited=carried[ledger.stream])
+            found = _went_back(ledger, before if same else None) or fault(
+                ledger,
+                stored=row.stored + row.offset,
+                merged=row.merged - row.merged_before,
+                carried=carried[ledger.stream],
+            )
+            if found and found != row.fault:
+                faults.append(found)
+            row.fault = found
+        return faults
+
+    def write(self) -> None:
+        """What changed."""
+        names = LedgerRow.__table__.columns.keys()  # type: ignore[attr-defined]
+        upsert(self.session, LedgerRow, [{n: getattr(self.rows[key], n) for n in names} for key in self.changed])
+
+    def _row(self, device: str, stream: str) -> LedgerRow:
+        key = (device, stream)
+        if key not in self.rows:
+            if sum(owner == device for owner, _ in self.rows) >= MAX_STREAMS:
+                raise Malformed(
+                    f"telemetry of {device}: the stream {stream} is one more than the {MAX_STREAMS} that it may have"
+                )
+            self.rows[key] = LedgerRow(device=device, stream=stream)
+        self.changed.add(key)
+        return self.rows[key]
 
 
 def _begin(row: LedgerRow, ledger: StreamLedger, before: StreamLedger | None, new: Memory, *, waited: int) -> None:
@@ -102,17 +134,3 @@ def view(session: Session, device: str) -> list[dict[str, Any]]:
         }
         for row in rows
     ]
-
-
-def _row(session: Session, device: str, stream: str) -> LedgerRow:
-    row = session.get(LedgerRow, (device, stream))
-    if row is None:
-        count = select(func.count()).select_from(LedgerRow).where(LedgerRow.device == device)
-        if session.exec(count).one() >= MAX_STREAMS:
-            raise Malformed(
-                f"telemetry of {device}: the stream {stream} is one more than the {MAX_STREAMS} that it may have"
-            )
-        row = LedgerRow(device=device, stream=stream)
-        session.add(row)
-        session.flush()  # the next look finds it
-    return row

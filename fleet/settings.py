@@ -44,7 +44,7 @@ class FleetSettings:
     offline_after: float = setting(duration("100 ms", "1 d"), "90 s")
     """How long a device that the broker remembers as online may stay silent after the broker came back."""
     late_after: float = setting(duration("100 ms", "1 d"), "30 s")
-    """By how much a device's telemetry may be overdue, on top of its window, before it is late and its figures stale."""
+    """By how much a device's telemetry may be overdue, on top of its window, before it is late, its figures stale."""
     settle_after: float = setting(duration("100 ms", "30 d"), "10 min")
     """How long the devices of a wave have to answer before a failure aborts without the silent ones."""
     judge_every: float = setting(duration("100 ms", "1 d"), "30 s")

@@ -59,9 +59,8 @@ def freshness(heard: Heard, hearing: Hearing) -> Word:
         return "unknown"
     waited = hearing.now - hearing.since
     if not heard.online:
-        if heard.gone is not None:
-            return "offline"
-        return "offline" if heard.last is not None and waited >= hearing.patience else "unknown"
+        absent = heard.last is not None and waited >= hearing.patience
+        return "offline" if heard.gone is not None or absent else "unknown"
     allowed = hearing.allowed(heard.interval)
     overdue = heard.last is None or hearing.now - heard.last > allowed
     if not overdue:

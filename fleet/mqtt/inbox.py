@@ -19,11 +19,13 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
-from fleet import devices, telemetry
+from fleet import devices
 from fleet.commands import Commands
 from fleet.errors import FleetError, Unavailable, Untrusted
+from fleet.evidence.recording import Recorder, note_golden
 from fleet.measuring import Measuring
 from fleet.mqtt.limits import Gate
 from fleet.mqtt.link import Message
@@ -34,7 +36,8 @@ from fleet.reports import judge_report
 from fleet.rollout.reading import Owed
 from fleet.rollout.service import Rollouts
 from fleet.store.database import Database
-from fleet.store.tables import Device, DeviceStats, LedgerRow
+from fleet.store.tables import Device
+from fleet.telemetry import Intake
 from fleet.trust.acks import Acks
 from fleet.trust.desired import DesiredStates
 from fleet.trust.identity import LISTENED, open_statement
@@ -52,6 +55,7 @@ from wire.units import show_instant
 GRANTED: Final = timedelta(seconds=10)
 GRANTS: Final = 20_000
 """How many are held; others are looked up each time."""
+_SHORT: Final = [defer(col(one)) for one in (Device.reported, Device.desired_envelope)]
 _log = logging.getLogger(__name__)
 
 
@@ -97,6 +101,7 @@ class Inbox:
     hold: Callable[[str], object]
     offline_after: timedelta
     clock: Callable[[], datetime]
+    recorder: Recorder = field(default_factory=Recorder)
     remembered: dict[str, datetime] = field(default_factory=dict)
     granted: dict[tuple[str, str], datetime] = field(default_factory=dict)
 
@@ -107,9 +112,11 @@ class Inbox:
             try:
                 answers = self._together(messages)
             except Exception as e:  # noqa: BLE001  whichever message it is of, and whatever it is: it is told there
+                self.recorder.forget()
                 _log.debug("%d messages are taken one by one: %s", len(messages), e)
                 answers = self._one_by_one(messages, refused)
         except Unavailable as e:  # our own disk
+            self.recorder.forget()
             named = ", ".join(sorted({message.topic for message in messages})[:3])
             _log.error("%d messages were not taken, among them of %s: %s", len(messages), named, e)
             return
@@ -120,8 +127,13 @@ class Inbox:
     def _together(self, messages: Sequence[Message]) -> list[Answer]:
         """Without savepoints: they are a fifth of what a message costs."""
         with self.database.transaction() as session:
-            known = self._look_up(session, messages)
-            return [self._take(session, message, known) for message in messages]
+            known, intake = self._look_up(session, messages), self._intake(session)
+            answers = [self._take(session, message, known, intake) for message in messages]
+            intake.store()
+            return answers
+
+    def _intake(self, session: Session) -> Intake:
+        return Intake(session, self.recorder, self.clock())
 
     def _one_by_one(self, messages: Sequence[Message], refused: list[tuple[str, str]]) -> list[Answer]:
         answers: list[Answer] = []
@@ -130,7 +142,11 @@ class Inbox:
             for message in messages:
                 try:
                     with session.begin_nested():
-                        answers.append(self._take(session, message, known))
+                        intake = self._intake(session)
+                        answer = self._take(session, message, known, intake)
+                        intake.store()
+                    answers.append(answer)
+                    continue
                 except Unavailable as e:  # ours: the device is not to blame, and sends it again
                     _log.error("a message on %s was not taken: %s", message.topic, e)
                 except (WireError, FleetError) as e:
@@ -139,6 +155,7 @@ class Inbox:
                     raise
                 except Exception:  # noqa: BLE001  a fault of ours is told in full, and costs the others nothing
                     _log.exception("a message on %s was not handled", message.topic)
+                self.recorder.forget()
         return answers
 
     def _look_up(self, session: Session, messages: Sequence[Message]) -> _Known:
@@ -148,13 +165,13 @@ class Inbox:
             with suppress(WireError):  # it is refused where it is taken
                 topic = parse(message.topic)
                 spoken.setdefault(type(topic), set()).add(getattr(topic, "device", ""))
-        everybody, counting = sorted(set().union(*spoken.values())), sorted(spoken.get(TelemetryTopic, ()))
-        devices_there = session.exec(select(Device).where(col(Device.id).in_(everybody))).all()
-        sums = session.exec(select(DeviceStats).where(col(DeviceStats.device).in_(counting))).all() if counting else ()
-        ledgers = session.exec(select(LedgerRow).where(col(LedgerRow.device).in_(counting))).all() if counting else ()
-        return _Known(
-            (*devices_there, *sums, *ledgers), self.rollouts.owed(session, sorted(spoken.get(ReportedTopic, ())))
-        )
+        counting = spoken.pop(TelemetryTopic, set())
+        others = set().union(*spoken.values())
+        rows = session.exec(select(Device).where(col(Device.id).in_(sorted(others)))).all() if others else ()
+        if only := sorted(counting - others):
+            # Without what they reported and were sent: it is long, and nothing that telemetry needs.
+            rows = (*rows, *session.exec(select(Device).options(*_SHORT).where(col(Device.id).in_(only))))
+        return _Known(rows, self.rollouts.owed(session, sorted(spoken.get(ReportedTopic, ()))))
 
     def tick(self) -> None:
         """Devices that the broker remembered as online and that said nothing since are offline; floods are noted."""
@@ -201,7 +218,7 @@ class Inbox:
         """Whether a blob is assigned to a device."""
         return self.desired.may_fetch(session, row, digest)
 
-    def _take(self, session: Session, message: Message, known: _Known) -> Answer:
+    def _take(self, session: Session, message: Message, known: _Known, intake: Intake) -> Answer:
         if not message.payload:
             return Answer()  # a retained message was cleared
         topic = parse(message.topic)
@@ -212,7 +229,7 @@ class Inbox:
         if row.state not in LISTENED:
             _log.debug("%s is %s: what it says on %s is not heard", row.id, row.state, topic.topic)
             return Answer()
-        answer = self._dispatch(session, row, topic, message, known)
+        answer = self._dispatch(session, row, topic, message, known, intake)
         if not message.retained:
             self.remembered.pop(row.id, None)
         # A fleet that fetches would keep the disk busy with it.
@@ -228,7 +245,9 @@ class Inbox:
         devices.is_here(row)
         row.last_seen = show_instant(self.clock())
 
-    def _dispatch(self, session: Session, row: Device, topic: Topic, message: Message, known: _Known) -> Answer:
+    def _dispatch(
+        self, session: Session, row: Device, topic: Topic, message: Message, known: _Known, intake: Intake
+    ) -> Answer:
         payload, retained = message.payload, message.retained
         match topic:
             case StateTopic():
@@ -236,7 +255,7 @@ class Inbox:
             case ReportedTopic():
                 return self._reported(session, row, message, known)
             case TelemetryTopic():
-                return self._telemetry(session, row, payload)
+                return self._telemetry(session, row, payload, intake)
             case ReplyTopic():
                 return self._reply(session, row, payload)
             case WantTopic():
@@ -258,20 +277,23 @@ class Inbox:
             case "repeat":  # a device whose answer was lost asks again by itself
                 return Answer() if retained else Answer(ack=self.acks.of_report(session, row, reported))
         row.reported = reported.to_bytes().decode()
+        note_golden(session, row.id, _held(reported), self.clock())
         sealed = self.desired.take_sealing_key(session, row, reported.sealing_key)
         changed = self.rollouts.take_report(session, reported, known.owed.get(row.id, ()))
         measured = self.measuring.take_report(session, row, reported)
         desired = sorted({*changed, *([row.id] if sealed or measured else [])})
         return Answer(desired=desired, ack=self.acks.of_report(session, row, reported))
 
-    def _telemetry(self, session: Session, row: Device, payload: bytes) -> Answer:
+    def _telemetry(self, session: Session, row: Device, payload: bytes, intake: Intake) -> Answer:
+        """It is stored with that of the others; the answer leaves after that."""
         batch = open_statement(session, row, payload, TelemetryBatch)
-        telemetry.store(session, row, batch, self.clock(), self.acks.orders.epoch)
+        intake.take(row, batch, self.acks.orders.epoch)
         return Answer(ack=self.acks.of_batch(session, row, batch))
 
     def _reply(self, session: Session, row: Device, payload: bytes) -> Answer:
         reply = open_statement(session, row, payload, Reply)
         if not self.commands.answer(session, row, reply):
+            note_golden(session, row.id, {test.digest: not test.fault for test in reply.tests}, self.clock())
             return Answer()
         devices.retired(session, row, self.clock())
         return Answer(desired=[row.id], revoked=True)
@@ -297,6 +319,15 @@ class Inbox:
                 self.outbox.ack(answer.ack)
         if any(answer.revoked for answer in answers):
             self.revoke()
+
+
+def _held(reported: Reported) -> dict[str, bool]:
+    """Models whose golden set was run at an installation, and whether it held: nothing commits without."""
+    return {
+        update.digest: update.phase == "committed"
+        for update in reported.updates
+        if update.phase == "committed" or (update.phase == "failed" and update.reason.startswith("self-test"))
+    }
 
 
 def _once(devices: Iterable[str]) -> list[str]:

@@ -9,10 +9,14 @@ current one, which is then old and good for nothing.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final, TypeVar
 
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
-from securesystemslib.signer import Key, SSlibKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from securesystemslib.exceptions import UnverifiedSignatureError
+from securesystemslib.signer import Key, Signature, SSlibKey
 from sqlmodel import Session
 
 from fleet.errors import Forbidden, Untrusted
@@ -27,6 +31,7 @@ LISTENED: Final = frozenset({"enrolled", "retiring"})
 OUT: Final = frozenset({"rejected", "retired", "revoked"})
 """States of a device that was put out: it has no right anywhere, until an operator lets its id in again."""
 
+_ECDSA = ec.ECDSA(SHA256())
 S = TypeVar("S", bound=Statement)
 
 
@@ -96,7 +101,23 @@ def _set_state(session: Session, pem: str, state: str) -> None:
     session.add(row)
 
 
+class _DeviceKey(SSlibKey):  # type: ignore[misc]
+    """A key that is read from its text once, and not for every message that it signed."""
+
+    public: ec.EllipticCurvePublicKey
+
+    def verify_signature(self, signature: Signature, data: bytes) -> None:
+        """Raises `UnverifiedSignatureError`."""
+        try:
+            self.public.verify(bytes.fromhex(signature.signature), data, _ECDSA)
+        except (InvalidSignature, ValueError) as e:
+            raise UnverifiedSignatureError(f"not signed by {self.keyid}") from e
+
+
+@lru_cache(maxsize=20_000)
 def _key(pem: str) -> Key:
     public = load_certificate(pem.encode()).public_key()
     assert isinstance(public, ec.EllipticCurvePublicKey)  # enrolment admits P-256 only
-    return SSlibKey.from_crypto(public)
+    key = _DeviceKey.from_crypto(public)
+    key.public = public
+    return key

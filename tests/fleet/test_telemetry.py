@@ -112,7 +112,7 @@ def test_a_device_that_boasts_for_long_does_not_hide_all_others(tmp_path: Path) 
         records = tuple(TelemetryRecord(seq=n, start=TIME, end=TIME, inference=(large,) * 9) for n in range(1, 9))
         batch = TelemetryBatch(device=device.id, boot="b", starts=1, sent=1, nonce="n", records=records)
         telemetry.store(session, device, batch, datetime.now(UTC), epoch=1)
-        session.flush()
+        session.expire_all()
         assert devices.view(session, device, DEAF)["stats"]["requests"] == telemetry.FULL
 
 
