@@ -52,6 +52,8 @@ def details(d: dict[str, Any]) -> list[RenderableType]:
         table("Updates", ("Release", "Phase", "Reason"), updates),
         table("Security events", ("At", "Subject", "Reason"), events, empty="none"),
     ]
+    if d["note"]:
+        views.insert(0, table("Note", ("Note",), [[d["note"].replace("[", r"\[")]]))
     told = [[e["at"][:19], e["kind"], e["text"]] for e in d["events"]]
     events_table = table("Events", ("At", "Kind", "What"), told, empty="none")
     return [*views, events_table, *_health(d["health"], d["ages"]["health"]), _ledger(d["ledger"])]
@@ -111,7 +113,7 @@ def _row(d: dict[str, Any]) -> list[object]:
     return [
         d["device"],
         f"{d['profile']} [dim]emulated[/]" if d["emulated"] else d["profile"],
-        d["group"],
+        d["group"] + (f" [dim]{' '.join(d['tags'])}[/]" if d["tags"] else ""),
         f"[{style}]{d['status']}[/]" + (f" of batch {d['batch']}" if d["status"] == "pending" else ""),
         ", ".join(_short(s["target"]) for s in d["slots"] if s["slot"] == "active"),
         ", ".join(f"{_short(u['target'])} {u['phase']}" for u in d["updates"] if u["phase"] != "committed"),

@@ -26,6 +26,7 @@ from fleet import devices
 from fleet.commands import Commands
 from fleet.errors import FleetError, Unavailable, Untrusted
 from fleet.evidence.recording import Recorder, note_golden
+from fleet.health import history
 from fleet.measuring import Measuring
 from fleet.mqtt.limits import Gate
 from fleet.mqtt.link import Message
@@ -270,12 +271,14 @@ class Inbox:
 
     def _reported(self, session: Session, row: Device, message: Message, known: _Known) -> Answer:
         reported, retained = open_statement(session, row, message.payload, Reported), message.retained
-        match judge_report(devices.last_report(row), reported, retained=retained):
+        last = devices.last_report(row)
+        match judge_report(last, reported, retained=retained):
             case "stale":
                 _log.debug("%s: the broker remembers an older report", row.id)
                 return Answer()
             case "repeat":  # a device whose answer was lost asks again by itself
                 return Answer() if retained else Answer(ack=self.acks.of_report(session, row, reported))
+        history.take_report(session, row, last, reported, self.clock())
         row.reported = reported.to_bytes().decode()
         note_golden(session, row.id, _held(reported), self.clock())
         sealed = self.desired.take_sealing_key(session, row, reported.sealing_key)
