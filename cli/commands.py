@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cli import (
+    alert,
     audit,
     authority,
     backup,
@@ -62,6 +63,7 @@ app.add_typer(dataset.app, name="dataset")
 app.add_typer(profile.app, name="profile")
 app.add_typer(release.app, name="release")
 app.add_typer(device.app, name="device")
+app.add_typer(alert.app, name="alert")
 app.add_typer(authority.app, name="authority")
 app.add_typer(model.app, name="model")
 app.add_typer(measure.app, name="measure")

@@ -16,7 +16,9 @@ from typing import Final
 from fleet.errors import Forbidden, Malformed
 
 _READ: Final = frozenset({"status.read", "devices.read", "releases.read", "rollouts.read", "authorities.read"})
-_OPERATE: Final = frozenset({"devices.enrol", "devices.revoke", "devices.command", "rollouts.run", "gateway.use"})
+_OPERATE: Final = frozenset(
+    {"devices.enrol", "devices.revoke", "devices.command", "alerts.manage", "rollouts.run", "gateway.use"}
+)
 _PUBLISH: Final = frozenset({"releases.publish"})
 # Whoever judges what others did has to see it; operators and release-managers are those it tells of.
 _AUDIT: Final = frozenset({"audit.read"})

@@ -11,6 +11,7 @@ from collections import ChainMap
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final
 
 from fleet.api.tls import ServerTls
@@ -27,6 +28,8 @@ from fleet.gates.thresholds import parse as parse_gates
 from fleet.gateway import config as gateway_config
 from fleet.gateway.gateway import Gateway
 from fleet.gateway.store import GatewayStore
+from fleet.health.alerts import Alerts
+from fleet.health.courier import Courier
 from fleet.lease import Lease
 from fleet.measuring import Measuring
 from fleet.mqtt.broker import Broker
@@ -52,7 +55,7 @@ from fleet.trust.acks import Acks
 from fleet.trust.admission import Lifetimes
 from fleet.trust.batches import Batches
 from fleet.trust.blob_keys import BlobKeys
-from fleet.trust.ca import Authority
+from fleet.trust.ca import Authority, KeyPair, load_certificate
 from fleet.trust.certificates import Certificates
 from fleet.trust.desired import DesiredStates
 from fleet.trust.enrolment import Addresses, Enrolment, KitMaker, open_secret
@@ -151,6 +154,11 @@ def _assemble(
         clock=_clock,
     )
     builds = Queue(database, _clock)
+    expiries = partial(_expiries, authority, server, repository)
+    alerts = Alerts(data, database, _clock, own=expiries)
+    courier = Courier(
+        database, serial, lambda: alerts.rules, _clock, f"https://{settings.public_names[0]}:{https_port}"
+    )
     return Services(
         settings=settings,
         clock=_clock,
@@ -183,6 +191,9 @@ def _assemble(
         compilers=Runner(settings, builds, blobs, serial),
         deltas=deltas,
         delta_maker=DeltaMaker(settings, deltas, database, blobs, serial),
+        alerts=alerts,
+        courier=courier,
+        expiries=expiries,
     )
 
 
@@ -199,6 +210,16 @@ def _enrolment(
         kit_lifetime=timedelta(seconds=settings.kit_lifetime),
         clock=_clock,
     )
+
+
+def _expiries(authority: Authority, server: KeyPair, repository: Repository) -> dict[str, datetime]:
+    """Snapshot and timestamp are left out: the fleet signs them itself, long before they run out."""
+    roles = {f"metadata {name}": expires for name, (_, expires) in repository.versions().items()}
+    own = {
+        "authority": authority.certificate.not_valid_after_utc,
+        "server": load_certificate(server.certificate.read_bytes()).not_valid_after_utc,
+    }
+    return own | {name: when for name, when in roles.items() if name.partition(" ")[2] not in ("snapshot", "timestamp")}
 
 
 def _server_names(settings: FleetSettings) -> list[str]:

@@ -148,13 +148,13 @@ def counts(session: Session, hearing: Hearing) -> dict[str, int]:
 
 def statuses(session: Session, hearing: Hearing) -> dict[str, Word]:
     """The word for the line of every enrolled device, by its id. Reads columns only: there may be very many."""
-    columns = (Device.id, Device.online, Device.gone, Device.last_seen, Device.interval_s)
+    d = Device
+    columns = (col(d.id), col(d.online), col(d.gone), col(d.last_seen), col(d.interval_s))
     # Of sqlalchemy itself: sqlmodel's select takes four columns at most.
-    query = sqlalchemy.select(*(col(c) for c in columns)).where(col(Device.state) == "enrolled")
-    return {
-        id_: freshness(_heard(online, gone, last, interval), hearing)
-        for id_, online, gone, last, interval in session.connection().execute(query)
-    }
+    query = sqlalchemy.select(*columns).where(col(d.state) == "enrolled")
+    session.flush()
+    found = session.connection().execute(query)
+    return {id_: freshness(_heard(on, gone, last, every), hearing) for id_, on, gone, last, every in found}
 
 
 def telemetry_counts(session: Session, hearing: Hearing) -> dict[str, Any]:

@@ -59,17 +59,12 @@ class Seen:
         """The inverse of `to_text`."""
         value = orjson.loads(text)
         return cls(
-            {
-                name: Stream(upto, list(zip(flat[::2], flat[1::2], strict=True)))
-                for name, (upto, *flat) in value.items()
-            }
+            {name: Stream(upto, list(zip(flat[::2], flat[1::2], strict=True))) for name, (upto, *flat) in value.items()}
         )
 
     def to_text(self) -> str:
         """JSON: of each stream `upto`, then first and last of every range."""
-        flat = {
-            name: [one.upto, *(n for pair in one.ranges for n in pair)] for name, one in self.streams.items()
-        }
+        flat = {name: [one.upto, *(n for pair in one.ranges for n in pair)] for name, one in self.streams.items()}
         return orjson.dumps(flat).decode()
 
     def holds(self, stream: str, first: int, seq: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import cast
@@ -17,6 +17,8 @@ from fleet.builds.runner import Runner
 from fleet.commands import Commands
 from fleet.deltas import Deltas
 from fleet.gateway.gateway import Gateway
+from fleet.health.alerts import Alerts
+from fleet.health.courier import Courier
 from fleet.health.status import Hearing
 from fleet.measuring import Measuring
 from fleet.mqtt.broker import Broker
@@ -77,6 +79,10 @@ class Services:
     compilers: Runner
     deltas: Deltas
     delta_maker: DeltaMaker
+    alerts: Alerts
+    courier: Courier
+    expiries: Callable[[], Mapping[str, datetime]]
+    """Until when the authority, the server's certificate and the metadata of the offline roles are good."""
 
     def hearing(self) -> Hearing:
         """How the fleet hears its devices now."""

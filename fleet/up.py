@@ -76,6 +76,7 @@ async def serve(settings: FleetSettings, *, announce: Callable[[Running], None],
         await stack.enter_async_context(services.compilers.running())
         await stack.enter_async_context(services.delta_maker.running())
         await stack.enter_async_context(services.gateway.running())
+        await stack.enter_async_context(services.courier.running())
         await stack.enter_async_context(_https(services, bound))
         RunFile(bound.getsockname()[1], services.broker.address.port, os.getpid()).save(settings.data)
         addresses = services.enrolment.kits.addresses
@@ -174,6 +175,7 @@ def tick(services: Services) -> None:
     services.certificates.tick()
     services.inbox.tick()
     services.audit.tick()
+    services.alerts.tick(services.hearing(), services.courier)
     if services.repository.refresh():
         services.outbox.trust()
     with services.database.transaction() as session:

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from fleet import errors
+from fleet.api import alerts as api_alerts
 from fleet.api import audit as api_audit
 from fleet.api import authorities as api_authorities
 from fleet.api import batches as api_batches
@@ -26,6 +27,7 @@ from fleet.api import devices as api_devices
 from fleet.api import est, gateway, gateway_admin
 from fleet.api import inventory as api_inventory
 from fleet.api import measure as api_measure
+from fleet.api import metrics as api_metrics
 from fleet.api import people as api_people
 from fleet.api import releases as api_releases
 from fleet.api import rollouts as api_rollouts
@@ -43,7 +45,18 @@ ROUTERS = tuple(
     m.router
     for m in (
         # The gateway comes first: each router before it costs every request of it some microseconds.
-        *(gateway, gateway_admin, api_status, est, api_devices, api_inventory, api_batches, api_commands),
+        *(
+            gateway,
+            gateway_admin,
+            api_status,
+            api_metrics,
+            api_alerts,
+            est,
+            api_devices,
+            api_inventory,
+            api_batches,
+            api_commands,
+        ),
         *(api_authorities, api_releases, api_rollouts, api_people, api_audit),
         *(api_datasets, api_builds, api_measure, api_blobs),
     )

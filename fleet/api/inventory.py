@@ -25,10 +25,6 @@ class NewInventory(BaseModel):
     dry_run: bool = False
 
 
-class _DryRunError(Exception):
-    """Ends the transaction of a dry run."""
-
-
 @router.get("", response_class=Response, responses={200: {"content": {"text/csv": {}}}})
 async def export(request: Request, where: Annotated[str | None, Query(max_length=LONGEST)] = None) -> PlainTextResponse:
     """Id, profile, group, tags and note of every device that the caller may act on and that is not out, as CSV."""
@@ -64,12 +60,11 @@ def _export(services: Services, caller: Caller, where: str | None) -> str:
 def _take(services: Services, caller: Caller, new: NewInventory) -> Imported:
     found = inventory_csv.parse(new.csv)
     trust = services.repository.documents() if found else {}
-    try:
-        with services.database.transaction() as session:
-            done = inventory.take_lines(session, services.enrolment, caller, found, trust, services.clock())
-            if new.dry_run:
-                raise _DryRunError
-    except _DryRunError:
-        return done
+    with services.database.transaction() as session:
+        tried = session.begin_nested()
+        done = inventory.take_lines(session, services.enrolment, caller, found, trust, services.clock())
+        if new.dry_run:
+            tried.rollback()
+            return done
     services.revocations.apply()  # an id that was denied until now may come in again
     return done

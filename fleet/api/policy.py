@@ -50,6 +50,13 @@ POLICY: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/healthz"): PUBLIC,
     ("GET", "/api/v1/status"): may("status.read"),
     ("GET", "/api/v1/profiles"): may("status.read"),
+    ("GET", "/metrics"): may("status.read"),
+    # alerts
+    ("GET", "/api/v1/alerts"): may("status.read"),
+    ("POST", "/api/v1/alerts/{alert}/acknowledge"): may("alerts.manage"),
+    ("POST", "/api/v1/alerts/silences"): may("alerts.manage"),
+    ("DELETE", "/api/v1/alerts/silences/{silence}"): may("alerts.manage"),
+    ("POST", "/api/v1/alerts/test"): may("alerts.manage"),
     # enrolment
     ("GET", "/.well-known/est/cacerts"): PUBLIC,
     ("POST", "/.well-known/est/simpleenroll"): PUBLIC,  # a kit's token or a batch's claim certificate

@@ -164,9 +164,7 @@ class Sheet:
     def _make(self, missing: list[Key]) -> None:
         refused = self._refused(missing)
         rows = [
-            EvidenceSubject(**key._asdict(), model=self.models[key], newest=0)
-            for key in missing
-            if key not in refused
+            EvidenceSubject(**key._asdict(), model=self.models[key], newest=0) for key in missing if key not in refused
         ]
         self.session.add_all(rows)
         self.session.flush()

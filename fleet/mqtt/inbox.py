@@ -30,6 +30,7 @@ from fleet.health import history
 from fleet.measuring import Measuring
 from fleet.mqtt.limits import Gate
 from fleet.mqtt.link import Message
+from fleet.mqtt.meter import Meter
 from fleet.mqtt.outbox import Outbox
 from fleet.mqtt.security import SecurityLog
 from fleet.mqtt.transfer import Transfer
@@ -103,6 +104,7 @@ class Inbox:
     offline_after: timedelta
     clock: Callable[[], datetime]
     recorder: Recorder = field(default_factory=Recorder)
+    meter: Meter = field(default_factory=Meter)
     remembered: dict[str, datetime] = field(default_factory=dict)
     granted: dict[tuple[str, str], datetime] = field(default_factory=dict)
 
@@ -121,6 +123,7 @@ class Inbox:
             named = ", ".join(sorted({message.topic for message in messages})[:3])
             _log.error("%d messages were not taken, among them of %s: %s", len(messages), named, e)
             return
+        self.meter.count(messages, len(refused))
         self._send(answers)
         for topic, reason in refused:
             self.security.note(topic, reason)

@@ -35,6 +35,12 @@ ANYONE = f"{EVERYBODY} gateway"
 EXPECTED = {
     "GET /api/v1/status": EVERYBODY,
     "GET /api/v1/profiles": EVERYBODY,
+    "GET /metrics": EVERYBODY,
+    "GET /api/v1/alerts": EVERYBODY,
+    "POST /api/v1/alerts/{alert}/acknowledge": "operator admin",
+    "POST /api/v1/alerts/silences": "operator admin",
+    "DELETE /api/v1/alerts/silences/{silence}": "operator admin",
+    "POST /api/v1/alerts/test": "operator admin",
     "GET /api/v1/devices": EVERYBODY,
     "POST /api/v1/devices": "operator admin",
     "GET /api/v1/devices/{device}": EVERYBODY,
