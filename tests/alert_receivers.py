@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
+import base64
+import contextlib
 import json
+import socketserver
 import ssl
 import threading
 from collections.abc import Iterator
@@ -13,8 +15,6 @@ from email import message_from_bytes
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-
-from aiosmtpd.smtp import SMTP, AuthResult, LoginPassword
 
 
 @dataclass
@@ -82,44 +82,77 @@ class Mailbox:
     refuses: bool = False
 
 
+class MailServer(socketserver.TCPServer):
+    """SMTP (RFC 5321) with STARTTLS (RFC 3207) and AUTH PLAIN (RFC 4954), one connection after the other."""
+
+    def __init__(self, tls: ssl.SSLContext, user: str, password: str) -> None:
+        self.tls, self.box = tls, Mailbox()
+        self.right = base64.b64encode(f"\0{user}\0{password}".encode()).decode()
+        super().__init__(("127.0.0.1", 0), _Session)
+        self.box.port = self.server_address[1]
+
+
+class _Session(socketserver.StreamRequestHandler):
+    server: MailServer
+
+    def handle(self) -> None:
+        self.known = self.encrypted = False
+        with contextlib.suppress(OSError):  # a client that does not trust the certificate goes
+            self.say("220 ready")
+            while (line := self.rfile.readline().decode().strip()) and self.answer(line.upper().split()[0], line):
+                pass
+
+    def say(self, text: str) -> None:
+        self.wfile.write(f"{text}\r\n".encode())
+        self.wfile.flush()
+
+    def answer(self, word: str, line: str) -> bool:
+        match word:
+            case "EHLO":
+                self.say("250-localhost\r\n250 " + ("AUTH PLAIN" if self.encrypted else "STARTTLS"))
+            case "STARTTLS":
+                self.encrypt()
+            case "AUTH":
+                self.known = self.encrypted and line.rsplit(maxsplit=1)[-1] == self.server.right
+                self.say("235 known" if self.known else "535 wrong password")
+            case "DATA":
+                self.say("354 go on")
+                self.take(b"".join(iter(self.rfile.readline, b".\r\n")))
+            case "QUIT":
+                self.say("221 bye")
+            case _:
+                self.say("250 fine" if self.known else "530 who are you")
+        return word != "QUIT"
+
+    def encrypt(self) -> None:
+        self.say("220 go ahead")
+        # What is wrapped is detached: `self.request` is what the server closes in the end.
+        self.request = self.connection = self.server.tls.wrap_socket(self.connection, server_side=True)
+        self.rfile, self.wfile = self.connection.makefile("rb"), self.connection.makefile("wb")
+        self.encrypted = True
+
+    def finish(self) -> None:
+        with contextlib.suppress(OSError):
+            super().finish()
+        self.connection.close()
+
+    def take(self, content: bytes) -> None:
+        box = self.server.box
+        if box.refuses or not self.known:
+            self.say("451 try again later")
+            return
+        box.encrypted.append(self.encrypted)
+        box.came.append(message_from_bytes(content))
+        self.say("250 taken")
+
+
 @contextmanager
 def mailbox(tls: ssl.SSLContext, user: str, password: str) -> Iterator[Mailbox]:
-    made = Mailbox()
-
-    class Handler:
-        async def handle_DATA(self, server: SMTP, session: Any, envelope: Any) -> str:
-            if made.refuses:
-                return "451 try again later"
-            made.encrypted.append(session.ssl is not None)
-            made.came.append(message_from_bytes(envelope.content))
-            return "250 OK"
-
-    def authenticate(_server: Any, _session: Any, _envelope: Any, _mechanism: str, data: Any) -> AuthResult:
-        right = isinstance(data, LoginPassword) and (data.login, data.password) == (user.encode(), password.encode())
-        return AuthResult(success=right)
-
-    def serve() -> None:
-        asyncio.set_event_loop(loop)
-        made.port = loop.run_until_complete(listen()).sockets[0].getsockname()[1]
-        ready.set()
-        loop.run_forever()
-        loop.close()
-
-    async def listen() -> asyncio.Server:
-        return await loop.create_server(session, "127.0.0.1", 0)
-
-    def session() -> SMTP:
-        return SMTP(
-            Handler(), hostname="localhost", tls_context=tls, require_starttls=True, auth_required=True,
-            authenticator=authenticate, auth_require_tls=True, loop=loop,
-        )  # fmt: skip
-
-    loop, ready = asyncio.new_event_loop(), threading.Event()
-    thread = threading.Thread(target=serve)
-    thread.start()
-    assert ready.wait(10)
-    try:
-        yield made
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
+    with MailServer(tls, user, password) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server.box
+        finally:
+            server.shutdown()
+            thread.join()

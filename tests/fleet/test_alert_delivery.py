@@ -1,4 +1,4 @@
-"""Alerts on their way: a real web server and a real mail server, that fail and come back; and a fleet that is killed."""
+"""Alerts on their way: a real web server and a real mail server that fail and come back, and a fleet that is killed."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +226,7 @@ class Storms(RuleBasedStateMachine):
         for told in getattr(self, "told", {}).values():
             words = [what for what, _ in told if what != "repeat"]
             # An end that was silenced is not told: then an opening follows an opening.
-            for earlier, later in zip(words, words[1:], strict=False):
+            for earlier, later in pairwise(words):
                 assert (earlier, later) != ("recovered", "recovered")
             assert words[:1] in ([], ["open"])
 
