@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final
 
+from fleet import devices
 from fleet.api.tls import ServerTls
 from fleet.audit import Audit
 from fleet.builds.delta import DeltaMaker
@@ -30,6 +31,7 @@ from fleet.gateway.gateway import Gateway
 from fleet.gateway.store import GatewayStore
 from fleet.health.alerts import Alerts
 from fleet.health.courier import Courier
+from fleet.health.hearing import hearing_of
 from fleet.lease import Lease
 from fleet.measuring import Measuring
 from fleet.mqtt.broker import Broker
@@ -114,6 +116,8 @@ def _assemble(
         lease=Lease("rollouts", f"{socket.gethostname()}:{data.resolve()}", LEASE, _clock),
         judge_every=timedelta(seconds=settings.judge_every),
         ready=deltas.ready,
+        # The line is made below: nobody is asked for before it stands.
+        states=lambda session, _devices: devices.statuses(session, hearing_of(settings, link.up_for, _clock())),
     )
     measuring = Measuring(repository, desired, _clock)
     names = _server_names(settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import cast
 
 from starlette.requests import HTTPConnection
@@ -19,6 +19,7 @@ from fleet.deltas import Deltas
 from fleet.gateway.gateway import Gateway
 from fleet.health.alerts import Alerts
 from fleet.health.courier import Courier
+from fleet.health.hearing import hearing_of
 from fleet.health.status import Hearing
 from fleet.measuring import Measuring
 from fleet.mqtt.broker import Broker
@@ -86,13 +87,7 @@ class Services:
 
     def hearing(self) -> Hearing:
         """How the fleet hears its devices now."""
-        now, up_for = self.clock(), self.link.up_for
-        return Hearing(
-            now=now,
-            since=None if up_for is None else now - up_for,
-            patience=timedelta(seconds=self.settings.offline_after),
-            grace=timedelta(seconds=self.settings.late_after),
-        )
+        return hearing_of(self.settings, self.link.up_for, self.clock())
 
 
 def services_of(request: HTTPConnection) -> Services:

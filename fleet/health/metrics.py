@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from fleet.exposition import Labels, family
 
@@ -58,8 +59,7 @@ def _lines(f: Figures) -> Iterator[str]:
     yield from _one("shoal_telemetry_duplicates_total", "Records that came again.", "counter", f.duplicates)
     yield from _one("shoal_telemetry_lost_total", "Records that were lost with a device's memory.", "counter", f.lost)
     yield from _one("shoal_ledger_faults", "Streams whose ledger does not balance.", "gauge", f.ledger_faults)
-    if f.evidence_age_s is not None:
-        yield from _one("shoal_evidence_age_seconds", "Age of the newest telemetry.", "gauge", f.evidence_age_s)
+    yield from _one("shoal_evidence_age_seconds", "Age of the newest telemetry.", "gauge", f.evidence_age_s)
     yield from _one("shoal_security_events", "Security events of the last 24 hours.", "gauge", f.security_events)
     yield from _one("shoal_ingest_lag_seconds", "How long messages waited to be taken.", "gauge", f.lag_s)
     yield from _one("shoal_mqtt_up", "1 while the fleet is connected to its broker.", "gauge", f.mqtt_up)
@@ -79,14 +79,13 @@ def _lines(f: Figures) -> Iterator[str]:
     yield from family("shoal_builds", "Builds by state.", "gauge", _by("state", f.builds))
     about = "Until the authority, the server certificate or metadata of a role expires."
     yield from family("shoal_expiry_seconds", about, "gauge", _by("of", f.expiry))
-    if f.device_expiry_s is not None:
-        about = "Until the first certificate of a device expires."
-        yield from _one("shoal_device_certificate_expiry_seconds", about, "gauge", f.device_expiry_s)
+    about = "Until the first certificate of a device expires."
+    yield from _one("shoal_device_certificate_expiry_seconds", about, "gauge", f.device_expiry_s)
     yield from _one("shoal_database_bytes", "Size of the database.", "gauge", f.database_bytes)
 
 
-def _one(name: str, about: str, kind: str, value: float) -> Iterator[str]:
-    return family(name, about, "counter" if kind == "counter" else "gauge", [((), value)])
+def _one(name: str, about: str, kind: Literal["counter", "gauge"], value: float | None) -> Iterator[str]:
+    return family(name, about, kind, [] if value is None else [((), value)])
 
 
 def _by(label: str, values: Mapping[str, float]) -> Iterator[tuple[Labels, float]]:

@@ -61,7 +61,8 @@ def test_a_file_of_anything_is_read_or_refused(text: str) -> None:
 
 
 def test_every_line_at_fault_is_named() -> None:
-    text = "id,profile,group,tags,note\r\na,x86-64,default,,\r\nB,x86-64,default,,\r\na,x86-64,default,UP,\r\nc,x86-64\r\na,x86-64,default,,\r\n"
+    good, bad = "a,x86-64,default,,", ("B,x86-64,default,,", "a,x86-64,default,UP,", "c,x86-64", "a,x86-64,default,,")
+    text = "\r\n".join(["id,profile,group,tags,note", good, *bad, ""])
     with pytest.raises(Malformed) as e:
         parse(text)
     said = str(e.value)
@@ -186,8 +187,9 @@ def digest(n: int) -> str:
     return f"sha256:{n:064x}"
 
 
-def slot(version: int, name: str = "active") -> SlotReport:
-    return SlotReport(model="intents/kitchen", slot=name, target=f"models/intents/kitchen/{version}.0.0/x86-64", digest=digest(version))  # type: ignore[arg-type]  # fmt: skip
+def slot(version: int, name: Any = "active") -> SlotReport:
+    target = f"models/intents/kitchen/{version}.0.0/x86-64"
+    return SlotReport(model="intents/kitchen", slot=name, target=target, digest=digest(version))
 
 
 def report(*slots: SlotReport, updates: tuple[UpdateReport, ...] = ()) -> Reported:
