@@ -21,6 +21,7 @@ from fleet.api import authorities as api_authorities
 from fleet.api import batches as api_batches
 from fleet.api import blobs as api_blobs
 from fleet.api import builds as api_builds
+from fleet.api import console as api_console
 from fleet.api import commands as api_commands
 from fleet.api import datasets as api_datasets
 from fleet.api import devices as api_devices
@@ -58,7 +59,7 @@ ROUTERS = tuple(
             api_commands,
         ),
         *(api_authorities, api_releases, api_rollouts, api_people, api_audit),
-        *(api_datasets, api_builds, api_measure, api_blobs),
+        *(api_datasets, api_builds, api_measure, api_blobs, api_console),
     )
 )
 _CODES = {404: "not-found", 405: "malformed"}

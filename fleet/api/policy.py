@@ -48,6 +48,8 @@ GATEWAY: Final = Rule(permission="gateway.use", device=True, remembered=True, au
 
 POLICY: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/healthz"): PUBLIC,
+    ("GET", "/console"): PUBLIC,  # static files, which ask for a login
+    ("GET", "/console/{name}"): PUBLIC,
     ("GET", "/api/v1/status"): may("status.read"),
     ("GET", "/api/v1/profiles"): may("status.read"),
     ("GET", "/metrics"): may("status.read"),
