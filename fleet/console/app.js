@@ -64,7 +64,7 @@ async function api(path, options) {
 
 function leave() {
   token = null;
-  sessionStorage.removeItem("token");
+  sessionStorage.clear();
 }
 
 // --- pages -----------------------------------------------------------------------------------------------------------
@@ -201,6 +201,7 @@ function loginPage() {
       token = name ? (await api("sessions", { method: "POST", headers: { "Content-Type": "application/json" }, body })).token : secret;
       await api("me");
       sessionStorage.setItem("token", token);
+      sessionStorage.setItem("named", name);
       draw();
     } catch (error) {
       leave();
@@ -239,15 +240,17 @@ async function draw() {
     show("");
   } catch (error) {
     if (turn !== drawn) return;
-    if (!token) draw();
-    // What stands on the page is older than it looks: say so, and dim it no less than a figure.
-    show(`${error.message}: what is below is not up to date`);
+    if (!token) {
+      await draw();
+      show(error.message);
+    } else show(`${error.message}: what is below is not up to date`);
   }
 }
 
 const isTyping = () => ["INPUT", "TEXTAREA"].includes((document.activeElement || {}).tagName);
 document.getElementById("out").addEventListener("click", async () => {
-  await api("sessions/current", { method: "DELETE" }).catch(() => null);
+  // A token that was made elsewhere goes on; a login ends.
+  if (sessionStorage.getItem("named")) await api("sessions/current", { method: "DELETE" }).catch(() => null);
   leave();
   draw();
 });
