@@ -43,7 +43,7 @@ function table(columns, rows, empty) {
   if (!rows.length) return h("p", { class: "dim" }, empty || "none");
   const plain = columns.map((name) => name.replace("#", ""));
   const cell = (value, i) => h("td", { "data-of": plain[i], class: columns[i][0] === "#" ? "n" : null }, value);
-  const head = h("thead", null, h("tr", null, plain.map((name) => h("th", { scope: "col" }, name))));
+  const head = h("thead", null, h("tr", null, plain.map((name, i) => h("th", { scope: "col", class: columns[i][0] === "#" ? "n" : null }, name))));
   const body = h("tbody", null, rows.map((row) => h("tr", null, row.map(cell))));
   return h("div", { class: "scroll" }, h("table", { class: "wide" }, head, body));
 }
@@ -157,7 +157,7 @@ async function rolloutsPage() {
 
 async function rolloutPage(id) {
   const r = await api(`rollouts/${encodeURIComponent(id)}`);
-  const share = (wave) => (typeof wave === "object" ? JSON.stringify(wave) : `${wave} %`);
+  const share = (wave) => (typeof wave === "number" ? `${wave} %` : String(wave));
   return [
     h("h1", null, `${r.name} ${r.version} `, word(r.state)),
     list([
