@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,18 +9,14 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 import sqlalchemy
-from sqlalchemy import text
 from sqlmodel import Session, col, delete, func, select
 
-from fleet import ledgers
 from fleet.errors import AnotherKey, NotFound
-from fleet.health.status import INTERVAL, WORDS, Heard, Hearing, Word, age, ages, freshness, interval_of
+from fleet.health.status import INTERVAL, WORDS, Heard, Hearing, Word, age, freshness, interval_of
 from fleet.store.database import Database
-from fleet.store.tables import Device, DeviceStats, SecurityRow, TelemetryRow
-from fleet.tags import tags_of
-from fleet.trust.certificates import certificates_of, revoke_all
+from fleet.store.tables import Device, DeviceStats, SecurityRow
+from fleet.trust.certificates import revoke_all
 from wire.messages import Presence, Reported
-from wire.sketch import Sketch
 from wire.units import instant, show_instant
 
 ALARM_FOR: Final = timedelta(days=1)
@@ -122,7 +116,9 @@ def heard(device: Device) -> Heard:
 
 
 def _heard(online: bool, gone: str | None, last: str | None, interval_s: float) -> Heard:
-    return Heard(online, instant(gone) if gone else None, instant(last) if last else None, interval_of(interval_s))
+    """Of texts that we wrote: they are not checked again, as there may be very many."""
+    at = datetime.fromisoformat
+    return Heard(online, at(gone) if gone else None, at(last) if last else None, interval_of(interval_s))
 
 
 def standing(device: Device) -> str:
@@ -187,77 +183,3 @@ def active_counts(session: Session, hearing: Hearing) -> Mapping[str, tuple[int,
             number, fresh = found.get(digest, (0, 0))
             found[digest] = (number + 1, fresh + online)
     return found
-
-
-def view(session: Session, device: Device, hearing: Hearing) -> dict[str, Any]:
-    """A device as the API shows it. `ages` says of its figures how old they are, and which are stale."""
-    report = last_report(device)
-    reported = report.to_value() if report else {}
-    stats = session.get_one(DeviceStats, device.id)
-    return {
-        "device": device.id,
-        "profile": device.profile,
-        "group": device.group,
-        "status": status(device, hearing),
-        "ages": _ages(device, report, stats, hearing),
-        "tags": sorted(tags_of(session, [device.id]).get(device.id, ())),
-        "note": device.note,
-        "batch": device.batch,
-        "certificates": _certificates(session, device),
-        "hardware": reported.get("hardware"),
-        "emulated": reported.get("emulated"),
-        "agent": reported.get("agent"),
-        "enrolled": device.enrolled,
-        "last_seen": device.last_seen,
-        "gone": device.gone,
-        "desired": json.loads(device.desired_models),
-        "slots": reported.get("slots", []),
-        "updates": reported.get("updates", []),
-        "security": [*reported.get("security", []), *_refusals(session, device.id)],
-        "stats": _stats(stats),
-        "ledger": ledgers.view(session, device.id),
-        "events": _events(session, device.id),
-        "health": json.loads(stats.health) if stats.health else None,
-    }
-
-
-def _ages(device: Device, report: Reported | None, stats: DeviceStats, hearing: Hearing) -> dict[str, dict[str, Any]]:
-    """Of `slots`: since the device said last what it runs, which it says again only when that changes."""
-    times = {"seen": device.last_seen, "stats": stats.inference_at, "health": stats.health_at}
-    shown = ages(heard(device), hearing, times)
-    said = age(min(report.time, show_instant(hearing.now)) if report else None, math.inf, hearing.now)
-    return {**shown, "slots": said | {"stale": said["stale"] or shown["seen"]["stale"]}}
-
-
-def _certificates(session: Session, device: Device) -> list[dict[str, str]]:
-    """Those that are good for something, or were until they were revoked; replaced ones are many and say little."""
-    rows = [row for row in certificates_of(session, device) if row.state != "old"]
-    names = ("serial", "state", "issued", "expires", "reason")
-    return [{name: getattr(row, name) for name in names} for row in rows]
-
-
-def _events(session: Session, device: str) -> list[dict[str, Any]]:
-    """The newest ones that the device told of, the oldest of them first."""
-    # In so many words: with a parameter, the index of events would not be used.
-    mine = select(TelemetryRow.record).where(TelemetryRow.device == device, text("stream = 'event'"))
-    rows = session.exec(mine.order_by(col(TelemetryRow.id).desc()).limit(EVENTS_SHOWN)).all()
-    return [event for row in reversed(rows) for event in json.loads(row).get("events", [])]
-
-
-def _refusals(session: Session, device: str) -> list[dict[str, str]]:
-    rows = session.exec(select(SecurityRow).where(SecurityRow.device == device).order_by(col(SecurityRow.id)))
-    return [{"at": row.at, "subject": row.subject, "reason": row.reason} for row in rows]
-
-
-def _stats(stats: DeviceStats) -> dict[str, Any]:
-    latency = Sketch.from_value(json.loads(stats.latency))
-    return {
-        "requests": stats.requests,
-        "errors": stats.errors,
-        "latency_p50_ms": latency.quantile(0.5),
-        "latency_p99_ms": latency.quantile(0.99),
-        "feedback_total": stats.feedback_total,
-        "feedback_correct": stats.feedback_correct,
-        "records": stats.records,
-        "duplicates": stats.duplicates,
-    }

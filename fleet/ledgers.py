@@ -123,14 +123,16 @@ def _went_back(ledger: StreamLedger, before: StreamLedger | None) -> str:
 
 
 def view(session: Session, device: str) -> list[dict[str, Any]]:
-    """The ledgers of a device as the API shows them: `stored` here, `lost` with earlier memories, `fault` in words."""
+    """The ledgers of a device as the API shows them."""
     rows = session.exec(select(LedgerRow).where(LedgerRow.device == device).order_by(col(LedgerRow.stream)))
-    return [
-        {
-            **json.loads(row.document or StreamLedger(stream=row.stream).to_bytes()),
-            "stored": row.stored,
-            "lost": row.lost,
-            "fault": row.fault,
-        }
-        for row in rows
-    ]
+    return [shown(row) for row in rows]
+
+
+def shown(row: LedgerRow) -> dict[str, Any]:
+    """The ledger of a stream as the API shows it: `stored` here, `lost` with earlier memories, `fault` in words."""
+    return {
+        **json.loads(row.document or StreamLedger(stream=row.stream).to_bytes()),
+        "stored": row.stored,
+        "lost": row.lost,
+        "fault": row.fault,
+    }

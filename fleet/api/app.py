@@ -21,8 +21,8 @@ from fleet.api import authorities as api_authorities
 from fleet.api import batches as api_batches
 from fleet.api import blobs as api_blobs
 from fleet.api import builds as api_builds
-from fleet.api import console as api_console
 from fleet.api import commands as api_commands
+from fleet.api import console as api_console
 from fleet.api import datasets as api_datasets
 from fleet.api import devices as api_devices
 from fleet.api import est, gateway, gateway_admin

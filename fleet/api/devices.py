@@ -12,6 +12,7 @@ from sqlmodel import Session
 from fleet import devices, inventory, lifecycle
 from fleet.access import Caller
 from fleet.api.auth import caller_of, tell
+from fleet.device_views import view, views
 from fleet.health import history
 from fleet.inventory import LARGEST, PAGE, Asked
 from fleet.inventory_csv import MOST_TAGS
@@ -186,7 +187,7 @@ def _kit(services: Services, caller: Caller, asked: KitRequest) -> EnrolmentKit:
 def _list(services: Services, caller: Caller, asked: Asked) -> list[dict[str, Any]]:
     hearing = services.hearing()
     with services.database.transaction() as session:
-        return [devices.view(session, row, hearing) for row in inventory.find(session, asked, caller, hearing)]
+        return views(session, inventory.find(session, asked, caller, hearing), hearing)
 
 
 def _history(services: Services, caller: Caller, device: str, limit: int) -> dict[str, Any]:
@@ -205,7 +206,7 @@ def _change(
         caller.check_group(row.group)
         changed = change(session, row)
         session.flush()
-        shown = devices.view(session, row, services.hearing())
+        shown = view(session, row, services.hearing())
     if changed:
         services.revocations.apply()
         services.outbox.desired([device])

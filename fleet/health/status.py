@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any, Final, Literal
 
 from wire.units import instant
@@ -23,7 +24,7 @@ INTERVAL: Final = timedelta(seconds=60)
 """Between two messages of a device that did not say how long its windows are: the default of an agent."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Heard:
     """What is known of a device's line. `online` is by its last birth or death, `gone` when it was said to be away.
 
@@ -74,6 +75,7 @@ def freshness(heard: Heard, hearing: Hearing) -> Word:
     return "late" if waited >= hearing.grace else "unknown"
 
 
+@lru_cache(1024)
 def interval_of(seconds: float) -> timedelta:
     """The interval that a device says; what is 0 or cannot be is `INTERVAL`."""
     return timedelta(seconds=seconds) if 0 < seconds <= timedelta(days=1).total_seconds() else INTERVAL

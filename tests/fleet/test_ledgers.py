@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import event
 from sqlmodel import Session, select
 
-from fleet import devices, ledgers, telemetry
+from fleet import device_views, ledgers, telemetry
 from fleet.errors import Malformed
 from fleet.health.status import Hearing
 from fleet.seen import Seen
@@ -84,7 +84,7 @@ def teller(tmp_path: Path) -> Iterator[Teller]:
 def test_a_ledger_that_balances_is_not_flagged_and_is_shown(teller: Teller) -> None:
     assert teller.send(window(1), window(4, first=2, merged=2), produced=6, merged=2, waiting=4) == ""
     assert teller.send(window(5), produced=6, delivered=2, merged=2, dropped=1, waiting=1) == ""
-    (shown,) = devices.view(teller.session, teller.session.get_one(Device, "a"), DEAF)["ledger"]
+    (shown,) = device_views.view(teller.session, teller.session.get_one(Device, "a"), DEAF)["ledger"]
     assert (shown["stored"], shown["delivered"], shown["dropped"], shown["fault"]) == (3, 2, 1, "")
 
 
@@ -111,7 +111,7 @@ def test_a_ledger_that_does_not_balance_is_flagged(teller: Teller, counts: dict[
     teller.send(window(2), produced=2, delivered=1, waiting=1)
     found = teller.send(window(3), **counts)
     assert words in found
-    assert "ledger" in [e["subject"] for e in devices.view(teller.session, _device(teller), DEAF)["security"]]
+    assert "ledger" in [e["subject"] for e in device_views.view(teller.session, _device(teller), DEAF)["security"]]
 
 
 def test_counts_that_go_back_are_flagged(teller: Teller) -> None:
@@ -220,7 +220,7 @@ def test_events_of_a_device_are_shown_the_newest_last(teller: Teller) -> None:
     for seq in range(1, 26):
         event = DeviceEvent(at=TIME, kind="watchdog", text=f"{seq}")
         teller.send(TelemetryRecord(seq=seq, start=TIME, end=TIME, stream="event", events=(event,)), produced=0)
-    shown = devices.view(teller.session, _device(teller), DEAF)["events"]
+    shown = device_views.view(teller.session, _device(teller), DEAF)["events"]
     assert [event["text"] for event in shown] == [str(seq) for seq in range(6, 26)]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 from fleet_process import FleetProcess, initialise_trust, until
 
-from fleet import devices, telemetry
+from fleet import device_views, telemetry
 from fleet.health.status import Hearing
 from fleet.mqtt.security import AT_ONCE
 from fleet.store.database import Database
@@ -113,7 +113,7 @@ def test_a_device_that_boasts_for_long_does_not_hide_all_others(tmp_path: Path) 
         batch = TelemetryBatch(device=device.id, boot="b", starts=1, sent=1, nonce="n", records=records)
         telemetry.store(session, device, batch, datetime.now(UTC), epoch=1)
         session.expire_all()
-        assert devices.view(session, device, DEAF)["stats"]["requests"] == telemetry.FULL
+        assert device_views.view(session, device, DEAF)["stats"]["requests"] == telemetry.FULL
 
 
 def test_records_stored_by_a_fleet_that_was_killed_before_it_could_acknowledge_stand_once(
