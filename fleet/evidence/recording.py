@@ -14,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from sqlmodel import Session, col, select
 
-from fleet.evidence.windows import NUMBERS, HealthSum, Kept, Window, place, unasked
-from fleet.store.evidence_tables import EvidenceSubject, EvidenceWindow, GoldenRow, HealthWindow
+from fleet.evidence.rows import HEALTH, MODELS, Kind, T
+from fleet.evidence.windows import HealthSum, Kept, Window, place, unasked
+from fleet.store.evidence_tables import EvidenceSubject, GoldenRow
 from fleet.store.upsert import upsert
 from wire.messages import TelemetryRecord
 from wire.units import instant, show_instant
@@ -120,8 +121,8 @@ class Sheet:
                 subjects[key].newest = begins
                 changed.add(key)
         changed |= self._count_restarts(subjects)
-        self._write_windows(subjects)
-        self._write_health(subjects)
+        self._write_windows(MODELS, self.windows, subjects)
+        self._write_windows(HEALTH, self.health, subjects)
         self._write_subjects({key: subjects[key] for key in changed})
 
     def _count_restarts(self, subjects: dict[Key, Subject]) -> set[Key]:
@@ -198,29 +199,14 @@ class Sheet:
 
     # --- windows ----------------------------------------------------------------------------------------------------
 
-    def _write_windows(self, subjects: dict[Key, Subject]) -> None:
-        w, rows = EvidenceWindow, []
-        columns = (w.subject, w.ends, *(getattr(w, name) for name in NUMBERS), w.latency, w.detail)
-        for (span, begins), named in self.windows.items():
-            found = {subjects[key].id: window for key, window in named.items() if key in subjects}
-            for number, ends, *numbers, latency, detail in self._there(columns, w, span, begins, found):
-                found[number].merge(Window.from_columns(ends, numbers, latency, detail))
-            rows += [{"subject": n, "span": span, "begins": begins, **one.columns()} for n, one in found.items()]
-        upsert(self.session, w, rows)
-
-    def _write_health(self, subjects: dict[Key, Subject]) -> None:
-        h, rows = HealthWindow, []
-        columns = (h.subject, h.ends, h.samples, h.memory, h.temperature, h.cpu_sum, h.restarts)
-        for (span, begins), named in self.health.items():
-            found = {subjects[key].id: one for key, one in named.items() if key in subjects}
-            for number, *values in self._there(columns, h, span, begins, found):
-                found[number].merge(HealthSum(*values))
-            rows += [{"subject": n, "span": span, "begins": begins, **vars(one)} for n, one in found.items()]
-        upsert(self.session, h, rows)
-
-    def _there(self, columns: Any, table: Any, span: int, begins: int, subjects: Iterable[int]) -> Any:
-        where = (col(table.span) == span, col(table.begins) == begins, col(table.subject).in_(list(subjects)))
-        return self.session.exec(select(*columns).where(*where))
+    def _write_windows(self, kind: Kind[T], sheet: Mapping[Place, dict[Key, T]], subjects: dict[Key, Subject]) -> None:
+        rows = []
+        for (span, begins), named in sheet.items():
+            new = {subjects[key].id: window for key, window in named.items() if key in subjects}
+            for number, _, before in kind.read(self.session, new, span, begins, begins + 1):
+                new[number].merge(before)
+            rows += [(number, span, begins, window) for number, window in new.items()]
+        kind.write(self.session, rows)
 
 
 def note_golden(session: Session, device: str, held: Mapping[str, bool], now: datetime) -> None:

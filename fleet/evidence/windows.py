@@ -39,7 +39,7 @@ NUMBERS: Final = ("requests", "errors", "feedback_total", "feedback_correct", "c
 class Kept:
     """How long windows of each span are kept, in seconds, counted from their begin."""
 
-    fine: float = 6 * HOUR
+    fine: float = 3 * HOUR
     hours: float = 14 * DAY
     days: float = 400 * DAY
 

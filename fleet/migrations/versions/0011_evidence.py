@@ -63,6 +63,13 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["device"], ["device.id"]),
         sa.PrimaryKeyConstraint("device", "digest"),
     )
+    op.create_table(
+        "evidence_hold",
+        sa.Column("subject", sa.Integer(), nullable=False),
+        sa.Column("begins", sa.BigInteger(), nullable=False),
+        sa.Column("day", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("subject", "begins"),
+    )
     counts = ("requests", "errors", "feedback_total", "feedback_correct", "compared", "agreed")
     op.create_table(
         "evidence_window",
