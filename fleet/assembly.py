@@ -19,6 +19,9 @@ from fleet.builds.runner import Runner
 from fleet.commands import Commands
 from fleet.deltas import Deltas
 from fleet.errors import Malformed, Unavailable
+from fleet.evidence.keeping import Keeper
+from fleet.evidence.recording import Recorder
+from fleet.evidence.windows import Kept
 from fleet.gateway import config as gateway_config
 from fleet.gateway.gateway import Gateway
 from fleet.gateway.store import GatewayStore
@@ -107,6 +110,14 @@ def _assemble(
         authority.believed_path,
         settings.broker_connections,
     )
+    recorder = Recorder(Kept(fine=settings.windows_kept, hours=settings.hours_kept, days=settings.days_kept))
+    keeper = Keeper(
+        database,
+        recorder,
+        raw=timedelta(seconds=settings.telemetry_kept),
+        events=timedelta(seconds=settings.events_kept),
+        clock=_clock,
+    )
     link = Link(client, authority.believed_path, session=secrets.token_hex(8))
     revocations = Revocations(database, authority, broker, link, _clock)
     revocations.apply()
@@ -130,6 +141,7 @@ def _assemble(
         hold=revocations.hold,
         offline_after=timedelta(seconds=settings.offline_after),
         clock=_clock,
+        recorder=recorder,
     )
     builds = Queue(database, _clock)
     return Services(
@@ -155,6 +167,7 @@ def _assemble(
         link=link,
         outbox=outbox,
         inbox=inbox,
+        keeper=keeper,
         transfer=transfer,
         ranges=Ranges(chunks),
         gateway=Gateway(gateway_config.load(settings), GatewayStore(database, _clock), serial, _clock),

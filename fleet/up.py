@@ -174,6 +174,7 @@ def tick(services: Services) -> None:
     services.certificates.tick()
     services.inbox.tick()
     services.audit.tick()
+    services.keeper.tick()
     if services.repository.refresh():
         services.outbox.trust()
     with services.database.transaction() as session:

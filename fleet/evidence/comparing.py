@@ -4,23 +4,23 @@
                 candidates={"kitchen-1": committed}, controls={"kitchen-2": wave_began}, before=timedelta(days=1))
 
 What is told of after the moment begins after it, and what is told of before it ended before it: a window that lies on
-the moment counts for neither. So that no more than `FINE` seconds are lost, however long a rollout takes, the hours of
-the moments that were asked for keep their fine windows (`HoldRow`): what a device did since a moment only ever grows.
+the moment counts for neither. So that no more than `FINE` seconds are lost on either side, however long a rollout takes,
+the hours of the moments that were asked for keep their fine windows (`HoldRow`): what is told of after only ever grows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import func, select
 from sqlmodel import Session, col
 
-from fleet.evidence.packing import Buckets, add_to, sketch_of
+from fleet.evidence.packing import Total, sketch_of
 from fleet.evidence.rows import parts
-from fleet.evidence.windows import DAY, HOUR, NUMBERS, SPANS, begin
+from fleet.evidence.windows import DAY, FINE, HOUR, NUMBERS, SPANS, begin
 from fleet.gates.values import Arm, Behaviour, Comparison
 from fleet.store.evidence_tables import EvidenceSubject, EvidenceWindow, GoldenRow, HealthWindow, HoldRow
 from fleet.store.upsert import upsert
@@ -44,35 +44,26 @@ def comparisons(
     last. A control is looked at with that one on both sides. None stands where nothing is known.
     """
     asked = {
-        device: _Asked(device, arm, since, since.timestamp(), (since - before).timestamp())
+        device: _Asked(device, arm, since)
         for arm, devices in (("candidate", candidates), ("control", controls))
         for device, since in devices.items()
     }
     subjects = _subjects(session, asked, profile, model)
     _hold(session, asked, subjects)
-    _read_models(session, asked, subjects, candidate_digest)
-    _read_health(session, asked)
+    _read_models(session, subjects, candidate_digest, before.total_seconds())
+    _read_health(session, asked, before.total_seconds())
     _read_golden(session, asked)
     return [_comparison(one, profile, candidate_digest) for one in asked.values()]
 
 
 @dataclass
 class _Side:
-    """What was added up of one digest, on one side of the moment."""
+    """What was added up of one digest, on one side of the moment. `latency`: packed sketches, in hexadecimal digits."""
 
-    begins: int = 1 << 62
-    ends: int = 0
-    numbers: list[int] = field(default_factory=lambda: [0] * len(NUMBERS))
-    latency: Buckets = field(default_factory=dict)
-
-    def add(self, begins: int, ends: int, numbers: Sequence[int], latency: bytes) -> None:
-        self.begins = min(self.begins, begins)
-        self.ends = max(self.ends, ends)
-        mine = self.numbers
-        for i, n in enumerate(numbers):
-            if n:
-                mine[i] += n
-        add_to(self.latency, latency)
+    begins: int
+    ends: int
+    numbers: Sequence[int]
+    latency: str = ""
 
 
 @dataclass
@@ -81,28 +72,25 @@ class _Health:
     temperature: float | None = None
     restarts: int = 0
 
-    def add(self, memory: int, temperature: float | None, restarts: int) -> None:
-        self.memory = max(self.memory or 0, memory)
-        if temperature is not None:
-            self.temperature = max(temperature, temperature if self.temperature is None else self.temperature)
-        self.restarts += restarts
-
 
 @dataclass
 class _Asked:
-    """A device that is asked about; `at` and `low` are its moment, and how far back, in seconds since 1970."""
+    """A device that is asked about."""
 
     device: str
     arm: Arm
     since: datetime
-    at: float
-    low: float
     health_subject: int | None = None
     before: dict[str, _Side] = field(default_factory=dict)
     after: dict[str, _Side] = field(default_factory=dict)
     shadow: _Side | None = None
     health: tuple[_Health, _Health] = field(default_factory=lambda: (_Health(), _Health()))
     golden: dict[str, bool] = field(default_factory=dict)
+
+    @property
+    def at(self) -> float:
+        """Its moment in seconds since 1970."""
+        return self.since.timestamp()
 
 
 _Subjects = Mapping[int, tuple[_Asked, str, bool]]
@@ -138,40 +126,53 @@ def _hold(session: Session, asked: Mapping[str, _Asked], subjects: _Subjects) ->
     upsert(session, h, [{"subject": number, "begins": begins, "day": day} for number, begins in sorted(missing)])
 
 
-def _read_models(session: Session, asked: Mapping[str, _Asked], subjects: _Subjects, candidate: str) -> None:
+def _read_models(session: Session, subjects: _Subjects, candidate: str, back: float) -> None:
+    """The database adds up: to take every row of it here would take a second for a thousand devices."""
     w = EvidenceWindow
-    columns = [col(getattr(w, name)) for name in ("subject", "begins", "ends", *NUMBERS, "latency")]
-    for subject, begins, ends, *numbers, latency in _rows(session, w, columns, asked, list(subjects)):
+    sums = [_joined(session, col(w.latency)), *(func.sum(col(getattr(w, name))) for name in NUMBERS)]
+    columns = [col(w.subject), func.min(col(w.begins)), func.max(col(w.ends)), *sums]
+    of = {number: one for number, (one, _, _) in subjects.items()}
+    for after, (subject, begins, ends, latency, *numbers) in _added_up(session, w, columns, of, back):
         one, digest, shadow = subjects[subject]
-        if begins >= one.at:
-            if not shadow:
-                one.after.setdefault(digest, _Side()).add(begins, ends, numbers, latency)
-            elif digest == candidate:
-                one.shadow = one.shadow or _Side()
-                one.shadow.add(begins, ends, numbers, latency)
-        elif not shadow and ends <= one.at and begins >= one.low:
-            one.before.setdefault(digest, _Side()).add(begins, ends, numbers, latency)
+        side = _Side(begins, ends, [int(n) for n in numbers], latency)
+        if not shadow:
+            (one.after if after else one.before)[digest] = side
+        elif after and digest == candidate:
+            one.shadow = side
 
 
-def _read_health(session: Session, asked: Mapping[str, _Asked]) -> None:
+def _read_health(session: Session, asked: Mapping[str, _Asked], back: float) -> None:
     h = HealthWindow
-    owners = {one.health_subject: one for one in asked.values() if one.health_subject is not None}
-    columns = [col(getattr(h, n)) for n in ("subject", "begins", "ends", "memory", "temperature", "restarts")]
-    for subject, begins, ends, *values in _rows(session, h, columns, asked, list(owners)):
-        one = owners[subject]
-        if begins >= one.at:
-            one.health[1].add(*values)
-        elif ends <= one.at and begins >= one.low:
-            one.health[0].add(*values)
+    of = {one.health_subject: one for one in asked.values() if one.health_subject is not None}
+    sums = (func.max(col(h.memory)), func.max(col(h.temperature)), func.sum(col(h.restarts)))
+    for after, (subject, memory, temperature, restarts) in _added_up(session, h, [col(h.subject), *sums], of, back):
+        found = of[subject].health[after]
+        found.memory, found.temperature, found.restarts = memory, temperature, int(restarts)
 
 
-def _rows(
-    session: Session, table: Any, columns: Sequence[Any], asked: Mapping[str, _Asked], subjects: Sequence[int]
-) -> Iterator[Any]:
-    low = int(min((one.low for one in asked.values()), default=0))
-    query = select(*columns).where(col(table.span).in_(SPANS), col(table.begins) >= low)
-    for some in parts(subjects):
-        yield from session.connection().execute(query.where(col(table.subject).in_(some)))
+def _added_up(
+    session: Session, table: Any, columns: Sequence[Any], subjects: Mapping[int, _Asked], back: float
+) -> Iterator[tuple[bool, Any]]:
+    """Whether after the moment, and the sums of a subject. Moments within one fine window are asked for together."""
+    together: dict[float, list[int]] = {}
+    for number, one in subjects.items():
+        together.setdefault(one.at // FINE, []).append(number)
+    query = select(*columns).where(col(table.span).in_(SPANS)).group_by(col(table.subject))
+    for slot, numbers in together.items():
+        end = int(slot) * FINE
+        start = end if all(subjects[number].at == end for number in numbers) else end + FINE
+        before = (col(table.begins) >= end - back, col(table.begins) < end, col(table.ends) <= end)
+        for after, where in ((False, before), (True, (col(table.begins) >= start,))):
+            for some in parts(numbers):
+                for row in session.connection().execute(query.where(col(table.subject).in_(some), *where)):
+                    yield after, row
+
+
+def _joined(session: Session, column: Any) -> Any:
+    """Bytes of many rows one behind the other, as hexadecimal digits: an aggregate that both databases have."""
+    if session.connection().dialect.name == "postgresql":
+        return func.string_agg(func.encode(column, "hex"), "")
+    return func.group_concat(func.hex(column), "")
 
 
 def _read_golden(session: Session, asked: Mapping[str, _Asked]) -> None:
@@ -206,20 +207,21 @@ def _with_shadow(active: _Side | None, shadow: _Side | None) -> _Side | None:
     """What a candidate did; the answers that were compared come from its time in shadow."""
     if active is None or shadow is None:
         return active or shadow
-    for i in (_COMPARED, _COMPARED + 1):
-        active.numbers[i] += shadow.numbers[i]
-    return active
+    told = [*active.numbers[:_COMPARED], *shadow.numbers[_COMPARED:]]
+    return replace(active, numbers=told)
 
 
 def _behaviour(digest: str | None, side: _Side | None, health: _Health, golden: Mapping[str, bool]) -> Behaviour | None:
     if digest is None or side is None:
         return None
+    latency = Total()
+    latency.add(bytes.fromhex(side.latency))
     return Behaviour(
         digest=digest,
         begins=datetime.fromtimestamp(side.begins, UTC),
         ends=datetime.fromtimestamp(side.ends, UTC),
         **dict(zip(NUMBERS, side.numbers, strict=True)),
-        latency_ms=sketch_of(side.latency),
+        latency_ms=sketch_of(latency.buckets()),
         memory=health.memory,
         temperature_c=health.temperature,
         restarts=health.restarts,

@@ -17,11 +17,13 @@ from typing import Any, Final, Self
 
 import orjson
 
-from fleet.evidence.packing import FULL, Buckets, add_to, buckets_of, pack
+from fleet.evidence.packing import MOST, Buckets, buckets_of, pack, unpack
 from wire.agreement import COUNTS as CHECKED
 from wire.messages import Health, InferenceStats
 from wire.sketch import BINS
 
+FULL: Final = (1 << 62) - 1
+"""Where a sum stops rising: it must fit in the database's 64 bits."""
 FINE: Final = 600
 HOUR: Final = 3600
 DAY: Final = 86_400
@@ -39,7 +41,7 @@ NUMBERS: Final = ("requests", "errors", "feedback_total", "feedback_correct", "c
 class Kept:
     """How long windows of each span are kept, in seconds, counted from their begin."""
 
-    fine: float = 3 * HOUR
+    fine: float = 2 * HOUR
     hours: float = 14 * DAY
     days: float = 400 * DAY
 
@@ -95,9 +97,8 @@ class Window:
         self.numbers = _added(self.numbers, other.numbers)
         self.confidence = _added(self.confidence, other.confidence)
         for mine, its in ((self.latency, other.latency), (self.lengths, other.lengths)):
-            found = mine.get
             for number, n in its.items():
-                mine[number] = min(found(number, 0) + n, FULL)
+                mine[number] = min(mine.get(number, 0) + n, MOST)
         for named, those in (
             (self.labels, other.labels),
             (self.languages, other.languages),
@@ -125,8 +126,7 @@ class Window:
     def from_columns(cls, ends: int, numbers: list[int], latency: bytes, detail: bytes) -> Self:
         """The inverse of `columns`."""
         value: Mapping[str, Any] = orjson.loads(detail) if detail else {}
-        window = cls(ends=ends, numbers=numbers)
-        add_to(window.latency, latency)
+        window = cls(ends=ends, numbers=numbers, latency=unpack(latency))
         if "lengths" in value:
             window.lengths = {int(number): n for number, n in value["lengths"].items()}
         if "confidence" in value:
