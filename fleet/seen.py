@@ -4,9 +4,10 @@
     seen.holds("inference", first=7, seq=9)      # whether it, or a part of it, was stored before
     seen.add("inference", first=7, seq=9)
 
-For each stream of a boot the newest `EXACT` ranges are kept as they came, and everything up to the oldest of them counts
-as stored: the sliding window of IPsec (RFC 4303, section 3.4.3). An agent sends the records of a stream oldest first, so
-nothing that is new ever comes from below the window; what comes from there was stored, and is not counted again.
+For each stream of a boot the newest `EXACT` ranges are kept as they came, and everything up to the oldest of them
+counts as stored: the sliding window of IPsec (RFC 4303, section 3.4.3). An agent sends the records of a stream oldest
+first, so nothing that is new ever comes from below the window; what comes from there was stored, and is not counted
+again.
 """
 
 from __future__ import annotations
@@ -59,17 +60,12 @@ class Seen:
         """The inverse of `to_text`."""
         value = orjson.loads(text)
         return cls(
-            {
-                name: Stream(upto, list(zip(flat[::2], flat[1::2], strict=True)))
-                for name, (upto, *flat) in value.items()
-            }
+            {name: Stream(upto, list(zip(flat[::2], flat[1::2], strict=True))) for name, (upto, *flat) in value.items()}
         )
 
     def to_text(self) -> str:
         """JSON: of each stream `upto`, then first and last of every range."""
-        flat = {
-            name: [one.upto, *(n for pair in one.ranges for n in pair)] for name, one in self.streams.items()
-        }
+        flat = {name: [one.upto, *(n for pair in one.ranges for n in pair)] for name, one in self.streams.items()}
         return orjson.dumps(flat).decode()
 
     def holds(self, stream: str, first: int, seq: int) -> bool:

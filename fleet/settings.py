@@ -16,7 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from fleet.errors import Malformed
-from fleet.readers import LEVELS, Read, choice, count, database_url, duration, file, names, number, port, setting, size, text, url
+from fleet.readers import (
+    LEVELS,
+    Read,
+    choice,
+    count,
+    database_url,
+    duration,
+    file,
+    names,
+    number,
+    port,
+    setting,
+    size,
+    text,
+    url,
+)
 from wire.errors import Malformed as WireMalformed
 
 FILE = "fleet.toml"

@@ -4,8 +4,8 @@
                 candidates={"kitchen-1": committed}, controls={"kitchen-2": wave_began}, before=timedelta(days=1))
 
 What is told of after the moment begins after it, and what is told of before it ended before it: a window that lies on
-the moment counts for neither. So that no more than `FINE` seconds are lost on either side, however long a rollout takes,
-the hours of the moments that were asked for keep their fine windows (`HoldRow`): what is told of after only ever grows.
+the moment counts for neither. So that no more than `FINE` seconds are lost on either side, however long a rollout is,
+the hours of the moments that were asked for keep their fine windows (`HoldRow`): what is told of after only grows.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from fleet.gates.values import Arm, Behaviour, Comparison
 from fleet.store.evidence_tables import EvidenceSubject, EvidenceWindow, GoldenRow, HealthWindow, HoldRow
 from fleet.store.upsert import upsert
 
+_Moments = Mapping[str, datetime]
 _COMPARED: Final = NUMBERS.index("compared")
 
 
@@ -45,7 +46,7 @@ def comparisons(
     """
     asked = {
         device: _Asked(device, arm, since)
-        for arm, devices in (("candidate", candidates), ("control", controls))
+        for arm, devices in _arms(candidates, controls)
         for device, since in devices.items()
     }
     subjects = _subjects(session, asked, profile, model)
@@ -54,6 +55,10 @@ def comparisons(
     _read_health(session, asked, before.total_seconds())
     _read_golden(session, asked)
     return [_comparison(one, profile, candidate_digest) for one in asked.values()]
+
+
+def _arms(candidates: _Moments, controls: _Moments) -> tuple[tuple[Arm, _Moments], ...]:
+    return (("candidate", candidates), ("control", controls))
 
 
 @dataclass
@@ -99,9 +104,8 @@ _Subjects = Mapping[int, tuple[_Asked, str, bool]]
 
 def _subjects(session: Session, asked: Mapping[str, _Asked], profile: str, model: str) -> _Subjects:
     s = EvidenceSubject
-    query = select(col(s.id), col(s.device), col(s.digest), col(s.shadow)).where(
-        col(s.profile).in_((profile, "")), col(s.model).in_((model, ""))
-    )
+    columns: list[Any] = [s.id, s.device, s.digest, s.shadow]
+    query = select(*columns).where(col(s.profile).in_((profile, "")), col(s.model).in_((model, "")))
     found: dict[int, tuple[_Asked, str, bool]] = {}
     for some in parts(list(asked)):
         for number, device, digest, shadow in session.connection().execute(query.where(col(s.device).in_(some))):

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import delete, exists, func, text
-from sqlmodel import Session, col, select
+from sqlalchemy import delete, exists, func, select, text
+from sqlmodel import Session, col
 
 from fleet.evidence.recording import Recorder
 from fleet.evidence.rows import HEALTH, MODELS, Kind
@@ -51,39 +51,40 @@ class Keeper:
     def tick(self) -> None:
         """A little of all that is due."""
         now = self.clock()
+        work: Callable[[Session, datetime], bool]
         for name, work in (
-            ("hours", lambda session: self._merge(session, now, FINE, HOUR, self.recorder.kept.fine)),
-            ("days", lambda session: self._merge(session, now, HOUR, DAY, self.recorder.kept.hours)),
-            ("raw", lambda session: self._prune_raw(session, now)),
-            ("old", lambda session: self._prune_old(session, now)),
+            ("hours", self._merge_fine),
+            ("days", self._merge_hours),
+            ("raw", self._prune_raw),
+            ("old", self._prune_old),
         ):
             if now.timestamp() >= self._next.get(name, 0.0):
                 with self.database.transaction() as session:
-                    done = work(session)
+                    done = work(session, now)
                 self._next[name] = now.timestamp() + (0.0 if done else IDLE)
 
-    def _merge(self, session: Session, now: datetime, narrow: int, wide: int, kept: float) -> bool:
-        """Merge what is old enough of some subjects. Whether there was any."""
-        before = begin(now.timestamp() - kept, wide)
-        return any([_merge_some(session, kind, narrow, wide, before, now) for kind in (MODELS, HEALTH)])
+    def _merge_fine(self, session: Session, now: datetime) -> bool:
+        return _merge(session, FINE, HOUR, self.recorder.kept.fine, now)
+
+    def _merge_hours(self, session: Session, now: datetime) -> bool:
+        return _merge(session, HOUR, DAY, self.recorder.kept.hours, now)
 
     def _prune_raw(self, session: Session, now: datetime) -> bool:
         """Records are in the order of their arrival, so old ones are the first. Events among them stay for longer."""
         t, old = TelemetryRow, show_instant(now - self.raw)
-        first = select(t.id, t.received).where(col(t.id) > self._pruned).order_by(col(t.id)).limit(ROWS).subquery()
-        upto = session.exec(select(func.max(first.c.id)).where(first.c.received < old)).one()
+        first = _first(col(t.id) > self._pruned)
+        upto = session.connection().execute(select(func.max(first.c.id)).where(first.c.received < old)).scalar()
         if upto is None:
             return False
-        session.exec(
-            delete(t).where(col(t.id) > self._pruned, col(t.id) <= upto, text("stream <> 'event'"))  # type: ignore[call-overload]
-        )
+        gone = delete(t).where(col(t.id) > self._pruned, col(t.id) <= upto, text("stream <> 'event'"))
+        session.connection().execute(gone)
         self._pruned = upto
         return True
 
     def _prune_old(self, session: Session, now: datetime) -> bool:
         kept, seconds = self.recorder.kept, now.timestamp()
         t, s, day = TelemetryRow, SeenRow, int(seconds // DAY)
-        first = select(t.id, t.received).order_by(col(t.id)).limit(ROWS).subquery()
+        first = _first(col(t.id) > 0)
         events = select(first.c.id).where(first.c.received < show_instant(now - max(self.raw, self.events)))
         removed = _removed(session, delete(t).where(col(t.id).in_(events)))
         removed += _removed(session, delete(s).where(col(s.day) < day - SEEN_DAYS))
@@ -101,27 +102,39 @@ class Keeper:
         return removed >= ROWS
 
 
+def _first(where: Any) -> Any:
+    """The oldest records."""
+    t = TelemetryRow
+    return select(col(t.id), col(t.received)).where(where).order_by(col(t.id)).limit(ROWS).subquery()
+
+
 def _removed(session: Session, words: Any) -> int:
     return int(session.connection().execute(words).rowcount)
 
 
+def _merge(session: Session, narrow: int, wide: int, kept: float, now: datetime) -> bool:
+    """Merge what is old enough of some subjects. Whether there was any."""
+    before = begin(now.timestamp() - kept, wide)
+    done = [_merge_some(session, kind, narrow, wide, before, now) for kind in (MODELS, HEALTH)]
+    return any(done)
+
+
 def _merge_some(session: Session, kind: Kind[Any], narrow: int, wide: int, before: int, now: datetime) -> bool:
     w, h, today = kind.table, HoldRow, int(now.timestamp() // DAY)
-    held = exists().where(
+    held = exists(col(h.subject)).where(
         col(h.subject) == w.subject,
         col(h.begins) <= w.begins,
         col(h.begins) > w.begins - HOUR,
         col(h.day) >= today - ASKED,
     )
     due = (w.span == narrow, w.begins < before, *([~held] if narrow == FINE else []))
-    oldest = session.exec(select(w.begins).where(*due).order_by(w.begins).limit(1)).first()
+    oldest = session.connection().execute(select(w.begins).where(*due).order_by(w.begins).limit(1)).scalar()
     if oldest is None:
         return False
     low = begin(oldest, wide)
     high = low + wide
-    subjects = session.exec(
-        select(w.subject).where(*due, w.begins >= low, w.begins < high).distinct().limit(SUBJECTS)
-    ).all()
+    of_that = select(w.subject).where(*due, w.begins >= low, w.begins < high).distinct().limit(SUBJECTS)
+    subjects = [subject for (subject,) in session.connection().execute(of_that)]
     merged: dict[int, Any] = {}
     for span in (wide, narrow):
         for number, _, window in kind.read(session, subjects, span, low, high if span == narrow else low + 1):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Final
 
 from wire.sketch import Sketch
@@ -43,7 +43,7 @@ def pack(buckets: Mapping[int, int]) -> bytes:
         for number in numbers:
             counts[number - first] = min(buckets[number], MOST)
         return _HEAD.pack(width, first, lanes) + struct.pack(f"<{lanes}{_COUNTS[width]}", *counts)
-    gaps = (b - a for a, b in zip(numbers, numbers[1:], strict=False))
+    gaps = (b - a for a, b in pairwise(numbers))
     few = (min(buckets[number], MOST) for number in numbers)
     return _HEAD.pack(width | _SPARSE, first, n) + struct.pack(f"<{n - 1}H{n}{_COUNTS[width]}", *gaps, *few)
 

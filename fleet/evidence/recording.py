@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from sqlmodel import Session, col, select
+from sqlalchemy import select
+from sqlmodel import Session, col
 
 from fleet.evidence.rows import HEALTH, MODELS, Kind, T
 from fleet.evidence.windows import HealthSum, Kept, Window, place, unasked
@@ -94,14 +95,16 @@ class Sheet:
         ends = int(min(max(started, ended), max(self.now, started)))
         for stats in record.inference:
             window = Window.of(stats, ends)
-            for owner in (device, ""):
-                key = Key(owner, stats.digest, profile, stats.shadow)
+            found = self.windows.setdefault(where, {})
+            for key in (Key("", stats.digest, profile, stats.shadow), Key(device, stats.digest, profile, stats.shadow)):
                 self.models[key] = stats.model
-                found = self.windows.setdefault(where, {})
                 if key in found:
                     found[key].merge(window)
+                elif key.device:
+                    found[key] = window  # the last one to have it: what is merged into it from now on is its own
                 else:
-                    found[key] = Window.of(stats, ends) if owner else window
+                    found[key] = Window()
+                    found[key].merge(window)
         if record.health is not None:
             self.models[Key(device, "", "", False)] = ""
             self.told.append((Key(device, "", "", False), where, ends, record))
@@ -156,18 +159,17 @@ class Sheet:
 
     def _load(self, missing: list[Key]) -> None:
         s = EvidenceSubject
-        query = select(s.id, s.newest, s.restarts, s.device, s.digest, s.profile, s.shadow).where(
+        columns: list[Any] = [s.id, s.newest, s.restarts, s.device, s.digest, s.profile, s.shadow]
+        query = select(*columns).where(
             col(s.device).in_({key.device for key in missing}), col(s.digest).in_({key.digest for key in missing})
         )
-        for number, newest, restarts, *named in self.session.exec(query):  # type: ignore[call-overload]
+        for number, newest, restarts, *named in self.session.connection().execute(query):
             self.recorder.subjects[Key(*named)] = Subject(number, newest, restarts)
 
     def _make(self, missing: list[Key]) -> None:
         refused = self._refused(missing)
         rows = [
-            EvidenceSubject(**key._asdict(), model=self.models[key], newest=0)
-            for key in missing
-            if key not in refused
+            EvidenceSubject(**key._asdict(), model=self.models[key], newest=0) for key in missing if key not in refused
         ]
         self.session.add_all(rows)
         self.session.flush()
@@ -180,7 +182,7 @@ class Sheet:
         s, refused = EvidenceSubject, set()
         devices = {key.device for key in missing if key.device}
         counts: dict[str, int] = dict.fromkeys(devices, 0)
-        for device in self.session.exec(select(s.device).where(col(s.device).in_(devices))):
+        for (device,) in self.session.connection().execute(select(col(s.device)).where(col(s.device).in_(devices))):
             counts[device] += 1
         for key in missing:
             if key.device and key.digest:
@@ -212,7 +214,8 @@ class Sheet:
 def note_golden(session: Session, device: str, held: Mapping[str, bool], now: datetime) -> None:
     """Whether the golden sets of some models (by digest) held on a device, as it says. Only what changed is written."""
     g = GoldenRow
-    known = dict(session.exec(select(g.digest, g.held).where(g.device == device)).all()) if held else {}
+    query = select(col(g.digest), col(g.held)).where(col(g.device) == device)
+    known = {row.digest: row.held for row in session.connection().execute(query)} if held else {}
     news = [digest for digest in held if digest not in known][: max(0, MOST_SUBJECTS - len(known))]
     changed = [digest for digest in held if digest in known and known[digest] != held[digest]]
     at = show_instant(now)

@@ -1,7 +1,7 @@
 """The two kinds of windows as rows: how each is read, and written again.
 
-    for number, begins, window in MODELS.read(session, subjects, FINE, low, high): ...
-    MODELS.write(session, [(number, FINE, begins, window)])
+for number, begins, window in MODELS.read(session, subjects, FINE, low, high): ...
+MODELS.write(session, [(number, FINE, begins, window)])
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
-from sqlmodel import Session, col, select
+from sqlalchemy import select
+from sqlmodel import Session, col
 
 from fleet.evidence.windows import NUMBERS, HealthSum, Window
 from fleet.store.evidence_tables import EvidenceWindow, HealthWindow
@@ -35,10 +36,10 @@ class Kind(Generic[T]):
     ) -> Iterator[tuple[int, int, T]]:
         """Subject, begin and window of all that begin from `low` on and before `high`, in seconds since 1970."""
         t = self.table
-        query = select(t.subject, t.begins, *(getattr(t, name) for name in self.names))
+        query = select(*(col(getattr(t, name)) for name in ("subject", "begins", *self.names)))
         for some in parts(list(subjects)):
             where = (col(t.subject).in_(some), col(t.span) == span, col(t.begins) >= low, col(t.begins) < high)
-            for subject, begins, *values in session.exec(query.where(*where)):
+            for subject, begins, *values in session.connection().execute(query.where(*where)):
                 yield subject, begins, self.make(*values)
 
     def write(self, session: Session, windows: Iterable[tuple[int, int, int, T]]) -> None:
@@ -63,5 +64,5 @@ def _window(ends: int, *values: Any) -> Window:
 
 MODELS: Final = Kind(EvidenceWindow, ("ends", *NUMBERS, "latency", "detail"), _window, Window.columns)
 HEALTH: Final = Kind(
-    HealthWindow, ("ends", "samples", "memory", "temperature", "cpu_sum", "restarts"), HealthSum, lambda one: vars(one)
+    HealthWindow, ("ends", "samples", "memory", "temperature", "cpu_sum", "restarts"), HealthSum, HealthSum.columns
 )

@@ -1,7 +1,7 @@
 """Windows of time: what a model did, or how a device was, added up. Pure.
 
     window = Window.of(stats, ends)
-    window.merge(other)                       # associative and commutative: the order in which records come is no matter
+    window.merge(other)                       # associative and commutative: records may come in any order
     span, begins = place(started, now, kept)  # which window a record belongs to
 
 A window of `FINE` seconds becomes part of an hour when it is some hours old, and an hour part of a day after two weeks
@@ -169,6 +169,10 @@ class HealthSum:
         self.temperature = max(temperatures, default=None)
         self.cpu_sum = min(self.cpu_sum + other.cpu_sum, FULL)
         self.restarts = min(self.restarts + other.restarts, FULL)
+
+    def columns(self) -> dict[str, Any]:
+        """As the table holds it."""
+        return vars(self)
 
 
 def unasked(health: Health) -> int | None:

@@ -262,7 +262,9 @@ def test_a_transaction_that_is_undone_leaves_no_number_behind(world: World) -> N
     """Accident: the disk is full when the first record of a model is stored."""
     with pytest.raises(RuntimeError), world.database.transaction() as session:
         sheet = world.recorder.sheet(session, NOON)
-        sheet.add("a", "pi", TelemetryRecord(seq=1, start=show_instant(NOON), end=show_instant(NOON), inference=(stats(),)))
+        sheet.add(
+            "a", "pi", TelemetryRecord(seq=1, start=show_instant(NOON), end=show_instant(NOON), inference=(stats(),))
+        )
         sheet.write()
         raise RuntimeError
     world.recorder.forget()

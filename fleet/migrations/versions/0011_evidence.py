@@ -97,7 +97,7 @@ def upgrade() -> None:
                 op.alter_column(table, name, type_=sa.BigInteger())
 
 
-def _of_a_window() -> list[sa.Column]:
+def _of_a_window() -> list[sa.Column[int]]:
     return [
         sa.Column("subject", sa.Integer(), nullable=False),
         sa.Column("span", sa.Integer(), nullable=False),
