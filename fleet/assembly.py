@@ -42,7 +42,7 @@ from fleet.serial import Serial
 from fleet.services import Services
 from fleet.settings import FleetSettings
 from fleet.store.blobs import BlobStore
-from fleet.store.database import Database
+from fleet.store.database import Database, open_database
 from fleet.tokens import open_first_token
 from fleet.trust.acks import Acks
 from fleet.trust.admission import Lifetimes
@@ -66,7 +66,9 @@ def opened(settings: FleetSettings, https_port: int) -> Iterator[Services]:
     """Everything that stands in the data folder, opened or made, and put together."""
     with ExitStack() as stack:
         try:
-            database = stack.enter_context(closing(Database.in_folder(settings.data)))
+            database = stack.enter_context(
+                closing(open_database(settings.data, settings.database, settings.database_password_file))
+            )
             serial = stack.enter_context(closing(Serial()))
             services = _assemble(settings, database, serial, _clock(), https_port)
         except OSError as e:

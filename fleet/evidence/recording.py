@@ -11,6 +11,7 @@ Each record counts twice: for its device, and for all devices of the profile (`d
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -50,6 +51,7 @@ class Subject:
     restarts: int | None
 
 
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 Place = tuple[int, int]
 """Span and begin of a window."""
 
@@ -94,10 +96,12 @@ class Sheet:
             return
         ends = int(min(max(started, ended), max(self.now, started)))
         for stats in record.inference:
+            if not _DIGEST.fullmatch(stats.digest):
+                continue
             window = Window.of(stats, ends)
             found = self.windows.setdefault(where, {})
             for key in (Key("", stats.digest, profile, stats.shadow), Key(device, stats.digest, profile, stats.shadow)):
-                self.models[key] = stats.model
+                self.models[key] = _name(stats.model)
                 if key in found:
                     found[key].merge(window)
                 elif key.device:
@@ -209,6 +213,11 @@ class Sheet:
                 new[number].merge(before)
             rows += [(number, span, begins, window) for number, window in new.items()]
         kind.write(self.session, rows)
+
+
+def _name(model: str) -> str:
+    """What a device calls a model, as text that every database takes."""
+    return model.replace("\0", "")[:200]
 
 
 def note_golden(session: Session, device: str, held: Mapping[str, bool], now: datetime) -> None:
