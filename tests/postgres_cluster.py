@@ -43,9 +43,10 @@ def postgres() -> Iterator[str]:
         words = [initdb, "--pgdata", str(data), "--auth", "trust", "--username", "fleet", "--encoding", "UTF8"]
         subprocess.run([*words, "--no-locale", "--no-sync"], check=True, capture_output=True, user=user, cwd=folder)
         command = [server, "-D", str(data), "-k", str(folder), "-c", "listen_addresses="]
-        with (folder / "log").open("wb") as log, subprocess.Popen(
-            command, stdout=log, stderr=log, user=user, cwd=folder
-        ) as process:
+        with (
+            (folder / "log").open("wb") as log,
+            subprocess.Popen(command, stdout=log, stderr=log, user=user, cwd=folder) as process,
+        ):
             try:
                 _wait(process, [ready, "-h", str(folder), "-U", "fleet", "-d", "postgres"], folder / "log")
                 yield f"postgresql://fleet@/postgres?host={quote(str(folder), safe='')}"
