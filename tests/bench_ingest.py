@@ -3,8 +3,9 @@
 Each device has an MQTT connection of its own over mutual TLS (`tests/ingest_load.py`, a process beside the fleet) and
 sends as an agent does: one signed message, then it waits for the signed acknowledgement, then the next. A report is
 one such message: a minute of one model (60 requests with latency, confidence, labels, lengths) and the device's
-health, with the ledger of both. The fleet verifies it, stores it and acknowledges it, exactly as always; devices are enrolled by the
-fleet's own code before it starts. The messages are signed before the clock starts; the load shares this machine.
+health, with the ledger of both. The fleet verifies it, stores it and acknowledges it, exactly as always; devices are
+enrolled by the fleet's own code before it starts. The messages are signed before the clock starts; the load shares this
+machine.
 
 `reports_per_s_*`: reports acknowledged by the seconds from the first sent to the last acknowledged.
 `cpu_us_per_report_*`: CPU of the fleet process (not of broker and database) for each. `lost`: reports that were
@@ -33,6 +34,7 @@ import psutil
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from fleet_process import FleetProcess, initialise_trust
+from sqlmodel import func, select
 
 from fleet.store.database import Database
 from fleet.store.tables import DeviceStats
@@ -176,8 +178,6 @@ def load(folder: Path, fleet: FleetProcess, names: Sequence[str]) -> Iterator[An
 
 def stored_records(data: Path, url: str) -> int:
     """Records that the database counts as stored."""
-    from sqlmodel import func, select
-
     with closing(Database(url) if url else Database.in_folder(data)) as database, database.transaction() as session:
         return int(session.exec(select(func.sum(DeviceStats.records))).one() or 0)
 
@@ -189,7 +189,7 @@ def plan_speed() -> float | None:
     except ModuleNotFoundError:
         sys.stdout.write("tests/plan_speed.py is not there: planning is not measured\n")
         return None
-    seconds: float = module.plan_100k()
+    seconds: float = round(module.plan_s(100_000), 2)
     sys.stdout.write(f"a rollout over 100,000 devices is planned in {seconds:.2f} s\n")
     return seconds
 

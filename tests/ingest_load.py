@@ -2,16 +2,17 @@
 
     python tests/ingest_load.py < job.json
 
-In: one line of JSON, a `Job`; then a line for each round: how many messages every device sends. Out: a line of JSON when
-all are connected, and one after each round. Each device sends one signed message, waits for the fleet's signed
-acknowledgement, and sends the next, as an agent does. Messages are signed before the clock starts. The packets are made
-here by hand, because a client library would take more of the machine than what is measured.
+In: one line of JSON, a `Job`; then a line for each round: how many messages every device sends. Out: a line of JSON
+when all are connected, and one after each round. Each device sends one signed message, waits for the fleet's signed
+acknowledgement, and sends the next, as an agent does. Messages are signed before the clock starts. The packets are
+made here by hand, because a client library would take more of the machine than what is measured.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import random
 import selectors
 import socket
 import ssl
@@ -20,6 +21,7 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -185,8 +187,6 @@ HEALTH = Health(
 
 
 def show_instant_of(seconds: float) -> str:
-    from datetime import UTC, datetime
-
     return show_instant(datetime.fromtimestamp(seconds, UTC))
 
 
@@ -251,8 +251,6 @@ def acknowledged(devices: list[Device]) -> dict[str, int]:
 
 
 def main() -> None:
-    import random
-
     chance = random.Random(7)
     job = Job(**json.loads(sys.stdin.readline()))
     folder = Path(job.folder)

@@ -232,7 +232,7 @@ def _reader(kind: Any) -> Reader:
     return _READERS[kind]
 
 
-def _make_reader(kind: Any) -> Reader:  # noqa: C901, PLR0911  one line for each kind of type
+def _make_reader(kind: Any) -> Reader:  # noqa: PLR0911  one line for each kind of type
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any or kind is object:
         return lambda value: value
@@ -298,7 +298,7 @@ def _optional_reader(of: Any) -> Reader:
 
 def _are_counts(values: Collection[Any]) -> bool:
     """Whether all are integers of at most 64 bits: histograms and sketches are long."""
-    return set(map(type, values)) == {int} and -_INT <= min(values) and max(values) < _INT
+    return set(map(type, values)) == {int} and min(values) >= -_INT and max(values) < _INT
 
 
 def _list_reader(of: Any) -> Reader:

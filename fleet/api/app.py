@@ -23,8 +23,8 @@ from fleet.api import builds as api_builds
 from fleet.api import commands as api_commands
 from fleet.api import datasets as api_datasets
 from fleet.api import devices as api_devices
-from fleet.api import evidence as api_evidence
 from fleet.api import est, gateway, gateway_admin
+from fleet.api import evidence as api_evidence
 from fleet.api import measure as api_measure
 from fleet.api import people as api_people
 from fleet.api import releases as api_releases

@@ -110,7 +110,7 @@ def _series(session: Session, subjects: Iterable[EvidenceSubject], span: Span) -
 def _devices(session: Session, digests: Iterable[str], span: Span) -> dict[tuple[str, str, bool], int]:
     """How many devices said something of a model since the begin."""
     s = EvidenceSubject
-    of = [col(s.digest), col(s.profile), col(s.shadow)]
+    of: list[Any] = [col(s.digest), col(s.profile), col(s.shadow)]
     where = (col(s.digest).in_(list(digests)), col(s.device) != "", col(s.newest) >= span.since)
     rows = session.connection().execute(select(*of, func.count()).where(*where).group_by(*of))
     return {(digest, profile, shadow): count for digest, profile, shadow, count in rows}

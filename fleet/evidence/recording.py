@@ -24,7 +24,7 @@ from fleet.evidence.rows import HEALTH, MODELS, Kind, T
 from fleet.evidence.windows import HealthSum, Kept, Window, place, unasked
 from fleet.store.evidence_tables import EvidenceSubject, GoldenRow
 from fleet.store.upsert import upsert
-from wire.messages import TelemetryRecord
+from wire.messages import InferenceStats, TelemetryRecord
 from wire.units import instant, show_instant
 
 MOST_SUBJECTS: Final = 64
@@ -96,22 +96,24 @@ class Sheet:
             return
         ends = int(min(max(started, ended), max(self.now, started)))
         for stats in record.inference:
-            if not _DIGEST.fullmatch(stats.digest):
-                continue
-            window = Window.of(stats, ends)
-            found = self.windows.setdefault(where, {})
-            for key in (Key("", stats.digest, profile, stats.shadow), Key(device, stats.digest, profile, stats.shadow)):
-                self.models[key] = _name(stats.model)
-                if key in found:
-                    found[key].merge(window)
-                elif key.device:
-                    found[key] = window  # the last one to have it: what is merged into it from now on is its own
-                else:
-                    found[key] = Window()
-                    found[key].merge(window)
+            if _DIGEST.fullmatch(stats.digest):
+                self._add_stats(device, profile, stats, where, ends)
         if record.health is not None:
             self.models[Key(device, "", "", False)] = ""
             self.told.append((Key(device, "", "", False), where, ends, record))
+
+    def _add_stats(self, device: str, profile: str, stats: InferenceStats, where: Place, ends: int) -> None:
+        window = Window.of(stats, ends)
+        found = self.windows.setdefault(where, {})
+        for key in (Key("", stats.digest, profile, stats.shadow), Key(device, stats.digest, profile, stats.shadow)):
+            self.models[key] = _name(stats.model)
+            if key in found:
+                found[key].merge(window)
+            elif key.device:
+                found[key] = window  # the last one to have it: what is merged into it from now on is its own
+            else:
+                found[key] = Window()
+                found[key].merge(window)
 
     def write(self) -> None:
         """Merge all into the database."""

@@ -153,7 +153,7 @@ def _terms() -> Properties:
 
     The fleet takes many: its thread of the client waits milliseconds for its turn, and those receipts with it.
     """
-    terms = Properties(PacketTypes.CONNECT)
+    terms = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
     terms.ReceiveMaximum = AT_ONCE
     return terms
 

@@ -66,8 +66,8 @@ def save(data: Path, target: Path, passphrase: str) -> int:
     """
     if (where := elsewhere(data)) is not None:
         raise Conflict(
-            f"{data}: the database of this fleet is PostgreSQL at {where[0]}, which this backup cannot hold: save it with "
-            "pg_dump, and this folder with it: docs/operate/evidence.md says how, and how to bring both back"
+            f"{data}: the database of this fleet is PostgreSQL at {where[0]}, which this backup cannot hold: save it "
+            "with pg_dump, and this folder with it: docs/operate/evidence.md says how, and how to bring both back"
         )
     if not (data / DATABASE).is_file():
         raise NotFound(f"{data}: no fleet has its data here: name its folder with --data")

@@ -27,7 +27,6 @@ from sqlmodel import Session
 from fleet.errors import StorageFull, Unavailable
 from fleet.store.files import write
 
-
 POSTGRES: Final = "postgresql://"
 _ELSEWHERE: Final = "database"
 """File in the data folder that says where the database is, when it is not there."""

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import func
-from sqlmodel import Session, select
+from sqlmodel import select
 
 from fleet import telemetry
 from fleet.evidence.comparing import comparisons
@@ -260,17 +260,21 @@ def test_windows_hold_what_the_records_said_for_the_device_and_for_its_profile(w
 
 def test_a_transaction_that_is_undone_leaves_no_number_behind(world: World) -> None:
     """Accident: the disk is full when the first record of a model is stored."""
-    with pytest.raises(RuntimeError), world.database.transaction() as session:
-        sheet = world.recorder.sheet(session, NOON)
-        sheet.add(
-            "a", "pi", TelemetryRecord(seq=1, start=show_instant(NOON), end=show_instant(NOON), inference=(stats(),))
-        )
-        sheet.write()
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        _store_in_vain(world)
     world.recorder.forget()
     world.say("a", NOON, stats())
     numbers = {s.id for s in world.all(EvidenceSubject)}
     assert {row.subject for row in world.all(EvidenceWindow)} == numbers
+
+
+def _store_in_vain(world: World) -> None:
+    at = show_instant(NOON)
+    with world.database.transaction() as session:
+        sheet = world.recorder.sheet(session, NOON)
+        sheet.add("a", "pi", TelemetryRecord(seq=1, start=at, end=at, inference=(stats(),)))
+        sheet.write()
+        raise RuntimeError
 
 
 def test_windows_become_hours_and_days_and_nothing_is_lost(world: World) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from fleet_process import FleetProcess, initialise_trust
 from postgres_cluster import postgres, program
 from sqlalchemy import create_engine, text
 from sqlmodel import SQLModel, select
@@ -69,7 +70,7 @@ def test_two_fleets_that_start_at_once_migrate_once(url: str) -> None:
     def start() -> None:
         try:
             Database(url).close()
-        except BaseException as e:
+        except BaseException as e:  # noqa: BLE001  asserted below, by the thread that can fail the test
             faults.append(e)
 
     threads = [threading.Thread(target=start) for _ in range(3)]
@@ -159,8 +160,6 @@ def test_a_password_comes_from_its_file_and_a_backup_refuses_and_says_why(url: s
 
 
 def test_a_whole_fleet_runs_on_it(server: str, url: str, tmp_path: Path, enrolling: Any) -> None:
-    from fleet_process import FleetProcess, initialise_trust
-
     with FleetProcess(tmp_path / "fleet", database=url) as fleet, enrolling(fleet, tmp_path) as new_device:
         initialise_trust(fleet)
         device = new_device("on-postgres")
