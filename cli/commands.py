@@ -15,6 +15,7 @@ from cli import (
     build,
     dataset,
     device,
+    evidence,
     gateway,
     measure,
     model,
@@ -65,6 +66,7 @@ app.add_typer(release.app, name="release")
 app.add_typer(device.app, name="device")
 app.add_typer(alert.app, name="alert")
 app.add_typer(authority.app, name="authority")
+app.add_typer(evidence.app, name="evidence")
 app.add_typer(model.app, name="model")
 app.add_typer(measure.app, name="measure")
 app.add_typer(rollout.app, name="rollout")

@@ -23,6 +23,9 @@ from fleet.builds.runner import Runner
 from fleet.commands import Commands
 from fleet.deltas import Deltas
 from fleet.errors import Malformed, Unavailable
+from fleet.evidence.keeping import Keeper
+from fleet.evidence.recording import Recorder
+from fleet.evidence.windows import Kept
 from fleet.gates.history import History
 from fleet.gates.judging import judge
 from fleet.gates.thresholds import parse as parse_gates
@@ -51,7 +54,7 @@ from fleet.serial import Serial
 from fleet.services import Services
 from fleet.settings import FleetSettings
 from fleet.store.blobs import BlobStore
-from fleet.store.database import Database
+from fleet.store.database import Database, open_database
 from fleet.tokens import open_first_token
 from fleet.trust.acks import Acks
 from fleet.trust.admission import Lifetimes
@@ -78,7 +81,9 @@ def opened(settings: FleetSettings, https_port: int) -> Iterator[Services]:
     """Everything that stands in the data folder, opened or made, and put together."""
     with ExitStack() as stack:
         try:
-            database = stack.enter_context(closing(Database.in_folder(settings.data)))
+            database = stack.enter_context(
+                closing(open_database(settings.data, settings.database, settings.database_password_file))
+            )
             serial = stack.enter_context(closing(Serial()))
             services = _assemble(settings, database, serial, _clock(), https_port)
         except OSError as e:
@@ -133,6 +138,14 @@ def _assemble(
         authority.believed_path,
         settings.broker_connections,
     )
+    recorder = Recorder(Kept(fine=settings.windows_kept, hours=settings.hours_kept, days=settings.days_kept))
+    keeper = Keeper(
+        database,
+        recorder,
+        raw=timedelta(seconds=settings.telemetry_kept),
+        events=timedelta(seconds=settings.events_kept),
+        clock=_clock,
+    )
     link = Link(client, authority.believed_path, session=secrets.token_hex(8))
     revocations = Revocations(database, authority, broker, link, _clock)
     revocations.apply()
@@ -156,6 +169,7 @@ def _assemble(
         hold=revocations.hold,
         offline_after=timedelta(seconds=settings.offline_after),
         clock=_clock,
+        recorder=recorder,
     )
     builds = Queue(database, _clock)
     expiries = partial(_expiries, authority, server, repository)
@@ -186,6 +200,7 @@ def _assemble(
         link=link,
         outbox=outbox,
         inbox=inbox,
+        keeper=keeper,
         transfer=transfer,
         ranges=Ranges(chunks),
         gateway=Gateway(gateway_config.load(settings), GatewayStore(database, _clock), serial, _clock),

@@ -14,6 +14,7 @@ from sqlmodel import Session, col, delete, func, select
 from fleet.errors import AnotherKey, NotFound
 from fleet.health.status import INTERVAL, WORDS, Heard, Hearing, Word, age, freshness, interval_of
 from fleet.store.database import Database
+from fleet.store.speakers import Speaker
 from fleet.store.tables import Device, DeviceStats, SecurityRow
 from fleet.trust.certificates import revoke_all
 from wire.messages import Presence, Reported
@@ -44,7 +45,7 @@ def take_presence(device: Device, presence: Presence, now: datetime) -> None:
         is_gone(device, now)
 
 
-def is_here(device: Device) -> None:
+def is_here(device: Device | Speaker) -> None:
     """Its connection stands."""
     device.online, device.gone = True, None
 

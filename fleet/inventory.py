@@ -69,7 +69,7 @@ def find(session: Session, asked: Asked, caller: Caller, hearing: Hearing) -> li
 def meant(
     session: Session, where: str | None, group: str | None, words: Mapping[str, str], caller: Caller | None = None
 ) -> list[Standing]:
-    """Every device of a query and a group, by id. `words`: the status of those that are enrolled. Raises `Malformed`."""
+    """Every device of a query and a group, by id. `words`: the status of the enrolled. Raises `Malformed`."""
     matches = queries.predicate(queries.parse(where)) if where else lambda _standing: True
     columns = (col(Device.id), col(Device.profile), col(Device.group), col(Device.state))
     query = sqlalchemy.select(*columns).order_by(col(Device.id))
@@ -129,7 +129,7 @@ def lines(session: Session, caller: Caller, where: str | None, hearing: Hearing)
 
 @dataclass(frozen=True)
 class Imported:
-    """What a file did: kits of the devices that are new, ids of those that changed, and how many it left as they are."""
+    """What a file did: kits of the devices that are new, ids of those that changed, how many it left as they are."""
 
     kits: tuple[EnrolmentKit, ...]
     changed: tuple[str, ...]

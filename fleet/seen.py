@@ -4,9 +4,10 @@
     seen.holds("inference", first=7, seq=9)      # whether it, or a part of it, was stored before
     seen.add("inference", first=7, seq=9)
 
-For each stream of a boot the newest `EXACT` ranges are kept as they came, and everything up to the oldest of them counts
-as stored: the sliding window of IPsec (RFC 4303, section 3.4.3). An agent sends the records of a stream oldest first, so
-nothing that is new ever comes from below the window; what comes from there was stored, and is not counted again.
+For each stream of a boot the newest `EXACT` ranges are kept as they came, and everything up to the oldest of them
+counts as stored: the sliding window of IPsec (RFC 4303, section 3.4.3). An agent sends the records of a stream oldest
+first, so nothing that is new ever comes from below the window; what comes from there was stored, and is not counted
+again.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from fleet.builds.queue import Queue
 from fleet.builds.runner import Runner
 from fleet.commands import Commands
 from fleet.deltas import Deltas
+from fleet.evidence.keeping import Keeper
 from fleet.gateway.gateway import Gateway
 from fleet.health.alerts import Alerts
 from fleet.health.courier import Courier
@@ -71,6 +72,7 @@ class Services:
     link: Link
     outbox: Outbox
     inbox: Inbox
+    keeper: Keeper
     transfer: Transfer
     ranges: Ranges
     gateway: Gateway

@@ -16,8 +16,8 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 import orjson
-from sqlalchemy import insert, tuple_
-from sqlmodel import Session, col, select
+from sqlalchemy import insert, select, tuple_
+from sqlmodel import Session, col
 
 from fleet import agreements
 from fleet.devices import record_refusal
@@ -27,6 +27,7 @@ from fleet.ledgers import Ledgers, stream_of
 from fleet.reports import check_batch
 from fleet.seen import Seen
 from fleet.store.evidence_tables import SeenRow
+from fleet.store.speakers import Speaker
 from fleet.store.tables import Device, DeviceStats, TelemetryRow
 from fleet.store.upsert import upsert
 from wire.messages import InferenceStats, TelemetryBatch, TelemetryRecord
@@ -51,7 +52,7 @@ def store(session: Session, device: Device, batch: TelemetryBatch, now: datetime
 
 
 class _Taken(NamedTuple):
-    device: Device
+    device: Device | Speaker
     batch: TelemetryBatch
     epoch: int
     again: bool
@@ -68,7 +69,7 @@ class Intake:
     batches: list[_Taken] = field(default_factory=list)
     raw: list[dict[str, Any]] = field(default_factory=list)
 
-    def take(self, device: Device, batch: TelemetryBatch, epoch: int) -> None:
+    def take(self, device: Device | Speaker, batch: TelemetryBatch, epoch: int) -> None:
         """Note a verified batch, and its number on the device's row. `epoch`: the fleet's, for its ledger.
 
         Raises `Malformed` for a batch with a number that cannot be, `Untrusted` for a recorded one that is sent again.
@@ -97,7 +98,8 @@ class Intake:
             _add_up(sums[device.id], fresh, duplicates=len(batch.records) - len(fresh))
             _note_ages(device, sums[device.id], fresh, show_instant(self.now))
             for record in fresh:
-                agreements.add(self.session, device.id, record.inference)
+                if any(one.agreement for one in record.inference):
+                    agreements.add(self.session, device.id, record.inference)
                 sheet.add(device.id, device.profile, record)
             ledgers.note_stored(device.id, fresh)
             for fault in ledgers.hold_against(device.id, batch, epoch):
@@ -106,7 +108,9 @@ class Intake:
         ledgers.write()
         sheet.write()
 
-    def _fresh(self, seen: Seen, device: Device, batch: TelemetryBatch, *, again: bool) -> list[TelemetryRecord]:
+    def _fresh(
+        self, seen: Seen, device: Device | Speaker, batch: TelemetryBatch, *, again: bool
+    ) -> list[TelemetryRecord]:
         """What was not stored before, which counts as stored from now on.
 
         An agent never merges what it may have sent, so none overlaps in part unless two memories count as one: to count
@@ -137,10 +141,10 @@ class Intake:
     def _seen(self) -> dict[Boot, Seen]:
         boots = {(one.device.id, one.batch.boot) for one in self.batches}
         found = {boot: Seen() for boot in boots}
-        query = select(SeenRow.device, SeenRow.boot, SeenRow.streams).where(
+        query = select(col(SeenRow.device), col(SeenRow.boot), col(SeenRow.streams)).where(
             tuple_(col(SeenRow.device), col(SeenRow.boot)).in_(sorted(boots))
         )
-        for device, boot, streams in self.session.exec(query):
+        for device, boot, streams in self.session.connection().execute(query):
             found[device, boot] = Seen.from_text(streams)
         return found
 
@@ -148,7 +152,7 @@ class Intake:
         d = DeviceStats
         ages = (d.inference_at, d.health_at)
         columns = (d.device, d.latency, d.health, *ages, d.records, d.duplicates, *(getattr(d, name) for name in SUMS))
-        found = self.session.exec(select(*columns).where(col(d.device).in_(devices)))  # type: ignore[call-overload]
+        found = self.session.connection().execute(select(*map(col, columns)).where(col(d.device).in_(devices)))
         return {device: Sums.of(*values) for device, *values in found}
 
     def _write(self, seen: dict[Boot, Seen], sums: dict[str, Sums]) -> None:
@@ -229,7 +233,7 @@ def _add_up(sums: Sums, records: Sequence[TelemetryRecord], *, duplicates: int) 
                 latency[bucket] = min(latency.get(bucket, 0) + n, FULL)
 
 
-def _note_ages(device: Device, sums: Sums, records: Sequence[TelemetryRecord], now: str) -> None:
+def _note_ages(device: Device | Speaker, sums: Sums, records: Sequence[TelemetryRecord], now: str) -> None:
     """Of when the newest figures are. A device's clock may be ahead: nothing is newer than when it came."""
     for record in records:
         at = min(show_instant(instant(record.end)), now)

@@ -34,6 +34,8 @@ from fleet.store.folder import RunFile, hold
 from wire.errors import WireError
 
 LINK_WITHIN = 10.0
+TURN = 0.001
+"""Seconds for which one thread may keep the others waiting: that of the broker has thousands of messages to take."""
 TICK = 0.5
 """Seconds between looks at what time alone changes: deadlines, silence, freshness."""
 _log = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class Running:
 
 def run(settings: FleetSettings, *, announce: Callable[[Running], None]) -> int:
     """Serve until SIGINT or SIGTERM. The exit code: 0, or 1 after an error that was told on standard error."""
+    sys.setswitchinterval(TURN)
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
@@ -176,6 +179,7 @@ def tick(services: Services) -> None:
     services.inbox.tick()
     services.audit.tick()
     services.alerts.tick(services.hearing(), services.courier)
+    services.keeper.tick()
     if services.repository.refresh():
         services.outbox.trust()
     with services.database.transaction() as session:

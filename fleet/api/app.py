@@ -26,6 +26,7 @@ from fleet.api import console as api_console
 from fleet.api import datasets as api_datasets
 from fleet.api import devices as api_devices
 from fleet.api import est, gateway, gateway_admin
+from fleet.api import evidence as api_evidence
 from fleet.api import inventory as api_inventory
 from fleet.api import measure as api_measure
 from fleet.api import metrics as api_metrics
@@ -59,7 +60,7 @@ ROUTERS = tuple(
             api_commands,
         ),
         *(api_authorities, api_releases, api_rollouts, api_people, api_audit),
-        *(api_datasets, api_builds, api_measure, api_blobs, api_console),
+        *(api_datasets, api_builds, api_measure, api_evidence, api_blobs, api_console),
     )
 )
 _CODES = {404: "not-found", 405: "malformed"}

@@ -88,6 +88,9 @@ POLICY: Final[Mapping[tuple[str, str], Rule]] = {
     ("POST", "/api/v1/authorities"): may("authorities.manage"),
     ("POST", "/api/v1/authorities/{fingerprint}/use"): may("authorities.manage"),
     ("DELETE", "/api/v1/authorities/{fingerprint}"): may("authorities.manage"),
+    # evidence: of a device by its group, of a model over all devices
+    ("GET", "/api/v1/evidence/devices/{device}"): may("devices.read"),
+    ("GET", "/api/v1/evidence/models/{family}/{name}/{version}"): may("releases.read"),
     # releases
     ("GET", "/api/v1/trust"): may("releases.read"),
     ("POST", "/api/v1/trust"): may("releases.publish"),

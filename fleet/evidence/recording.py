@@ -11,17 +11,20 @@ Each record counts twice: for its device, and for all devices of the profile (`d
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from sqlmodel import Session, col, select
+from sqlalchemy import select
+from sqlmodel import Session, col
 
-from fleet.evidence.windows import NUMBERS, HealthSum, Kept, Window, place, unasked
-from fleet.store.evidence_tables import EvidenceSubject, EvidenceWindow, GoldenRow, HealthWindow
+from fleet.evidence.rows import HEALTH, MODELS, Kind, T
+from fleet.evidence.windows import HealthSum, Kept, Window, place, unasked
+from fleet.store.evidence_tables import EvidenceSubject, GoldenRow
 from fleet.store.upsert import upsert
-from wire.messages import TelemetryRecord
+from wire.messages import InferenceStats, TelemetryRecord
 from wire.units import instant, show_instant
 
 MOST_SUBJECTS: Final = 64
@@ -48,6 +51,7 @@ class Subject:
     restarts: int | None
 
 
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 Place = tuple[int, int]
 """Span and begin of a window."""
 
@@ -92,18 +96,24 @@ class Sheet:
             return
         ends = int(min(max(started, ended), max(self.now, started)))
         for stats in record.inference:
-            window = Window.of(stats, ends)
-            for owner in (device, ""):
-                key = Key(owner, stats.digest, profile, stats.shadow)
-                self.models[key] = stats.model
-                found = self.windows.setdefault(where, {})
-                if key in found:
-                    found[key].merge(window)
-                else:
-                    found[key] = Window.of(stats, ends) if owner else window
+            if _DIGEST.fullmatch(stats.digest):
+                self._add_stats(device, profile, stats, where, ends)
         if record.health is not None:
             self.models[Key(device, "", "", False)] = ""
             self.told.append((Key(device, "", "", False), where, ends, record))
+
+    def _add_stats(self, device: str, profile: str, stats: InferenceStats, where: Place, ends: int) -> None:
+        window = Window.of(stats, ends)
+        found = self.windows.setdefault(where, {})
+        for key in (Key("", stats.digest, profile, stats.shadow), Key(device, stats.digest, profile, stats.shadow)):
+            self.models[key] = _name(stats.model)
+            if key in found:
+                found[key].merge(window)
+            elif key.device:
+                found[key] = window  # the last one to have it: what is merged into it from now on is its own
+            else:
+                found[key] = Window()
+                found[key].merge(window)
 
     def write(self) -> None:
         """Merge all into the database."""
@@ -120,8 +130,8 @@ class Sheet:
                 subjects[key].newest = begins
                 changed.add(key)
         changed |= self._count_restarts(subjects)
-        self._write_windows(subjects)
-        self._write_health(subjects)
+        self._write_windows(MODELS, self.windows, subjects)
+        self._write_windows(HEALTH, self.health, subjects)
         self._write_subjects({key: subjects[key] for key in changed})
 
     def _count_restarts(self, subjects: dict[Key, Subject]) -> set[Key]:
@@ -155,10 +165,11 @@ class Sheet:
 
     def _load(self, missing: list[Key]) -> None:
         s = EvidenceSubject
-        query = select(s.id, s.newest, s.restarts, s.device, s.digest, s.profile, s.shadow).where(
+        columns: list[Any] = [s.id, s.newest, s.restarts, s.device, s.digest, s.profile, s.shadow]
+        query = select(*columns).where(
             col(s.device).in_({key.device for key in missing}), col(s.digest).in_({key.digest for key in missing})
         )
-        for number, newest, restarts, *named in self.session.exec(query):  # type: ignore[call-overload]
+        for number, newest, restarts, *named in self.session.connection().execute(query):
             self.recorder.subjects[Key(*named)] = Subject(number, newest, restarts)
 
     def _make(self, missing: list[Key]) -> None:
@@ -177,7 +188,7 @@ class Sheet:
         s, refused = EvidenceSubject, set()
         devices = {key.device for key in missing if key.device}
         counts: dict[str, int] = dict.fromkeys(devices, 0)
-        for device in self.session.exec(select(s.device).where(col(s.device).in_(devices))):
+        for (device,) in self.session.connection().execute(select(col(s.device)).where(col(s.device).in_(devices))):
             counts[device] += 1
         for key in missing:
             if key.device and key.digest:
@@ -196,35 +207,26 @@ class Sheet:
 
     # --- windows ----------------------------------------------------------------------------------------------------
 
-    def _write_windows(self, subjects: dict[Key, Subject]) -> None:
-        w, rows = EvidenceWindow, []
-        columns = (w.subject, w.ends, *(getattr(w, name) for name in NUMBERS), w.latency, w.detail)
-        for (span, begins), named in self.windows.items():
-            found = {subjects[key].id: window for key, window in named.items() if key in subjects}
-            for number, ends, *numbers, latency, detail in self._there(columns, w, span, begins, found):
-                found[number].merge(Window.from_columns(ends, numbers, latency, detail))
-            rows += [{"subject": n, "span": span, "begins": begins, **one.columns()} for n, one in found.items()]
-        upsert(self.session, w, rows)
+    def _write_windows(self, kind: Kind[T], sheet: Mapping[Place, dict[Key, T]], subjects: dict[Key, Subject]) -> None:
+        rows = []
+        for (span, begins), named in sheet.items():
+            new = {subjects[key].id: window for key, window in named.items() if key in subjects}
+            for number, _, before in kind.read(self.session, new, span, begins, begins + 1):
+                new[number].merge(before)
+            rows += [(number, span, begins, window) for number, window in new.items()]
+        kind.write(self.session, rows)
 
-    def _write_health(self, subjects: dict[Key, Subject]) -> None:
-        h, rows = HealthWindow, []
-        columns = (h.subject, h.ends, h.samples, h.memory, h.temperature, h.cpu_sum, h.restarts)
-        for (span, begins), named in self.health.items():
-            found = {subjects[key].id: one for key, one in named.items() if key in subjects}
-            for number, *values in self._there(columns, h, span, begins, found):
-                found[number].merge(HealthSum(*values))
-            rows += [{"subject": n, "span": span, "begins": begins, **vars(one)} for n, one in found.items()]
-        upsert(self.session, h, rows)
 
-    def _there(self, columns: Any, table: Any, span: int, begins: int, subjects: Iterable[int]) -> Any:
-        where = (col(table.span) == span, col(table.begins) == begins, col(table.subject).in_(list(subjects)))
-        return self.session.exec(select(*columns).where(*where))
+def _name(model: str) -> str:
+    """What a device calls a model, as text that every database takes."""
+    return model.replace("\0", "")[:200]
 
 
 def note_golden(session: Session, device: str, held: Mapping[str, bool], now: datetime) -> None:
     """Whether the golden sets of some models (by digest) held on a device, as it says. Only what changed is written."""
     g = GoldenRow
-    known = dict(session.exec(select(g.digest, g.held).where(g.device == device)).all()) if held else {}
+    query = select(col(g.digest), col(g.held)).where(col(g.device) == device)
+    known = {row.digest: row.held for row in session.connection().execute(query)} if held else {}
     news = [digest for digest in held if digest not in known][: max(0, MOST_SUBJECTS - len(known))]
     changed = [digest for digest in held if digest in known and known[digest] != held[digest]]
     at = show_instant(now)

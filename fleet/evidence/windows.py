@@ -1,7 +1,7 @@
 """Windows of time: what a model did, or how a device was, added up. Pure.
 
     window = Window.of(stats, ends)
-    window.merge(other)                       # associative and commutative: the order in which records come is no matter
+    window.merge(other)                       # associative and commutative: records may come in any order
     span, begins = place(started, now, kept)  # which window a record belongs to
 
 A window of `FINE` seconds becomes part of an hour when it is some hours old, and an hour part of a day after two weeks
@@ -17,11 +17,13 @@ from typing import Any, Final, Self
 
 import orjson
 
-from fleet.evidence.packing import FULL, Buckets, add_to, buckets_of, pack
+from fleet.evidence.packing import MOST, Buckets, buckets_of, pack, unpack
 from wire.agreement import COUNTS as CHECKED
 from wire.messages import Health, InferenceStats
 from wire.sketch import BINS
 
+FULL: Final = (1 << 62) - 1
+"""Where a sum stops rising: it must fit in the database's 64 bits."""
 FINE: Final = 600
 HOUR: Final = 3600
 DAY: Final = 86_400
@@ -39,7 +41,7 @@ NUMBERS: Final = ("requests", "errors", "feedback_total", "feedback_correct", "c
 class Kept:
     """How long windows of each span are kept, in seconds, counted from their begin."""
 
-    fine: float = 6 * HOUR
+    fine: float = 2 * HOUR
     hours: float = 14 * DAY
     days: float = 400 * DAY
 
@@ -95,9 +97,8 @@ class Window:
         self.numbers = _added(self.numbers, other.numbers)
         self.confidence = _added(self.confidence, other.confidence)
         for mine, its in ((self.latency, other.latency), (self.lengths, other.lengths)):
-            found = mine.get
             for number, n in its.items():
-                mine[number] = min(found(number, 0) + n, FULL)
+                mine[number] = min(mine.get(number, 0) + n, MOST)
         for named, those in (
             (self.labels, other.labels),
             (self.languages, other.languages),
@@ -125,8 +126,7 @@ class Window:
     def from_columns(cls, ends: int, numbers: list[int], latency: bytes, detail: bytes) -> Self:
         """The inverse of `columns`."""
         value: Mapping[str, Any] = orjson.loads(detail) if detail else {}
-        window = cls(ends=ends, numbers=numbers)
-        add_to(window.latency, latency)
+        window = cls(ends=ends, numbers=numbers, latency=unpack(latency))
         if "lengths" in value:
             window.lengths = {int(number): n for number, n in value["lengths"].items()}
         if "confidence" in value:
@@ -169,6 +169,10 @@ class HealthSum:
         self.temperature = max(temperatures, default=None)
         self.cpu_sum = min(self.cpu_sum + other.cpu_sum, FULL)
         self.restarts = min(self.restarts + other.restarts, FULL)
+
+    def columns(self) -> dict[str, Any]:
+        """As the table holds it."""
+        return vars(self)
 
 
 def unasked(health: Health) -> int | None:

@@ -19,7 +19,7 @@ import sqlalchemy
 from sqlmodel import Session, col, func, select
 
 from fleet import devices, inventory
-from fleet.evidence.packing import Buckets, add_to, sketch_of
+from fleet.evidence.packing import Total, sketch_of
 from fleet.gateway.records import ANSWERED, BLOCKED, CACHED, FAILED, REFUSED
 from fleet.health.alerting import Seen
 from fleet.health.rules import Rule
@@ -48,7 +48,7 @@ class Behaviour:
     right: int = 0
     compared: int = 0
     agreed: int = 0
-    latency: Buckets = field(default_factory=dict)
+    latency: Total = field(default_factory=Total)
 
 
 @dataclass
@@ -202,7 +202,7 @@ def _figure(rule: Rule, value: float) -> str:
 
 _VALUES: Final[Mapping[str, Callable[[Behaviour], tuple[float | None, int]]]] = {
     "errors": lambda b: (_share(b.errors, b.requests), b.requests),
-    "latency-p99": lambda b: (sketch_of(b.latency).quantile(0.99), b.requests),
+    "latency-p99": lambda b: (sketch_of(b.latency.buckets()).quantile(0.99), b.requests),
     "accuracy": lambda b: (_share(b.right, b.feedback), b.feedback),
     "agreement": lambda b: (_share(b.agreed, b.compared), b.compared),
 }
@@ -228,7 +228,7 @@ def _behaviours(rule: Rule, looking: Looking) -> Mapping[str, Behaviour]:
         one = found.setdefault(f"{model} {digest[:19]}", Behaviour())
         for name, n in zip(_NUMBERS, values, strict=True):
             setattr(one, name, getattr(one, name) + n)
-        add_to(one.latency, latency)
+        one.latency.add(latency)
     return found
 
 

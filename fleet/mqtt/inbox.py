@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
 from fleet import devices
@@ -37,7 +37,9 @@ from fleet.mqtt.transfer import Transfer
 from fleet.reports import judge_report
 from fleet.rollout.reading import Owed
 from fleet.rollout.service import Rollouts
+from fleet.store import speakers
 from fleet.store.database import Database
+from fleet.store.speakers import Speaker
 from fleet.store.tables import Device
 from fleet.telemetry import Intake
 from fleet.trust.acks import Acks
@@ -57,8 +59,10 @@ from wire.units import show_instant
 GRANTED: Final = timedelta(seconds=10)
 GRANTS: Final = 20_000
 """How many are held; others are looked up each time."""
-_SHORT: Final = [defer(col(one)) for one in (Device.reported, Device.desired_envelope)]
 _log = logging.getLogger(__name__)
+
+
+_parsed = lru_cache(maxsize=50_000)(parse)
 
 
 @dataclass(frozen=True)
@@ -74,9 +78,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class _Known:
-    """Of the devices that speak: their rows, which the session forgets if nobody holds them, and what they owe."""
+    """Of the devices that speak: their rows, which the session forgets if nobody holds them, and what they owe.
+
+    `speakers` are those that only send telemetry.
+    """
 
     rows: Sequence[object]
+    speakers: Mapping[str, Speaker]
     owed: Mapping[str, Sequence[Owed]]
 
 
@@ -134,6 +142,7 @@ class Inbox:
             known, intake = self._look_up(session, messages), self._intake(session)
             answers = [self._take(session, message, known, intake) for message in messages]
             intake.store()
+            speakers.write(session, known.speakers.values())
             return answers
 
     def _intake(self, session: Session) -> Intake:
@@ -142,13 +151,13 @@ class Inbox:
     def _one_by_one(self, messages: Sequence[Message], refused: list[tuple[str, str]]) -> list[Answer]:
         answers: list[Answer] = []
         with self.database.transaction() as session:
-            known = self._look_up(session, messages)
             for message in messages:
                 try:
                     with session.begin_nested():
-                        intake = self._intake(session)
+                        known, intake = self._look_up(session, [message]), self._intake(session)
                         answer = self._take(session, message, known, intake)
                         intake.store()
+                        speakers.write(session, known.speakers.values())
                     answers.append(answer)
                     continue
                 except Unavailable as e:  # ours: the device is not to blame, and sends it again
@@ -167,15 +176,14 @@ class Inbox:
         spoken: dict[type[Topic], set[str]] = {}
         for message in messages:
             with suppress(WireError):  # it is refused where it is taken
-                topic = parse(message.topic)
+                topic = _parsed(message.topic)
                 spoken.setdefault(type(topic), set()).add(getattr(topic, "device", ""))
         counting = spoken.pop(TelemetryTopic, set())
         others = set().union(*spoken.values())
-        rows = session.exec(select(Device).where(col(Device.id).in_(sorted(others)))).all() if others else ()
-        if only := sorted(counting - others):
-            # Without what they reported and were sent: it is long, and nothing that telemetry needs.
-            rows = (*rows, *session.exec(select(Device).options(*_SHORT).where(col(Device.id).in_(only))))
-        return _Known(rows, self.rollouts.owed(session, sorted(spoken.get(ReportedTopic, ()))))
+        only = speakers.read(session, sorted(counting - others)) if counting - others else {}
+        named = sorted((counting | others) - only.keys())
+        rows = session.exec(select(Device).where(col(Device.id).in_(named))).all() if named else ()
+        return _Known(rows, only, self.rollouts.owed(session, sorted(spoken.get(ReportedTopic, ()))))
 
     def tick(self) -> None:
         """Devices that the broker remembered as online and that said nothing since are offline; floods are noted."""
@@ -225,11 +233,11 @@ class Inbox:
     def _take(self, session: Session, message: Message, known: _Known, intake: Intake) -> Answer:
         if not message.payload:
             return Answer()  # a retained message was cleared
-        topic = parse(message.topic)
+        topic = _parsed(message.topic)
         if isinstance(topic, WantTopic) and self._progress(topic, message):
             return Answer()
         assert isinstance(topic, StateTopic | ReportedTopic | TelemetryTopic | WantTopic | ReplyTopic)
-        row = devices.find(session, topic.device)
+        row = known.speakers.get(topic.device) or devices.find(session, topic.device)
         if row.state not in LISTENED:
             _log.debug("%s is %s: what it says on %s is not heard", row.id, row.state, topic.topic)
             return Answer()
@@ -239,10 +247,9 @@ class Inbox:
         # A fleet that fetches would keep the disk busy with it.
         if not message.retained and not isinstance(topic, WantTopic) and row.state in LISTENED:
             self._spoke(row, topic)
-        session.add(row)
         return answer
 
-    def _spoke(self, row: Device, topic: Topic) -> None:
+    def _spoke(self, row: Device | Speaker, topic: Topic) -> None:
         """A live message is from a device that is there, whatever its silence before it said; a will is not its own."""
         if isinstance(topic, StateTopic) and not row.online:
             return
@@ -250,16 +257,17 @@ class Inbox:
         row.last_seen = show_instant(self.clock())
 
     def _dispatch(
-        self, session: Session, row: Device, topic: Topic, message: Message, known: _Known, intake: Intake
+        self, session: Session, row: Device | Speaker, topic: Topic, message: Message, known: _Known, intake: Intake
     ) -> Answer:
         payload, retained = message.payload, message.retained
+        if isinstance(topic, TelemetryTopic):
+            return self._telemetry(session, row, payload, intake)
+        assert isinstance(row, Device)
         match topic:
             case StateTopic():
                 return self._state(row, Presence.from_bytes(payload), retained=retained)
             case ReportedTopic():
                 return self._reported(session, row, message, known)
-            case TelemetryTopic():
-                return self._telemetry(session, row, payload, intake)
             case ReplyTopic():
                 return self._reply(session, row, payload)
             case WantTopic():
@@ -280,7 +288,7 @@ class Inbox:
                 _log.debug("%s: the broker remembers an older report", row.id)
                 return Answer()
             case "repeat":  # a device whose answer was lost asks again by itself
-                return Answer() if retained else Answer(ack=self.acks.of_report(session, row, reported))
+                return Answer() if retained else Answer(ack=self.acks.of_report(row, reported))
         history.take_report(session, row, last, reported, self.clock())
         row.reported = reported.to_bytes().decode()
         note_golden(session, row.id, _held(reported), self.clock())
@@ -288,13 +296,13 @@ class Inbox:
         changed = self.rollouts.take_report(session, reported, known.owed.get(row.id, ()))
         measured = self.measuring.take_report(session, row, reported)
         desired = sorted({*changed, *([row.id] if sealed or measured else [])})
-        return Answer(desired=desired, ack=self.acks.of_report(session, row, reported))
+        return Answer(desired=desired, ack=self.acks.of_report(row, reported))
 
-    def _telemetry(self, session: Session, row: Device, payload: bytes, intake: Intake) -> Answer:
+    def _telemetry(self, session: Session, row: Device | Speaker, payload: bytes, intake: Intake) -> Answer:
         """It is stored with that of the others; the answer leaves after that."""
         batch = open_statement(session, row, payload, TelemetryBatch)
         intake.take(row, batch, self.acks.orders.epoch)
-        return Answer(ack=self.acks.of_batch(session, row, batch))
+        return Answer(ack=self.acks.of_batch(row, batch))
 
     def _reply(self, session: Session, row: Device, payload: bytes) -> Answer:
         reply = open_statement(session, row, payload, Reply)

@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
@@ -45,6 +46,8 @@ class Message(NamedTuple):
         return len(self.payload) + 500
 
 
+AT_ONCE: Final = 250
+"""Messages that the broker may hand over before it waits for receipts."""
 Receive = Callable[[Message], None]
 
 _SUBSCRIPTIONS = [(every(kind), 1) for kind in (State, Reported, Telemetry, Reply, Want)]
@@ -75,7 +78,7 @@ class Link:
         self._client.on_message = lambda _c, _d, m: receive(
             Message(m.topic, bytes(m.payload), m.retain, time.monotonic())
         )
-        self._client.connect_async(host, port, keepalive=30)
+        self._client.connect_async(host, port, keepalive=30, properties=_terms())
         self._client.loop_start()
 
     def wait_until_up(self, timeout: float) -> None:
@@ -151,6 +154,16 @@ class Link:
         if self._up.is_set():  # paho may call this twice
             self._up.clear()
             _log.info("disconnected from the broker: %s", code)
+
+
+def _terms() -> Properties:
+    """The broker hands a client few messages before it waits for their receipts (`broker.configuration`).
+
+    The fleet takes many: its thread of the client waits milliseconds for its turn, and those receipts with it.
+    """
+    terms = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    terms.ReceiveMaximum = AT_ONCE
+    return terms
 
 
 def tls_context(pair: KeyPair, authority: Path) -> ssl.SSLContext:

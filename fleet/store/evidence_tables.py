@@ -55,6 +55,17 @@ class GoldenRow(SQLModel, table=True):
     at: str
 
 
+class HoldRow(SQLModel, table=True):
+    """An hour of a subject that gates look into: its windows stay as fine as they are until nobody asks any more."""
+
+    __tablename__ = "evidence_hold"
+
+    subject: int = Field(primary_key=True)
+    begins: int = Field(primary_key=True, sa_type=BigInteger)
+    day: int
+    """When it was asked for last, in days since 1970."""
+
+
 class EvidenceWindow(SQLModel, table=True):
     """What a model did in the `span` seconds from `begins` on. `ends` is the end of the newest record in it.
 

@@ -16,7 +16,7 @@ BIG = BigInteger().with_variant(Integer, "sqlite")
 
 def big(default: int = 0) -> Any:
     """A column of such numbers."""
-    return Field(default=default, sa_type=BIG)  # type: ignore[call-overload]
+    return Field(default=default, sa_type=BIG)
 
 
 class Device(SQLModel, table=True):
@@ -124,8 +124,8 @@ _EVENTS = text("stream = 'event'")
 class TelemetryRow(SQLModel, table=True):
     """One telemetry record as it came, for some hours; an event for months. `(device, boot, seq)` names it for ever.
 
-    It stands for the records of its stream from `first` to `seq`. What it says is in `DeviceStats` and in the windows of
-    evidence, and that it was stored in `SeenRow`, in the same transaction: those stay.
+    It stands for the records of its stream from `first` to `seq`. What it says is in `DeviceStats` and in the windows
+    of evidence, and that it was stored in `SeenRow`, in the same transaction: those stay.
     """
 
     __tablename__ = "telemetry"
@@ -134,12 +134,12 @@ class TelemetryRow(SQLModel, table=True):
         Index("ix_telemetry_event", "device", "id", sqlite_where=_EVENTS, postgresql_where=_EVENTS),
     )
 
-    id: int | None = Field(default=None, primary_key=True, sa_type=BIG)  # type: ignore[call-overload]
+    id: int | None = Field(default=None, primary_key=True, sa_type=BIG)
     device: str = Field(foreign_key="device.id")
     boot: str
     stream: str = "inference"
-    first: int = Field(sa_type=BIG)  # type: ignore[call-overload]
-    seq: int = Field(sa_type=BIG)  # type: ignore[call-overload]
+    first: int = Field(sa_type=BIG)
+    seq: int = Field(sa_type=BIG)
     received: str
     record: str = Field(sa_type=Text)
 
@@ -175,8 +175,8 @@ class CommandRow(SQLModel, table=True):
     __tablename__ = "command"
 
     device: str = Field(primary_key=True, foreign_key="device.id")
-    epoch: int = Field(primary_key=True, sa_type=BIG)  # type: ignore[call-overload]
-    seq: int = Field(primary_key=True, sa_type=BIG)  # type: ignore[call-overload]
+    epoch: int = Field(primary_key=True, sa_type=BIG)
+    seq: int = Field(primary_key=True, sa_type=BIG)
     action: str
     issued: str
     expires: str
@@ -332,7 +332,7 @@ class DatasetRow(SQLModel, table=True):
     licence: str
     format: str
     rows: int | None = None
-    size: int = Field(sa_type=BIG)  # type: ignore[call-overload]
+    size: int = Field(sa_type=BIG)
     who: str
     created: str
 
@@ -346,7 +346,7 @@ class SourceRow(SQLModel, table=True):
     name: str
     kind: str
     files: str = Field(sa_type=Text)
-    size: int = Field(sa_type=BIG)  # type: ignore[call-overload]
+    size: int = Field(sa_type=BIG)
     who: str
     created: str
 
@@ -414,7 +414,7 @@ class DeltaRow(SQLModel, table=True):
 
     base: str = Field(primary_key=True)
     blob: str = Field(primary_key=True)
-    lacking: int = Field(sa_type=BIG)  # type: ignore[call-overload]
+    lacking: int = Field(sa_type=BIG)
     state: str = Field(default="waiting", index=True)
     reason: str = Field(default="", sa_type=Text)
     delta: str = ""

@@ -13,7 +13,7 @@ from sqlmodel import Session, SQLModel
 
 
 def upsert(session: Session, table: type[SQLModel], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows, or put their values in the place of those that have their primary key. Rows name the same columns."""
+    """Insert rows, or put their values in the place of those of their primary key. All name the same columns."""
     if not rows:
         return
     connection = session.connection()

@@ -20,6 +20,7 @@ from securesystemslib.signer import Key, Signature, SSlibKey
 from sqlmodel import Session
 
 from fleet.errors import Forbidden, Untrusted
+from fleet.store.speakers import Speaker
 from fleet.store.tables import CertificateRow, Device
 from fleet.trust.ca import common_name, load_certificate, serial_text
 from wire.dsse import open_by_key
@@ -35,7 +36,7 @@ _ECDSA = ec.ECDSA(SHA256())
 S = TypeVar("S", bound=Statement)
 
 
-def keys_of(device: Device) -> tuple[Key, ...]:
+def keys_of(device: Device | Speaker) -> tuple[Key, ...]:
     """The public keys of a device: of its current certificate, then of the next one. Raises `Untrusted` without any."""
     certificates = [pem for pem in (device.certificate, device.next_certificate) if pem]
     if not certificates:
@@ -43,7 +44,7 @@ def keys_of(device: Device) -> tuple[Key, ...]:
     return tuple(_key(pem) for pem in certificates)
 
 
-def open_statement(session: Session, device: Device, payload: bytes, kind: type[S]) -> S:
+def open_statement(session: Session, device: Device | Speaker, payload: bytes, kind: type[S]) -> S:
     """What a device says of itself, verified. One that the next key signed promotes the next certificate.
 
     Raises `Untrusted` for a device that is not listened to and for a statement about another one, and what
@@ -55,7 +56,7 @@ def open_statement(session: Session, device: Device, payload: bytes, kind: type[
     try:
         statement = open_by_key(payload, kind, current)
     except WireUntrusted:
-        if not following:
+        if not following or not isinstance(device, Device):
             raise
         statement = open_by_key(payload, kind, following[0])
         promote(session, device)
@@ -101,7 +102,7 @@ def _set_state(session: Session, pem: str, state: str) -> None:
     session.add(row)
 
 
-class _DeviceKey(SSlibKey):  # type: ignore[misc]
+class _DeviceKey(SSlibKey):
     """A key that is read from its text once, and not for every message that it signed."""
 
     public: ec.EllipticCurvePublicKey
@@ -118,6 +119,7 @@ class _DeviceKey(SSlibKey):  # type: ignore[misc]
 def _key(pem: str) -> Key:
     public = load_certificate(pem.encode()).public_key()
     assert isinstance(public, ec.EllipticCurvePublicKey)  # enrolment admits P-256 only
-    key = _DeviceKey.from_crypto(public)
+    read = SSlibKey.from_crypto(public)
+    key = _DeviceKey(read.keyid, read.keytype, read.scheme, read.keyval)
     key.public = public
     return key

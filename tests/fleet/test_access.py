@@ -44,6 +44,8 @@ EXPECTED = {
     "GET /api/v1/devices": EVERYBODY,
     "POST /api/v1/devices": "operator admin",
     "GET /api/v1/devices/{device}": EVERYBODY,
+    "GET /api/v1/evidence/devices/{device}": EVERYBODY,
+    "GET /api/v1/evidence/models/{family}/{name}/{version}": EVERYBODY,
     "POST /api/v1/devices/{device}/accept": "operator admin",
     "POST /api/v1/devices/{device}/reject": "operator admin",
     "POST /api/v1/devices/{device}/revoke": "operator admin",

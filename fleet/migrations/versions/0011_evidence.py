@@ -63,6 +63,13 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["device"], ["device.id"]),
         sa.PrimaryKeyConstraint("device", "digest"),
     )
+    op.create_table(
+        "evidence_hold",
+        sa.Column("subject", sa.Integer(), nullable=False),
+        sa.Column("begins", sa.BigInteger(), nullable=False),
+        sa.Column("day", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("subject", "begins"),
+    )
     counts = ("requests", "errors", "feedback_total", "feedback_correct", "compared", "agreed")
     op.create_table(
         "evidence_window",
@@ -90,7 +97,7 @@ def upgrade() -> None:
                 op.alter_column(table, name, type_=sa.BigInteger())
 
 
-def _of_a_window() -> list[sa.Column]:
+def _of_a_window() -> list[sa.Column[int]]:
     return [
         sa.Column("subject", sa.Integer(), nullable=False),
         sa.Column("span", sa.Integer(), nullable=False),
