@@ -24,7 +24,6 @@ ALARM_FOR: Final = timedelta(days=1)
 """How long a security event shows in the status of the fleet."""
 SECURITY_HELD = 100
 """Refused things kept per device: a flood of forgeries must not fill the disk."""
-EVENTS_SHOWN: Final = 20
 STATUSES: Final = (*WORDS, "enrolling", "pending", "rejected", "retiring", "retired", "revoked")
 
 
