@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from cli.errors import BadInput, Refused, Unavailable
 from cli.session import Session
 
 _TIMEOUT_S = 60.0
+_PAGE = 500
 
 
 def default_data() -> Path:
@@ -80,6 +81,16 @@ class Fleet:
     def get(self, path: str) -> Any:
         """The JSON answer of a GET. Raises `Refused` or `Unavailable`."""
         return self._json("GET", path)
+
+    def devices(self, **asked: str) -> list[dict[str, Any]]:
+        """Every device of a query (`status`, `group`, `where`), read page by page."""
+        found: list[dict[str, Any]] = []
+        while True:
+            after = {"after": found[-1]["device"]} if found else {}
+            page = self.get(f"/api/v1/devices?{urlencode({**asked, **after, 'limit': _PAGE})}")
+            found += page
+            if len(page) < _PAGE:
+                return found
 
     def get_bytes(self, path: str) -> bytes:
         """The answer of a GET as it comes. Raises `Refused` or `Unavailable`."""

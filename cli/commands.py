@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from cli import (
+    alert,
     audit,
     authority,
     backup,
     build,
     dataset,
     device,
+    evidence,
     gateway,
     measure,
     model,
@@ -62,7 +64,9 @@ app.add_typer(dataset.app, name="dataset")
 app.add_typer(profile.app, name="profile")
 app.add_typer(release.app, name="release")
 app.add_typer(device.app, name="device")
+app.add_typer(alert.app, name="alert")
 app.add_typer(authority.app, name="authority")
+app.add_typer(evidence.app, name="evidence")
 app.add_typer(model.app, name="model")
 app.add_typer(measure.app, name="measure")
 app.add_typer(rollout.app, name="rollout")

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlencode
 
 import typer
 
 from cli.asking import Yes, confirm
 from cli.client import Fleet
-from cli.device_commands import add_to
+from cli.device_commands import add_to as add_commands
+from cli.device_labels import Where
+from cli.device_labels import add_to as add_labels
 from cli.device_views import batch_table, details, device_table
 from cli.errors import BadInput
 from cli.options import Data
 from cli.output import Json, console, show
+from cli.secret_files import write_secret
 from wire.document import check_device
 
 app = typer.Typer(help="Let hardware join, see how it does, and put it out.", no_args_is_help=True)
-add_to(app)
+add_commands(app)
+add_labels(app)
 
 Device = Annotated[str, typer.Argument(help="Device id.")]
 Group = Annotated[str | None, typer.Option(help="Group of devices that the same people operate.")]
@@ -58,7 +60,7 @@ def kit(
         asked = {"batch": name, "profile": profile, "group": group, "quota": quota, "lifetime_s": (days or 30) * _DAY}
         document = Fleet.connect(data).post("/api/v1/batches", asked)
         what = f"kit of batch [bold]{name}[/], for up to {quota} devices until {document['expires']}"
-    _write_secret(path, json.dumps(document))
+    write_secret(path, json.dumps(document))
     more = "\nThen, for each of them: shoal device accept DEVICE" if batch else ""
     view = f"{path}: {what}\nOn the device: shoal-agent enrol --kit {path.name} --state /var/lib/shoal{more}"
     key = "device" if batch is None else "batch"
@@ -89,15 +91,16 @@ def reject(device: Device, reason: Reason, data: Data = None, as_json: Json = Fa
 def list_(
     pending: Annotated[bool, typer.Option("--pending", help="Only those that wait to be accepted.")] = False,
     group: Group = None,
+    where: Where = None,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
     """List every device: what it runs and how it does; and the batches."""
     fleet = Fleet.connect(data)
-    query = [*([("status", "pending")] if pending else []), *([("group", group)] if group else [])]
-    devices = fleet.get("/api/v1/devices" + (f"?{urlencode(query)}" if query else ""))
+    asked = {"status": "pending" if pending else None, "group": group, "where": where}
+    devices = fleet.devices(**{name: value for name, value in asked.items() if value})
     show(devices, as_json, device_table(devices))
-    if not as_json and (batches := fleet.get("/api/v1/batches")):
+    if not as_json and not where and (batches := fleet.get("/api/v1/batches")):
         console.print(batch_table(batches))
 
 
@@ -165,9 +168,3 @@ def _name_of_kit(device: str | None, batch: str | None, quota: int | None, days:
 
 def _path(device: str, *more: str) -> str:
     return "/".join(("/api/v1/devices", check_device(device, "device"), *more))
-
-
-def _write_secret(path: Path, text: str) -> None:
-    """A kit lets its holder in: only its owner may read it, from the first byte on."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)

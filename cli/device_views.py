@@ -12,7 +12,9 @@ from wire.units import instant, show_seconds, show_size
 
 _STATUS_STYLE = {
     "online": "green",
+    "late": "yellow",
     "offline": "red",
+    "unknown": "bold yellow",
     "enrolling": "yellow",
     "pending": "bold magenta",
     "retiring": "yellow",
@@ -50,9 +52,11 @@ def details(d: dict[str, Any]) -> list[RenderableType]:
         table("Updates", ("Release", "Phase", "Reason"), updates),
         table("Security events", ("At", "Subject", "Reason"), events, empty="none"),
     ]
+    if d["note"]:
+        views.insert(0, table("Note", ("Note",), [[d["note"].replace("[", r"\[")]]))
     told = [[e["at"][:19], e["kind"], e["text"]] for e in d["events"]]
     events_table = table("Events", ("At", "Kind", "What"), told, empty="none")
-    return [*views, events_table, *_health(d["health"]), _ledger(d["ledger"])]
+    return [*views, events_table, *_health(d["health"], d["ages"]["health"]), _ledger(d["ledger"])]
 
 
 def _ledger(streams: list[dict[str, Any]]) -> RenderableType:
@@ -65,13 +69,17 @@ def _ledger(streams: list[dict[str, Any]]) -> RenderableType:
     return table("Telemetry", columns, rows, empty="none yet")
 
 
-def _health(h: dict[str, Any] | None) -> list[RenderableType]:
+def _health(h: dict[str, Any] | None, age: dict[str, Any]) -> list[RenderableType]:
     if not h:
         return []
-    return [_machine(h, h.get("machine") or {}), _line(h, h.get("line") or {})]
+    return [_machine(h, h.get("machine") or {}, _title(age)), _line(h, h.get("line") or {}, _title(age))]
 
 
-def _line(h: dict[str, Any], line: dict[str, Any]) -> RenderableType:
+def _title(age: dict[str, Any]) -> str:
+    return f", {seen(age)}" + (" [yellow](stale)[/]" if age["stale"] else "")
+
+
+def _line(h: dict[str, Any], line: dict[str, Any], age: str) -> RenderableType:
     restarts = ", ".join(f"{n} {cause}" for cause, n in sorted(h.get("restarts", {}).items()))
     cells = [
         *(_number(line.get(name)) for name in ("rtt_ms", "rtt_worst_ms")),
@@ -81,10 +89,10 @@ def _line(h: dict[str, Any], line: dict[str, Any]) -> RenderableType:
         _number(h.get("clock_offset_s")),
     ]
     columns = ("#Round trip ms", "#Worst ms", "#Reconnects", "#Unanswered", "Restarts", "#Up", "#Clock ahead s")
-    return table("Line and restarts", columns, [cells])
+    return table(f"Line and restarts{age}", columns, [cells])
 
 
-def _machine(h: dict[str, Any], machine: dict[str, Any]) -> RenderableType:
+def _machine(h: dict[str, Any], machine: dict[str, Any], age: str) -> RenderableType:
     cells = [
         f"{h['cpu_percent']:.0f} %",
         f"{show_size(h['memory_used'])} of {show_size(h['memory_total'])}",
@@ -96,7 +104,7 @@ def _machine(h: dict[str, Any], machine: dict[str, Any]) -> RenderableType:
         machine.get("power"),
     ]
     columns = ("#CPU", "Memory", "Agent", "Disk free", "#Temperature C", "Throttled", "Power mode", "Power")
-    return table("Health", columns, [cells])
+    return table(f"Health{age}", columns, [cells])
 
 
 def _row(d: dict[str, Any]) -> list[object]:
@@ -105,14 +113,14 @@ def _row(d: dict[str, Any]) -> list[object]:
     return [
         d["device"],
         f"{d['profile']} [dim]emulated[/]" if d["emulated"] else d["profile"],
-        d["group"],
+        d["group"] + (f" [dim]{' '.join(d['tags'])}[/]" if d["tags"] else ""),
         f"[{style}]{d['status']}[/]" + (f" of batch {d['batch']}" if d["status"] == "pending" else ""),
         ", ".join(_short(s["target"]) for s in d["slots"] if s["slot"] == "active"),
         ", ".join(f"{_short(u['target'])} {u['phase']}" for u in d["updates"] if u["phase"] != "committed"),
         stats["requests"],
-        _number(stats["latency_p50_ms"]),
-        _accuracy(stats),
-        (d["last_seen"] or "")[:19].replace("T", " "),
+        aged(_number(stats["latency_p50_ms"]), d["ages"]["stats"]),
+        aged(_accuracy(stats), d["ages"]["stats"]),
+        seen(d["ages"]["seen"]),
     ]
 
 
@@ -131,6 +139,18 @@ def _short(target: str) -> str:
     """`kitchen 1.0.0` of a target path."""
     _, _, name, version, _ = target.split("/")
     return f"{name} {version}"
+
+
+def aged(text: str | None, age: dict[str, Any]) -> str | None:
+    """A figure with its age; one that is stale stands dim, and says so by its age: it is never shown as fresh."""
+    if text is None or not age["stale"]:
+        return text
+    return f"[dim]{text}, {seen(age)}[/]"
+
+
+def seen(age: dict[str, Any]) -> str | None:
+    """How long ago."""
+    return None if age["age_s"] is None else f"{show_seconds(age['age_s'])} ago"
 
 
 def _number(value: float | None) -> str | None:

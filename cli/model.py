@@ -132,7 +132,7 @@ def model_table(models: list[dict[str, Any]]) -> RenderableType:
 def _row(m: dict[str, Any]) -> list[object]:
     head = [f"{m['family']}/{m['name']} {m['version']}", _profile(m), f"{m['runtime']} {m['precision']}"]
     evidence = Evidence.from_value(m["evidence"]) if m["evidence"] else None
-    return [*head, show_size(m["bytes"]), *(_figures(evidence) if evidence else [None] * 4), _taken(m), m["devices"]]
+    return [*head, show_size(m["bytes"]), *(_figures(evidence) if evidence else [None] * 4), _taken(m), _devices(m)]
 
 
 def _taken(m: dict[str, Any]) -> str | None:
@@ -142,6 +142,13 @@ def _taken(m: dict[str, Any]) -> str | None:
             if value["metric"] == "latency_p50":
                 newest.setdefault(value["kind"], f"{value['value']:.1f} {value['kind']} on {job['device']}")
     return ", ".join(newest.values()) or None
+
+
+def _devices(m: dict[str, Any]) -> str:
+    """How many said last that they run it; of those that are not online nobody knows what they run now."""
+    there: int = m["devices"]
+    online = m.get("devices_online", there)
+    return f"{there}" if online == there else f"{there} ({online} online)"
 
 
 def _profile(m: dict[str, Any]) -> str:

@@ -109,11 +109,11 @@ def suggest(
 def versions_table(models: list[dict[str, Any]]) -> RenderableType:
     """One row a version, the newest of a model last."""
     rows = [
-        [one["model"], v["version"], ", ".join(v["aliases"]), ", ".join(v["profiles"]), v["devices"]]
+        [one["model"], v["version"], *map(", ".join, (v["aliases"], v["profiles"])), v["devices"], v["devices_online"]]
         for one in models
         for v in one["versions"]
     ]
-    columns = ("Model", "Version", "Aliases", "Profiles", "#Devices")
+    columns = ("Model", "Version", "Aliases", "Profiles", "#Devices", "#Online")
     return table("Versions", columns, rows, empty="no release yet: shoal compile, shoal release sign")
 
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cli.client import Fleet
+from cli.device_views import seen
 from cli.options import Data
 from cli.output import WARN_DAYS, Json, show, table
 from wire.units import instant
@@ -24,7 +25,8 @@ def status(data: Data = None, as_json: Json = False) -> None:
         ["Rollouts", _counts(value["rollouts"])],
         [
             "Telemetry",
-            f"{value['telemetry']['records']} records, {value['telemetry']['duplicates']} sent again and dropped",
+            f"{value['telemetry']['records']} records, {value['telemetry']['duplicates']} sent again and dropped"
+            + _newest(value["telemetry"]["newest"]),
         ],
         ["Security", _security(value["security"])],
     ]
@@ -36,6 +38,13 @@ def _role(name: str, role: dict[str, Any], now: datetime) -> str:
     days = (instant(role["expires"]) - now).days
     warns = days < WARN_DAYS and name not in ("snapshot", "timestamp")
     return f"{name} v{role['version']}" + (f" [red]expires in {days} days[/]" if warns else "")
+
+
+def _newest(age: dict[str, Any]) -> str:
+    if age["age_s"] is None:
+        return ""
+    words = f"; the newest is of {seen(age)}"
+    return f"[yellow]{words}[/]" if age["stale"] else words
 
 
 def _security(counts: dict[str, int]) -> str:

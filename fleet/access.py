@@ -16,7 +16,9 @@ from typing import Final
 from fleet.errors import Forbidden, Malformed
 
 _READ: Final = frozenset({"status.read", "devices.read", "releases.read", "rollouts.read", "authorities.read"})
-_OPERATE: Final = frozenset({"devices.enrol", "devices.revoke", "devices.command", "rollouts.run", "gateway.use"})
+_OPERATE: Final = frozenset(
+    {"devices.enrol", "devices.revoke", "devices.command", "alerts.manage", "rollouts.run", "gateway.use"}
+)
 _PUBLISH: Final = frozenset({"releases.publish"})
 # What people mean by a name; `production` is what the fleet relies on, and takes more.
 _ALIAS: Final = frozenset({"models.alias"})

@@ -11,8 +11,10 @@ from collections import ChainMap
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final
 
+from fleet import devices
 from fleet.api.tls import ServerTls
 from fleet.audit import Audit
 from fleet.builds.delta import DeltaMaker
@@ -21,12 +23,20 @@ from fleet.builds.runner import Runner
 from fleet.commands import Commands
 from fleet.deltas import Deltas
 from fleet.errors import Malformed, Unavailable
+from fleet.evidence.comparing import comparisons
+from fleet.evidence.keeping import Keeper
+from fleet.evidence.recording import Recorder
+from fleet.evidence.windows import Kept
 from fleet.gates.history import History
 from fleet.gates.judging import judge
 from fleet.gates.thresholds import parse as parse_gates
 from fleet.gateway import config as gateway_config
 from fleet.gateway.gateway import Gateway
 from fleet.gateway.store import GatewayStore
+from fleet.health.alerts import Alerts
+from fleet.health.courier import Courier
+from fleet.health.hearing import hearing_of
+from fleet.health.status import Hearing
 from fleet.lease import Lease
 from fleet.measuring import Measuring
 from fleet.mqtt.broker import Broker
@@ -41,19 +51,19 @@ from fleet.own_certificates import OwnCertificates
 from fleet.people import People
 from fleet.ports import broker_address
 from fleet.registry.registry import Registry
-from fleet.rollout.gating import Gating, nothing_known
+from fleet.rollout.gating import Gating
 from fleet.rollout.service import Rollouts
 from fleet.serial import Serial
 from fleet.services import Services
 from fleet.settings import FleetSettings
 from fleet.store.blobs import BlobStore
-from fleet.store.database import Database
+from fleet.store.database import Database, open_database
 from fleet.tokens import open_first_token
 from fleet.trust.acks import Acks
 from fleet.trust.admission import Lifetimes
 from fleet.trust.batches import Batches
 from fleet.trust.blob_keys import BlobKeys
-from fleet.trust.ca import Authority
+from fleet.trust.ca import Authority, KeyPair, load_certificate
 from fleet.trust.certificates import Certificates
 from fleet.trust.desired import DesiredStates
 from fleet.trust.enrolment import Addresses, Enrolment, KitMaker, open_secret
@@ -74,7 +84,9 @@ def opened(settings: FleetSettings, https_port: int) -> Iterator[Services]:
     """Everything that stands in the data folder, opened or made, and put together."""
     with ExitStack() as stack:
         try:
-            database = stack.enter_context(closing(Database.in_folder(settings.data)))
+            database = stack.enter_context(
+                closing(open_database(settings.data, settings.database, settings.database_password_file))
+            )
             serial = stack.enter_context(closing(Serial()))
             services = _assemble(settings, database, serial, _clock(), https_port)
         except OSError as e:
@@ -108,10 +120,12 @@ def _assemble(
         desired=desired,
         settle_after=timedelta(seconds=settings.settle_after),
         clock=_clock,
-        gating=Gating(parse=parse_gates, compare=nothing_known, judge=judge, recall=History.from_text),
+        gating=Gating(parse=parse_gates, compare=comparisons, judge=judge, recall=History.from_text),
         lease=Lease("rollouts", f"{socket.gethostname()}:{data.resolve()}", LEASE, _clock),
         judge_every=timedelta(seconds=settings.judge_every),
         ready=deltas.ready,
+        # The line is made below: nobody is asked for before it stands.
+        states=lambda session, _devices: devices.statuses(session, hearing()),
     )
     measuring = Measuring(repository, desired, _clock)
     names = _server_names(settings)
@@ -127,7 +141,19 @@ def _assemble(
         authority.believed_path,
         settings.broker_connections,
     )
+    recorder = Recorder(Kept(fine=settings.windows_kept, hours=settings.hours_kept, days=settings.days_kept))
+    keeper = Keeper(
+        database,
+        recorder,
+        raw=timedelta(seconds=settings.telemetry_kept),
+        events=timedelta(seconds=settings.events_kept),
+        clock=_clock,
+    )
     link = Link(client, authority.believed_path, session=secrets.token_hex(8))
+
+    def hearing() -> Hearing:
+        return hearing_of(settings, link.up_for, _clock())
+
     revocations = Revocations(database, authority, broker, link, _clock)
     revocations.apply()
     certificates = OwnCertificates(authority, names, server, client, https, broker, _clock)
@@ -150,8 +176,14 @@ def _assemble(
         hold=revocations.hold,
         offline_after=timedelta(seconds=settings.offline_after),
         clock=_clock,
+        recorder=recorder,
     )
     builds = Queue(database, _clock)
+    expiries = partial(_expiries, authority, server, repository)
+    alerts = Alerts(data, database, _clock, own=expiries)
+    courier = Courier(
+        database, serial, lambda: alerts.rules, _clock, f"https://{settings.public_names[0]}:{https_port}"
+    )
     return Services(
         settings=settings,
         clock=_clock,
@@ -166,7 +198,7 @@ def _assemble(
         batches=Batches(enrolment, authority),
         renewals=Renewals(database, authority, enrolment.certificates),
         rollouts=rollouts,
-        registry=Registry(repository=repository, blobs=blobs, observe=lambda _session, _digests: {}),
+        registry=Registry(repository=repository, blobs=blobs, observe=lambda _session, _digests: {}, hearing=hearing),
         measuring=measuring,
         commands=commands,
         broker=broker,
@@ -176,6 +208,7 @@ def _assemble(
         link=link,
         outbox=outbox,
         inbox=inbox,
+        keeper=keeper,
         transfer=transfer,
         ranges=Ranges(chunks),
         gateway=Gateway(gateway_config.load(settings), GatewayStore(database, _clock), serial, _clock),
@@ -185,6 +218,9 @@ def _assemble(
         compilers=Runner(settings, builds, blobs, serial),
         deltas=deltas,
         delta_maker=DeltaMaker(settings, deltas, database, blobs, serial),
+        alerts=alerts,
+        courier=courier,
+        expiries=expiries,
     )
 
 
@@ -201,6 +237,16 @@ def _enrolment(
         kit_lifetime=timedelta(seconds=settings.kit_lifetime),
         clock=_clock,
     )
+
+
+def _expiries(authority: Authority, server: KeyPair, repository: Repository) -> dict[str, datetime]:
+    """Snapshot and timestamp are left out: the fleet signs them itself, long before they run out."""
+    roles = {f"metadata {name}": expires for name, (_, expires) in repository.versions().items()}
+    own = {
+        "authority": authority.certificate.not_valid_after_utc,
+        "server": load_certificate(server.certificate.read_bytes()).not_valid_after_utc,
+    }
+    return own | {name: when for name, when in roles.items() if name.partition(" ")[2] not in ("snapshot", "timestamp")}
 
 
 def _server_names(settings: FleetSettings) -> list[str]:

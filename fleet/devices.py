@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+import sqlalchemy
 from sqlmodel import Session, col, delete, func, select
 
-from fleet import ledgers
 from fleet.errors import AnotherKey, NotFound
+from fleet.health.status import INTERVAL, WORDS, Heard, Hearing, Word, age, freshness, interval_of
 from fleet.store.database import Database
-from fleet.store.tables import Device, DeviceStats, SecurityRow, TelemetryRow
-from fleet.trust.certificates import certificates_of, revoke_all
+from fleet.store.speakers import Speaker
+from fleet.store.tables import Device, DeviceStats, SecurityRow
+from fleet.trust.certificates import revoke_all
 from wire.messages import Presence, Reported
-from wire.sketch import Sketch
 from wire.units import instant, show_instant
 
 ALARM_FOR: Final = timedelta(days=1)
 """How long a security event shows in the status of the fleet."""
 SECURITY_HELD = 100
 """Refused things kept per device: a flood of forgeries must not fill the disk."""
-EVENTS: Final = "event"
-"""The stream of telemetry with what people should know of."""
-EVENTS_SHOWN: Final = 20
-STATUSES: Final = ("online", "offline", "enrolling", "pending", "rejected", "retiring", "retired", "revoked")
+STATUSES: Final = (*WORDS, "enrolling", "pending", "rejected", "retiring", "retired", "revoked")
 
 
 def find(session: Session, device: str) -> Device:
@@ -38,12 +35,24 @@ def find(session: Session, device: str) -> Device:
     return row
 
 
-def take_presence(device: Device, presence: Presence) -> None:
+def take_presence(device: Device, presence: Presence, now: datetime) -> None:
     """A birth counts; a death only buries the birth of its own session, so that an old will cannot bury a new one."""
     if presence.online:
-        device.online, device.session = True, presence.session
+        is_here(device)
+        device.session = presence.session
     elif device.session == presence.session:
-        device.online = False
+        is_gone(device, now)
+
+
+def is_here(device: Device | Speaker) -> None:
+    """Its connection stands."""
+    device.online, device.gone = True, None
+
+
+def is_gone(device: Device, now: datetime) -> None:
+    """Its will or its silence says that it is away: since now, unless that was said before."""
+    device.gone = device.gone or show_instant(now)
+    device.online = False
 
 
 def last_report(device: Device) -> Reported | None:
@@ -89,7 +98,7 @@ def leave(session: Session, device: Device, state: str, reason: str, now: dateti
     through.
     """
     revoke_all(session, device, reason, now)
-    device.state, device.online = state, False
+    device.state, device.online, device.gone = state, False, None
     device.token_hash, device.token_used, device.request = "", True, ""
     device.sealing_key = device.desired_envelope = device.command_envelope = device.command_expires = ""
     device.desired_models = "[]"
@@ -101,33 +110,55 @@ def retired(session: Session, device: Device, now: datetime) -> None:
     leave(session, device, "retired", "retired", now)
 
 
-def status(device: Device) -> str:
+def heard(device: Device) -> Heard:
+    """What its line is judged by."""
+    return _heard(device.online, device.gone, device.last_seen, device.interval_s)
+
+
+def _heard(online: bool, gone: str | None, last: str | None, interval_s: float) -> Heard:
+    """Of texts that we wrote: they are not checked again, as there may be very many."""
+    at = datetime.fromisoformat
+    return Heard(online, at(gone) if gone else None, at(last) if last else None, interval_of(interval_s))
+
+
+def standing(device: Device) -> str:
+    """The word for its state, whatever its line does: one of `STATUSES` or `enrolled`."""
+    return "enrolling" if device.state == "new" else device.state
+
+
+def status(device: Device, hearing: Hearing) -> str:
     """One of `STATUSES`."""
-    return _status(device.state, online=device.online)
+    return freshness(heard(device), hearing) if device.state == "enrolled" else standing(device)
 
 
-def _status(state: str, *, online: bool) -> str:
-    if state == "new":
-        return "enrolling"
-    if state != "enrolled":
-        return state
-    return "online" if online else "offline"
-
-
-def counts(session: Session) -> dict[str, int]:
+def counts(session: Session, hearing: Hearing) -> dict[str, int]:
     """How many devices are in each status."""
     found = dict.fromkeys(STATUSES, 0)
-    grouped = select(Device.state, Device.online, func.count()).group_by(col(Device.state), col(Device.online))
-    for state, online, count in session.exec(grouped):
-        found[_status(state, online=online)] += count
+    for state, number in session.exec(select(Device.state, func.count()).group_by(col(Device.state))):
+        if state != "enrolled":
+            found["enrolling" if state == "new" else state] += number
+    for word in statuses(session, hearing).values():
+        found[word] += 1
     return found
 
 
-def telemetry_counts(session: Session) -> dict[str, int]:
-    """Stored records and those that came again, over all devices."""
-    query = select(func.sum(DeviceStats.records), func.sum(DeviceStats.duplicates))
-    records, duplicates = session.exec(query).one()
-    return {"records": records or 0, "duplicates": duplicates or 0}
+def statuses(session: Session, hearing: Hearing) -> dict[str, Word]:
+    """The word for the line of every enrolled device, by its id. Reads columns only: there may be very many."""
+    d = Device
+    columns = (col(d.id), col(d.online), col(d.gone), col(d.last_seen), col(d.interval_s))
+    # Of sqlalchemy itself: sqlmodel's select takes four columns at most.
+    query = sqlalchemy.select(*columns).where(col(d.state) == "enrolled")
+    session.flush()
+    found = session.connection().execute(query)
+    return {id_: freshness(_heard(on, gone, last, every), hearing) for id_, on, gone, last, every in found}
+
+
+def telemetry_counts(session: Session, hearing: Hearing) -> dict[str, Any]:
+    """Stored records and those that came again, over all devices, and how old the newest news of one is."""
+    query = select(func.sum(DeviceStats.records), func.sum(DeviceStats.duplicates), func.max(DeviceStats.health_at))
+    records, duplicates, newest = session.exec(query).one()
+    allowed = hearing.allowed(INTERVAL).total_seconds()
+    return {"records": records or 0, "duplicates": duplicates or 0, "newest": age(newest, allowed, hearing.now)}
 
 
 def security_counts(session: Session, now: datetime) -> dict[str, int]:
@@ -141,73 +172,14 @@ def security_counts(session: Session, now: datetime) -> dict[str, int]:
     return {"events": found.total(), "devices": sum(n > 0 for n in found.values())}
 
 
-def active_counts(session: Session) -> Mapping[str, int]:
-    """How many devices have each manifest digest in an active slot."""
-    found: dict[str, int] = {}
+def active_counts(session: Session, hearing: Hearing) -> Mapping[str, tuple[int, int]]:
+    """How many devices say of each manifest digest that it is in an active slot, and how many of them are online."""
+    found: dict[str, tuple[int, int]] = {}
     for device in session.exec(select(Device).where(col(Device.reported) != "")):
         report = last_report(device)
         active = {s.digest for s in report.slots if s.slot == "active"} if report else set()
+        online = status(device, hearing) == "online"
         for digest in active:
-            found[digest] = found.get(digest, 0) + 1
+            number, fresh = found.get(digest, (0, 0))
+            found[digest] = (number + 1, fresh + online)
     return found
-
-
-def view(session: Session, device: Device) -> dict[str, Any]:
-    """A device as the API shows it."""
-    report = last_report(device)
-    reported = report.to_value() if report else {}
-    stats = session.get_one(DeviceStats, device.id)
-    return {
-        "device": device.id,
-        "profile": device.profile,
-        "group": device.group,
-        "status": status(device),
-        "batch": device.batch,
-        "certificates": _certificates(session, device),
-        "hardware": reported.get("hardware"),
-        "emulated": reported.get("emulated"),
-        "agent": reported.get("agent"),
-        "enrolled": device.enrolled,
-        "last_seen": device.last_seen,
-        "desired": json.loads(device.desired_models),
-        "slots": reported.get("slots", []),
-        "updates": reported.get("updates", []),
-        "security": [*reported.get("security", []), *_refusals(session, device.id)],
-        "stats": _stats(stats),
-        "ledger": ledgers.view(session, device.id),
-        "events": _events(session, device.id),
-        "health": json.loads(stats.health) if stats.health else None,
-    }
-
-
-def _certificates(session: Session, device: Device) -> list[dict[str, str]]:
-    """Those that are good for something, or were until they were revoked; replaced ones are many and say little."""
-    rows = [row for row in certificates_of(session, device) if row.state != "old"]
-    names = ("serial", "state", "issued", "expires", "reason")
-    return [{name: getattr(row, name) for name in names} for row in rows]
-
-
-def _events(session: Session, device: str) -> list[dict[str, Any]]:
-    """The newest ones that the device told of, the oldest of them first."""
-    mine = select(TelemetryRow.record).where(TelemetryRow.device == device, TelemetryRow.stream == EVENTS)
-    rows = session.exec(mine.order_by(col(TelemetryRow.id).desc()).limit(EVENTS_SHOWN)).all()
-    return [event for row in reversed(rows) for event in json.loads(row).get("events", [])]
-
-
-def _refusals(session: Session, device: str) -> list[dict[str, str]]:
-    rows = session.exec(select(SecurityRow).where(SecurityRow.device == device).order_by(col(SecurityRow.id)))
-    return [{"at": row.at, "subject": row.subject, "reason": row.reason} for row in rows]
-
-
-def _stats(stats: DeviceStats) -> dict[str, Any]:
-    latency = Sketch.from_value(json.loads(stats.latency))
-    return {
-        "requests": stats.requests,
-        "errors": stats.errors,
-        "latency_p50_ms": latency.quantile(0.5),
-        "latency_p99_ms": latency.quantile(0.99),
-        "feedback_total": stats.feedback_total,
-        "feedback_correct": stats.feedback_correct,
-        "records": stats.records,
-        "duplicates": stats.duplicates,
-    }

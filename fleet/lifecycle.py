@@ -29,7 +29,7 @@ def accept(session: Session, enrolment: Enrolment, row: Device, group: str | Non
     if row.state == "enrolled" and row.batch is not None and (row.group, row.profile) == (group, profile):
         return False
     if row.state not in ("pending", "rejected") or not row.request:
-        raise Conflict(f"device {row.id}: it is {devices.status(row)} and does not wait to be accepted")
+        raise Conflict(f"device {row.id}: it is {devices.standing(row)} and does not wait to be accepted")
     claim = session.get(ClaimRow, row.batch)
     if claim is None or claim.revoked is not None:
         raise Conflict(f"device {row.id}: its batch {row.batch} was revoked: give the device a kit of its own")
@@ -43,7 +43,7 @@ def reject(session: Session, row: Device, reason: str, now: datetime) -> bool:
     if row.state == "rejected":
         return False
     if row.state != "pending":
-        raise Conflict(f"device {row.id}: it is {devices.status(row)} and does not wait: revoke it to put it out")
+        raise Conflict(f"device {row.id}: it is {devices.standing(row)} and does not wait: revoke it to put it out")
     row.state = "rejected"
     devices.record_refusal(session, row.id, SUBJECT, f"rejected by an operator: {reason}", now)
     session.add(row)

@@ -64,6 +64,18 @@ def choice(*words: str) -> Read:
     return read
 
 
+def database_url(value: object, where: str) -> str:
+    """An address of PostgreSQL without a password; empty for none."""
+    address = text(value, where)
+    if not address:
+        return ""
+    if not address.startswith("postgresql://"):
+        raise Malformed(f"{where}: expected an address that starts with postgresql://")
+    if "@" in address and ":" in address.removeprefix("postgresql://").rpartition("@")[0]:
+        raise Malformed(f"{where}: holds a password: put it into the file that database_password_file names")
+    return address
+
+
 def flag(value: object, where: str) -> bool:
     """True or false."""
     if not isinstance(value, bool):

@@ -19,7 +19,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 WAITING: Final = 64 * 1024 * 1024
 """Bytes of things that may wait; what comes beyond them is dropped."""
-TOGETHER: Final = 64
+TOGETHER: Final = 250
 """How many are done at once at most: a request that comes meanwhile waits for them."""
 _log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import cast
@@ -16,7 +16,12 @@ from fleet.builds.queue import Queue
 from fleet.builds.runner import Runner
 from fleet.commands import Commands
 from fleet.deltas import Deltas
+from fleet.evidence.keeping import Keeper
 from fleet.gateway.gateway import Gateway
+from fleet.health.alerts import Alerts
+from fleet.health.courier import Courier
+from fleet.health.hearing import hearing_of
+from fleet.health.status import Hearing
 from fleet.measuring import Measuring
 from fleet.mqtt.broker import Broker
 from fleet.mqtt.inbox import Inbox
@@ -69,6 +74,7 @@ class Services:
     link: Link
     outbox: Outbox
     inbox: Inbox
+    keeper: Keeper
     transfer: Transfer
     ranges: Ranges
     gateway: Gateway
@@ -78,6 +84,14 @@ class Services:
     compilers: Runner
     deltas: Deltas
     delta_maker: DeltaMaker
+    alerts: Alerts
+    courier: Courier
+    expiries: Callable[[], Mapping[str, datetime]]
+    """Until when the authority, the server's certificate and the metadata of the offline roles are good."""
+
+    def hearing(self) -> Hearing:
+        """How the fleet hears its devices now."""
+        return hearing_of(self.settings, self.link.up_for, self.clock())
 
 
 def services_of(request: HTTPConnection) -> Services:

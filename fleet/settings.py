@@ -16,7 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from fleet.errors import Malformed
-from fleet.readers import LEVELS, Read, choice, count, duration, file, names, number, port, setting, size, text, url
+from fleet.readers import (
+    LEVELS,
+    Read,
+    choice,
+    count,
+    database_url,
+    duration,
+    file,
+    names,
+    number,
+    port,
+    setting,
+    size,
+    text,
+    url,
+)
 from wire.errors import Malformed as WireMalformed
 
 FILE = "fleet.toml"
@@ -43,6 +58,8 @@ class FleetSettings:
     """Bytes of chunks per second; 0 B sends as fast as the broker takes them."""
     offline_after: float = setting(duration("100 ms", "1 d"), "90 s")
     """How long a device that the broker remembers as online may stay silent after the broker came back."""
+    late_after: float = setting(duration("100 ms", "1 d"), "30 s")
+    """By how much a device's telemetry may be overdue, on top of its window, before it is late, its figures stale."""
     settle_after: float = setting(duration("100 ms", "30 d"), "10 min")
     """How long the devices of a wave have to answer before a failure aborts without the silent ones."""
     judge_every: float = setting(duration("100 ms", "1 d"), "30 s")
@@ -60,6 +77,21 @@ class FleetSettings:
     desired_lifetime: float = setting(duration("1 s", "3650 d"), "30 d")
     timestamp_lifetime: float = setting(duration("1 s", "365 d"), "7 d")
     snapshot_lifetime: float = setting(duration("1 s", "365 d"), "30 d")
+
+    database: str = setting(database_url, "")
+    """Address of a PostgreSQL database, `postgresql://user@host/name`; empty: SQLite in the data folder."""
+    database_password_file: Path | None = setting(file, "")  # noqa: RUF009  it makes a field
+    """File with the password for it, so that none stands in a setting."""
+    telemetry_kept: float = setting(duration("0 s", "365 d"), "1 h")
+    """How long telemetry records stay as they came; what they count stays for longer."""
+    events_kept: float = setting(duration("0 s", "3650 d"), "90 d")
+    """How long the events that devices tell of are kept."""
+    windows_kept: float = setting(duration("10 min", "14 d"), "2 h")
+    """How long evidence stays in windows of 10 minutes before they become hours."""
+    hours_kept: float = setting(duration("1 h", "400 d"), "14 d")
+    """How long evidence stays in hours before they become days."""
+    days_kept: float = setting(duration("1 d", "3650 d"), "400 d")
+    """How long evidence is kept at all."""
 
     session_lifetime: float = setting(duration("1 s", "30 d"), "12 h")
     """How long a login with a password lasts."""
@@ -95,6 +127,8 @@ class FleetSettings:
     def __post_init__(self) -> None:
         if self.snapshot_lifetime < self.timestamp_lifetime:
             raise Malformed("snapshot_lifetime: expected at least timestamp_lifetime")
+        if not self.windows_kept <= self.hours_kept <= self.days_kept:
+            raise Malformed("windows_kept, hours_kept, days_kept: expected each to be at least the one before")
         if self.https_port == self.broker_port != 0:
             raise Malformed(f"https_port and broker_port: both are {self.https_port}: set two different ports")
 

@@ -24,7 +24,7 @@ from sqlmodel import Session, col, delete, select, update
 from fleet.access import Caller, permissions_of
 from fleet.audit import Audit, Deed
 from fleet.errors import Unauthorized, Unavailable
-from fleet.store.database import Database
+from fleet.store.database import Database, elsewhere
 from fleet.store.files import write
 from fleet.store.folder import hold
 from fleet.store.tables import ApiToken, UserRow
@@ -139,12 +139,13 @@ def reset_first_token(data: Path, clock: Callable[[], datetime]) -> Path:
 
     Raises `Unavailable` when no fleet stands in the folder or its database is busy.
     """
-    if not (data / "fleet.db").is_file():
+    where = elsewhere(data)
+    if where is None and not (data / "fleet.db").is_file():
         raise Unavailable(f"{data}: no fleet stands there: name its data folder with --data")
     with ExitStack() as stack:
         with suppress(Unavailable):  # it runs: SQLite's own lock keeps the two writers apart
             stack.enter_context(hold(data))
-        database = stack.enter_context(closing(Database.in_folder(data)))
+        database = stack.enter_context(closing(Database(*where) if where else Database.in_folder(data)))
         audit = Audit(database, OnlineKeys.open(data / "keys"), data / "keys", clock)
         with database.transaction() as session:
             # The write comes first: SQLite then waits for its turn instead of failing on what it read before.

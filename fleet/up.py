@@ -38,6 +38,8 @@ from wire.errors import WireError
 LINK_WITHIN = 10.0
 _YOUNG = 10_000
 """New objects before a collection: a request makes hundreds, which go with it. Python's 700 had one at every third."""
+TURN = 0.001
+"""Seconds for which one thread may keep the others waiting: that of the broker has thousands of messages to take."""
 TICK = 0.5
 """Seconds between looks at what time alone changes: deadlines, silence, freshness."""
 _log = logging.getLogger(__name__)
@@ -54,6 +56,7 @@ class Running:
 
 def run(settings: FleetSettings, *, announce: Callable[[Running], None]) -> int:
     """Serve until SIGINT or SIGTERM. The exit code: 0, or 1 after an error that was told on standard error."""
+    sys.setswitchinterval(TURN)
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
@@ -82,6 +85,7 @@ async def serve(settings: FleetSettings, *, announce: Callable[[Running], None],
         await stack.enter_async_context(services.compilers.running())
         await stack.enter_async_context(services.delta_maker.running())
         await stack.enter_async_context(services.gateway.running())
+        await stack.enter_async_context(services.courier.running())
         await stack.enter_async_context(_https(services, bound))
         RunFile(bound.getsockname()[1], services.broker.address.port, os.getpid()).save(settings.data)
         addresses = services.enrolment.kits.addresses
@@ -181,6 +185,8 @@ def tick(services: Services) -> None:
     services.certificates.tick()
     services.inbox.tick()
     services.audit.tick()
+    services.alerts.tick(services.hearing(), services.courier)
+    services.keeper.tick()
     if services.repository.refresh():
         services.outbox.trust()
     with services.database.transaction() as session:

@@ -241,7 +241,8 @@ class Health(Document):
 
     `restarts` counts the starts of the agent since enrolment by what ended the one before: clean, crash, watchdog or
     power. `uptime_s` is that of the agent. `clock_offset_s` is by how much the machine's clock is ahead of the time
-    that the fleet signed; None before it told the time.
+    that the fleet signed; None before it told the time. `window_s` is the length of its telemetry windows: it is heard
+    once in each.
     """
 
     cpu_percent: float
@@ -256,6 +257,7 @@ class Health(Document):
     restarts: Mapping[str, int] = field(default_factory=dict)
     uptime_s: float | None = None
     clock_offset_s: float | None = None
+    window_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ Merging is addition.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ _LOG_GAMMA = math.log(_GAMMA)
 _SMALLEST, _LARGEST = 1e-9, 1e15
 LAST = 1024
 """Largest bucket number, either way: room for every value that counts, and for no number that cannot be one."""
-_KEY = re.compile(r"0|-?[1-9][0-9]{0,3}")
+_KEYS = frozenset(str(i) for i in range(-LAST, LAST + 1))
 BINS = 20
 
 
@@ -34,9 +33,9 @@ class Sketch(Document):
     buckets: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for key, n in self.buckets.items():
-            if not _KEY.fullmatch(key) or abs(int(key)) > LAST or n < 0:
-                raise Malformed(f"sketch: bucket {key[:20]!r}: {n} is not a count of a bucket")
+        if not (self.buckets.keys() <= _KEYS and min(self.buckets.values(), default=0) >= 0):
+            key, n = next((key, n) for key, n in self.buckets.items() if key not in _KEYS or n < 0)
+            raise Malformed(f"sketch: bucket {key[:20]!r}: {n} is not a count of a bucket")
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Self:
@@ -80,7 +79,7 @@ class Histogram(Document):
     bins: tuple[int, ...] = (0,) * BINS
 
     def __post_init__(self) -> None:
-        if len(self.bins) != BINS or any(n < 0 for n in self.bins):
+        if len(self.bins) != BINS or min(self.bins) < 0:
             raise Malformed(f"histogram: expected {BINS} counts")
 
     @classmethod

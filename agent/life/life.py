@@ -53,7 +53,7 @@ class Life:
         self._state = state
         self._clock = clock
         self._run, self.restarts = run, run.counts
-        self._real = sample is None
+        self._real, self._window = sample is None, settings.window
         self._sample = sample or HealthMeter(settings.state).sample
         self._began = clock.uptime()
         self._machine: MachineState | None = None
@@ -73,6 +73,7 @@ class Life:
             restarts=self.restarts,
             uptime_s=round(self._clock.uptime() - self._began, 1),
             clock_offset_s=self._clock.offset(),
+            window_s=self._window,
         )
 
     def close_window(self) -> None:

@@ -62,7 +62,7 @@ def look_at_the_fleet(world: World) -> list[dict[str, Any]]:
     """The tables that an operator would look at, and one row a device for the results."""
     world.show_tables()
     rows = []
-    for d in world.fleet().get("/api/v1/devices"):
+    for d in world.fleet().devices():
         active = next((s for s in d["slots"] if s["slot"] == "active"), None)
         rows.append(
             {

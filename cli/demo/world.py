@@ -83,7 +83,7 @@ class World:
         """The tables that an operator would look at."""
         fleet = self.fleet()
         for command, view in (
-            ("device list", device_table(fleet.get("/api/v1/devices"))),
+            ("device list", device_table(fleet.devices())),
             ("model list", model_table(fleet.get("/api/v1/models"))),
         ):
             self.say(f"[dim]$ shoal {command}[/]")

@@ -283,7 +283,7 @@ class _Play:
     def stored(self) -> int:
         """Records of the simulated devices in the fleet's database."""
         start = f"{self.scene.plan.prefix}-{self.scene.plan.seed}-"
-        devices = self.scene.fleet.get(f"/api/v1/devices?group={self.scene.plan.group}")
+        devices = self.scene.fleet.devices(group=self.scene.plan.group)
         return sum(int(d["stats"]["records"]) for d in devices if d["device"].startswith(start))
 
     def _stand(self) -> str:
@@ -333,7 +333,7 @@ def _most(tally: Tally) -> str:
 
 def remove(fleet: Fleet, plan: Plan) -> int:
     """Retire the devices that runs with this plan's group and prefix left, and no others; how many."""
-    devices = fleet.get(f"/api/v1/devices?group={plan.group}")
+    devices = fleet.devices(group=plan.group)
     ours = [d for d in devices if d["device"].startswith(f"{plan.prefix}-") and d["hardware"] in (None, "simulated")]
     there = [d["device"] for d in ours if d["status"] not in ("retired", "revoked", "rejected")]
     for device in there:

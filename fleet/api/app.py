@@ -15,16 +15,21 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from fleet import errors
+from fleet.api import alerts as api_alerts
 from fleet.api import audit as api_audit
 from fleet.api import authorities as api_authorities
 from fleet.api import batches as api_batches
 from fleet.api import blobs as api_blobs
 from fleet.api import builds as api_builds
 from fleet.api import commands as api_commands
+from fleet.api import console as api_console
 from fleet.api import datasets as api_datasets
 from fleet.api import devices as api_devices
 from fleet.api import est, gateway, gateway_admin
+from fleet.api import evidence as api_evidence
+from fleet.api import inventory as api_inventory
 from fleet.api import measure as api_measure
+from fleet.api import metrics as api_metrics
 from fleet.api import people as api_people
 from fleet.api import registry as api_registry
 from fleet.api import releases as api_releases
@@ -43,9 +48,9 @@ ROUTERS = tuple(
     m.router
     for m in (
         # The gateway comes first: each router before it costs every request of it some microseconds.
-        *(gateway, gateway_admin, api_status, est, api_devices, api_batches, api_commands),
-        *(api_authorities, api_releases, api_registry, api_rollouts, api_people, api_audit),
-        *(api_datasets, api_builds, api_measure, api_blobs),
+        *(gateway, gateway_admin, api_status, api_metrics, api_alerts, est, api_devices, api_inventory, api_batches),
+        *(api_commands, api_authorities, api_releases, api_registry, api_rollouts, api_people, api_audit),
+        *(api_datasets, api_builds, api_measure, api_evidence, api_blobs, api_console),
     )
 )
 _CODES = {404: "not-found", 405: "malformed"}

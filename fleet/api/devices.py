@@ -7,11 +7,16 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel, Field
-from sqlmodel import Session, col, select
+from sqlmodel import Session
 
-from fleet import devices, lifecycle
+from fleet import devices, inventory, lifecycle
 from fleet.access import Caller
 from fleet.api.auth import caller_of, tell
+from fleet.device_views import view, views
+from fleet.health import history
+from fleet.inventory import LARGEST, PAGE, Asked
+from fleet.inventory_csv import MOST_TAGS
+from fleet.queries import LONGEST
 from fleet.services import Services, services_of
 from fleet.store.tables import Device
 from fleet.trust.enrolment import KitRequest
@@ -35,6 +40,15 @@ class Accept(BaseModel):
 
     group: str | None = None
     profile: str | None = None
+
+
+class Labels(BaseModel):
+    """What people say of a device; what is not given stays as it is."""
+
+    group: str | None = None
+    add: Annotated[list[str], Field(max_length=MOST_TAGS)] = []
+    remove: Annotated[list[str], Field(max_length=MOST_TAGS)] = []
+    note: str | None = None
 
 
 class Because(BaseModel):
@@ -65,10 +79,17 @@ async def list_devices(
     request: Request,
     status: Annotated[str | None, Query(max_length=32)] = None,
     group: Annotated[str | None, Query(max_length=64)] = None,
+    where: Annotated[str | None, Query(max_length=LONGEST)] = None,
+    after: Annotated[str, Query(max_length=64)] = "",
+    limit: Annotated[int, Query(ge=1, le=LARGEST)] = PAGE,
 ) -> list[dict[str, Any]]:
-    """Every device that the caller may act on, by id; of one status or group if one is given."""
+    """A page of the devices that the caller may act on, by id; of one status or group, or of a query.
+
+    The next page is asked for with the last id as `after`; one with fewer than `limit` devices is the last.
+    """
     services = services_of(request)
-    return await services.serial.run(_list, services, caller_of(request), status, group)
+    asked = Asked(status=status, group=group, where=where, after=after, limit=limit)
+    return await services.serial.run(_list, services, caller_of(request), asked)
 
 
 @router.get("/{device}")
@@ -76,6 +97,28 @@ async def show_device(request: Request, device: str) -> dict[str, Any]:
     """One device."""
     services = services_of(request)
     return await services.serial.run(_change, services, caller_of(request), device, lambda _session, _row: False)
+
+
+@router.get("/{device}/history")
+async def show_history(
+    request: Request, device: str, limit: Annotated[int, Query(ge=1, le=1000)] = 200
+) -> dict[str, Any]:
+    """What ran on a device when, why it changed, and what else happened to it: the newest first."""
+    services = services_of(request)
+    return await services.serial.run(_history, services, caller_of(request), device, limit)
+
+
+@router.post("/{device}/labels")
+async def label_device(request: Request, device: str, labels: Labels) -> dict[str, Any]:
+    """Put a device into a group, give it tags or take some, or write a note on it. The same again changes nothing."""
+    services, caller = services_of(request), caller_of(request)
+    asked = inventory.Change(group=labels.group, add=labels.add, remove=labels.remove, note=labels.note)
+
+    def label(session: Session, row: Device) -> bool:
+        inventory.change(session, row, asked, caller, services.clock())
+        return False
+
+    return await services.serial.run(_change, services, caller, device, label)
 
 
 @router.post("/{device}/accept")
@@ -141,15 +184,17 @@ def _kit(services: Services, caller: Caller, asked: KitRequest) -> EnrolmentKit:
     return kit
 
 
-def _list(services: Services, caller: Caller, status: str | None, group: str | None) -> list[dict[str, Any]]:
-    query = select(Device).order_by(col(Device.id))
-    if caller.groups:
-        query = query.where(col(Device.group).in_(sorted(caller.groups)))
-    if group is not None:
-        query = query.where(Device.group == group)
+def _list(services: Services, caller: Caller, asked: Asked) -> list[dict[str, Any]]:
+    hearing = services.hearing()
     with services.database.transaction() as session:
-        rows = [row for row in session.exec(query) if status in (None, devices.status(row))]
-        return [devices.view(session, row) for row in rows]
+        return views(session, inventory.find(session, asked, caller, hearing), hearing)
+
+
+def _history(services: Services, caller: Caller, device: str, limit: int) -> dict[str, Any]:
+    with services.database.transaction() as session:
+        row = devices.find(session, device)
+        caller.check_group(row.group)
+        return history.of_device(session, row, limit)
 
 
 def _change(
@@ -161,7 +206,7 @@ def _change(
         caller.check_group(row.group)
         changed = change(session, row)
         session.flush()
-        shown = devices.view(session, row)
+        shown = view(session, row, services.hearing())
     if changed:
         services.revocations.apply()
         services.outbox.desired([device])

@@ -48,8 +48,17 @@ GATEWAY: Final = Rule(permission="gateway.use", device=True, remembered=True, au
 
 POLICY: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/healthz"): PUBLIC,
+    ("GET", "/console"): PUBLIC,  # static files, which ask for a login
+    ("GET", "/console/{name}"): PUBLIC,
     ("GET", "/api/v1/status"): may("status.read"),
     ("GET", "/api/v1/profiles"): may("status.read"),
+    ("GET", "/metrics"): may("status.read"),
+    # alerts
+    ("GET", "/api/v1/alerts"): may("status.read"),
+    ("POST", "/api/v1/alerts/{alert}/acknowledge"): may("alerts.manage"),
+    ("POST", "/api/v1/alerts/silences"): may("alerts.manage"),
+    ("DELETE", "/api/v1/alerts/silences/{silence}"): may("alerts.manage"),
+    ("POST", "/api/v1/alerts/test"): may("alerts.manage"),
     # enrolment
     ("GET", "/.well-known/est/cacerts"): PUBLIC,
     ("POST", "/.well-known/est/simpleenroll"): PUBLIC,  # a kit's token or a batch's claim certificate
@@ -63,6 +72,10 @@ POLICY: Final[Mapping[tuple[str, str], Rule]] = {
     ("POST", "/api/v1/devices/{device}/reject"): may("devices.enrol"),
     ("POST", "/api/v1/devices/{device}/revoke"): may("devices.revoke"),
     ("POST", "/api/v1/devices/{device}/retire"): may("devices.revoke"),
+    ("GET", "/api/v1/devices/{device}/history"): may("devices.read"),
+    ("POST", "/api/v1/devices/{device}/labels"): may("devices.enrol"),
+    ("GET", "/api/v1/inventory"): may("devices.read"),
+    ("POST", "/api/v1/inventory"): may("devices.enrol"),
     ("GET", "/api/v1/batches"): may("devices.read"),
     ("POST", "/api/v1/batches"): may("devices.enrol"),
     ("POST", "/api/v1/batches/{batch}/revoke"): may("devices.revoke"),
@@ -75,6 +88,9 @@ POLICY: Final[Mapping[tuple[str, str], Rule]] = {
     ("POST", "/api/v1/authorities"): may("authorities.manage"),
     ("POST", "/api/v1/authorities/{fingerprint}/use"): may("authorities.manage"),
     ("DELETE", "/api/v1/authorities/{fingerprint}"): may("authorities.manage"),
+    # evidence: of a device by its group, of a model over all devices
+    ("GET", "/api/v1/evidence/devices/{device}"): may("devices.read"),
+    ("GET", "/api/v1/evidence/models/{family}/{name}/{version}"): may("releases.read"),
     # releases
     ("GET", "/api/v1/trust"): may("releases.read"),
     ("POST", "/api/v1/trust"): may("releases.publish"),

@@ -145,14 +145,14 @@ def _add_evidence(services: Services, digest: str) -> dict[str, Any]:
 
 def _list_models(services: Services, caller: Caller) -> list[dict[str, Any]]:
     with services.database.transaction() as session:
-        active = devices.active_counts(session)
+        active = devices.active_counts(session, services.hearing())
         measured = measuring.by_digest(session, caller)
         agreed, routes = agreements.by_digest(session), routed.by_digest(session)
         rows = {t: session.get(EvidenceRow, r.release.digest) for t, r in services.repository.releases.items()}
     return [
         {
             **_model(
-                listed, rows[target], measured.get(listed.release.digest, []), active.get(listed.release.digest, 0)
+                listed, rows[target], measured.get(listed.release.digest, []), active.get(listed.release.digest, (0, 0))
             ),
             "agreement": agreed.get(listed.release.digest),
             "routes": routes.get(listed.release.digest, {}),
@@ -162,7 +162,7 @@ def _list_models(services: Services, caller: Caller) -> list[dict[str, Any]]:
 
 
 def _model(
-    listed: ListedRelease, evidence: EvidenceRow | None, measured: list[dict[str, Any]], count: int
+    listed: ListedRelease, evidence: EvidenceRow | None, measured: list[dict[str, Any]], count: tuple[int, int]
 ) -> dict[str, Any]:
     release, manifest = listed.release, listed.manifest
     return {
@@ -178,7 +178,8 @@ def _model(
         "counter": release.counter,
         "evidence": _parsed(evidence),
         "measured": measured,
-        "devices": count,
+        "devices": count[0],
+        "devices_online": count[1],
     }
 
 

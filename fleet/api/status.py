@@ -38,11 +38,12 @@ async def list_profiles() -> list[dict[str, Any]]:
 
 def _status(services: Services) -> dict[str, Any]:
     broker, repository = services.broker, services.repository
+    hearing = services.hearing()
     rollouts: dict[str, int] = dict.fromkeys(table.STATES, 0)
     with services.database.transaction() as session:
         for row in all_rollouts(session):
             rollouts[row.state] += 1
-        counts, telemetry = devices.counts(session), devices.telemetry_counts(session)
+        counts, telemetry = devices.counts(session, hearing), devices.telemetry_counts(session, hearing)
         security = devices.security_counts(session, services.clock())
     return {
         "version": version("shoal"),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final
 
+from fleet.exposition import Labels, family, labels_text
 from fleet.gateway.pricing import NANOS
 from fleet.gateway.records import Record
 
@@ -22,7 +23,6 @@ SPEED: Final = (1.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
 """Tokens per second after it."""
 JUDGED: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 """Seconds that a classifier or a finder of personal data took over the texts of a request."""
-Labels = tuple[tuple[str, str], ...]
 
 
 @dataclass
@@ -117,17 +117,11 @@ class Metrics:
 
 
 def _counter(name: str, about: str, values: Iterable[tuple[Labels, float]]) -> Iterator[str]:
-    return _plain(name, about, "counter", values)
+    return family(f"shoal_gateway_{name}", about, "counter", values)
 
 
 def _gauge(name: str, about: str, values: Iterable[tuple[Labels, float]]) -> Iterator[str]:
-    return _plain(name, about, "gauge", values)
-
-
-def _plain(name: str, about: str, kind: str, values: Iterable[tuple[Labels, float]]) -> Iterator[str]:
-    yield f"# HELP shoal_gateway_{name} {about}\n# TYPE shoal_gateway_{name} {kind}\n"
-    for labels, value in sorted(values):
-        yield f"shoal_gateway_{name}{_labels(labels)} {float(value):.10g}\n"
+    return family(f"shoal_gateway_{name}", about, "gauge", values)
 
 
 def _histogram(name: str, about: str, by: Mapping[str, Histogram], of: str = "upstream") -> Iterator[str]:
@@ -136,13 +130,6 @@ def _histogram(name: str, about: str, by: Mapping[str, Histogram], of: str = "up
     for key, one in sorted(by.items()):
         at = (of, key)
         for bound, count in zip(one.bounds, accumulate(one.counts), strict=False):
-            yield f"{full}_bucket{_labels((at, ('le', f'{bound:g}')))} {count}\n"
-        yield f"{full}_bucket{_labels((at, ('le', '+Inf')))} {one.number}\n"
-        yield f"{full}_sum{_labels((at,))} {one.total:.10g}\n{full}_count{_labels((at,))} {one.number}\n"
-
-
-def _labels(labels: Labels) -> str:
-    if not labels:
-        return ""
-    escaped = ((name, value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")) for name, value in labels)
-    return "{" + ",".join(f'{name}="{value}"' for name, value in escaped) + "}"
+            yield f"{full}_bucket{labels_text((at, ('le', f'{bound:g}')))} {count}\n"
+        yield f"{full}_bucket{labels_text((at, ('le', '+Inf')))} {one.number}\n"
+        yield f"{full}_sum{labels_text((at,))} {one.total:.10g}\n{full}_count{labels_text((at,))} {one.number}\n"

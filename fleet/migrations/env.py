@@ -6,7 +6,9 @@ from alembic import context
 from sqlmodel import SQLModel
 
 import fleet.store.agreement_table
+import fleet.store.evidence_tables
 import fleet.store.gateway_tables
+import fleet.store.health_tables
 import fleet.store.registry_tables
 import fleet.store.rollout_tables
 import fleet.store.routed_table

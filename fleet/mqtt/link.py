@@ -11,11 +11,13 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
@@ -44,6 +46,8 @@ class Message(NamedTuple):
         return len(self.payload) + 500
 
 
+AT_ONCE: Final = 250
+"""Messages that the broker may hand over before it waits for receipts."""
 Receive = Callable[[Message], None]
 
 _SUBSCRIPTIONS = [(every(kind), 1) for kind in (State, Reported, Telemetry, Reply, Want)]
@@ -56,6 +60,7 @@ class Link:
     def __init__(self, pair: KeyPair, authority: Path, session: str) -> None:
         self._session, self._pair, self._authority = session, pair, authority
         self._up = threading.Event()
+        self._up_at = 0.0
         self._client = client = mqtt.Client(
             CallbackAPIVersion.VERSION2, client_id=FLEET_CLIENT, protocol=mqtt.MQTTv5, reconnect_on_failure=True
         )
@@ -73,7 +78,7 @@ class Link:
         self._client.on_message = lambda _c, _d, m: receive(
             Message(m.topic, bytes(m.payload), m.retain, time.monotonic())
         )
-        self._client.connect_async(host, port, keepalive=30)
+        self._client.connect_async(host, port, keepalive=30, properties=_terms())
         self._client.loop_start()
 
     def wait_until_up(self, timeout: float) -> None:
@@ -92,6 +97,11 @@ class Link:
     def is_up(self) -> bool:
         """Whether the broker answers."""
         return self._up.is_set()
+
+    @property
+    def up_for(self) -> timedelta | None:
+        """How long the broker has answered without a break; None while it does not."""
+        return timedelta(seconds=time.monotonic() - self._up_at) if self.is_up else None
 
     def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, wait: float = 0
@@ -127,6 +137,7 @@ class Link:
             _log.warning("broker refused the fleet's client: %s", code)
             return
         client.subscribe(_SUBSCRIPTIONS)
+        self._up_at = time.monotonic()
         self._up.set()
         self._connected()
         self.publish(FleetState().topic, self._presence(online=True), retain=True)
@@ -143,6 +154,16 @@ class Link:
         if self._up.is_set():  # paho may call this twice
             self._up.clear()
             _log.info("disconnected from the broker: %s", code)
+
+
+def _terms() -> Properties:
+    """The broker hands a client few messages before it waits for their receipts (`broker.configuration`).
+
+    The fleet takes many: its thread of the client waits milliseconds for its turn, and those receipts with it.
+    """
+    terms = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    terms.ReceiveMaximum = AT_ONCE
+    return terms
 
 
 def tls_context(pair: KeyPair, authority: Path) -> ssl.SSLContext:

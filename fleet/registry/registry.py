@@ -16,6 +16,7 @@ from sqlmodel import Session, col, select
 from fleet import agreements, devices, measuring
 from fleet.access import Caller
 from fleet.errors import Malformed, NotFound
+from fleet.health.status import Hearing
 from fleet.registry import aliases
 from fleet.registry.suggest import Candidate, Latency, Quality, wilson
 from fleet.store.blobs import BlobStore
@@ -52,10 +53,11 @@ class Registry:
     repository: Repository
     blobs: BlobStore
     observe: Observe
+    hearing: Callable[[], Hearing]
 
     def models(self, session: Session) -> list[dict[str, Any]]:
         """Every model by name: its versions, the aliases of each, and how many devices run it."""
-        active, named = devices.active_counts(session), aliases.by_version(session)
+        active, named = devices.active_counts(session, self.hearing()), aliases.by_version(session)
         return [
             {
                 "model": model,
@@ -64,7 +66,8 @@ class Registry:
                         "version": version,
                         "aliases": named.get((model, version), []),
                         "profiles": sorted(releases),
-                        "devices": sum(active.get(r.release.digest, 0) for r in releases.values()),
+                        "devices": sum(active.get(r.release.digest, (0, 0))[0] for r in releases.values()),
+                        "devices_online": sum(active.get(r.release.digest, (0, 0))[1] for r in releases.values()),
                     }
                     for version, releases in versions.items()
                 ],
@@ -108,7 +111,7 @@ class Registry:
     def candidates(self, session: Session, profile: str, caller: Caller) -> list[Candidate]:
         """Every release of a profile with all that is known of it."""
         listed = [r for _, r in sorted(self.repository.releases.items()) if r.manifest.profile == profile]
-        active, named = devices.active_counts(session), aliases.by_version(session)
+        active, named = devices.active_counts(session, self.hearing()), aliases.by_version(session)
         measured, agreed = measuring.by_digest(session, caller), agreements.by_digest(session)
         observed = self.observe(session, [r.release.digest for r in listed])
         found = []
@@ -121,7 +124,7 @@ class Registry:
                     task=evidence.task if evidence else "",
                     profile=profile,
                     size=one.manifest.size,
-                    devices=active.get(digest, 0),
+                    devices=active.get(digest, (0, 0))[0],
                     aliases=tuple(named.get((one.release.model, one.manifest.version), ())),
                     latencies=tuple(_latencies(observed.get(digest), measured.get(digest, ()), evidence)),
                     qualities=tuple(_qualities(observed.get(digest), agreed.get(digest), evidence)),

@@ -86,8 +86,3 @@ class Gating:
     compare: Compare
     judge: Judge
     recall: Recall
-
-
-def nothing_known(session: Session, **asked: object) -> list[Comparison]:  # noqa: ARG001
-    """A `Compare` without evidence: whatever is measured then holds, because nothing is known."""
-    return []

@@ -34,7 +34,7 @@ import pyrage
 from sqlmodel import select
 
 from fleet.errors import Conflict, Malformed, NotFound, Unavailable, Untrusted
-from fleet.store.database import Database
+from fleet.store.database import Database, elsewhere
 from fleet.store.files import UNFINISHED, atomic, sync_folder, write
 from fleet.store.restores import Restore, note_restore
 from fleet.store.tables import Device, MetaRow
@@ -44,7 +44,7 @@ KEY, CONTENT = "key.age", "fleet.tar.age"
 DATABASE: Final = "fleet.db"
 EPOCH: Final = "epoch"
 SECRETS: Final = ("ca", "keys")
-SINGLE: Final = ("fleet.toml", "gateway.toml", "operator-token")
+SINGLE: Final = ("fleet.toml", "gateway.toml", "alerts.toml", "operator-token")
 BLOBS: Final = "blobs"
 _ATTEMPTS: Final = 5
 _BLOCK: Final = tarfile.BLOCKSIZE
@@ -64,6 +64,11 @@ def save(data: Path, target: Path, passphrase: str) -> int:
 
     Raises `NotFound` for a folder without a fleet, `Conflict` when the target is there, `Unavailable` for the disk.
     """
+    if (where := elsewhere(data)) is not None:
+        raise Conflict(
+            f"{data}: the database of this fleet is PostgreSQL at {where[0]}, which this backup cannot hold: save it "
+            "with pg_dump, and this folder with it: docs/operate/evidence.md says how, and how to bring both back"
+        )
     if not (data / DATABASE).is_file():
         raise NotFound(f"{data}: no fleet has its data here: name its folder with --data")
     if target.exists():

@@ -5,8 +5,18 @@ A change here needs a migration in `migrations/versions`; a test compares the tw
 
 from __future__ import annotations
 
-from sqlalchemy import Index, Text, UniqueConstraint
+from typing import Any
+
+from sqlalchemy import BigInteger, Index, Integer, Text, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
+
+BIG = BigInteger().with_variant(Integer, "sqlite")
+"""A number that may not fit in 32 bits, which is all that INTEGER has outside SQLite."""
+
+
+def big(default: int = 0) -> Any:
+    """A column of such numbers."""
+    return Field(default=default, sa_type=BIG)
 
 
 class Device(SQLModel, table=True):
@@ -34,17 +44,22 @@ class Device(SQLModel, table=True):
     sealing_key: str = ""
     online: bool = False
     session: str = ""
+    gone: str | None = None
+    """When its will, or its absence, said that it is away; None while it is not known to be."""
     last_seen: str | None = None
+    interval_s: float = 0.0
+    """The length of its telemetry windows, as it says; 0 before it did."""
+    note: str = Field(default="", sa_type=Text)
     reported: str = Field(default="", sa_type=Text)
-    desired_epoch: int = 0
-    desired_seq: int = 0
+    desired_epoch: int = big()
+    desired_seq: int = big()
     desired_expires: str = ""
     desired_models: str = Field(default="[]", sa_type=Text)
     desired_envelope: str = Field(default="", sa_type=Text)
-    ack_seq: int = 0
-    batch_starts: int = 0
-    batch_sent: int = 0
-    command_seq: int = 0
+    ack_seq: int = big()
+    batch_starts: int = big()
+    batch_sent: int = big()
+    command_seq: int = big()
     command_expires: str = ""
     command_envelope: str = Field(default="", sa_type=Text)
     """The newest command that was not answered yet; empty when there is none."""
@@ -89,35 +104,42 @@ class DeviceStats(SQLModel, table=True):
     __tablename__ = "device_stats"
 
     device: str = Field(primary_key=True, foreign_key="device.id")
-    requests: int = 0
-    errors: int = 0
+    requests: int = big()
+    errors: int = big()
     latency: str = Field(default="{}", sa_type=Text)
-    feedback_total: int = 0
-    feedback_correct: int = 0
-    records: int = 0
-    duplicates: int = 0
+    feedback_total: int = big()
+    feedback_correct: int = big()
+    records: int = big()
+    duplicates: int = big()
     health: str = Field(default="", sa_type=Text)
+    inference_at: str = ""
+    """The end of the newest window with a request, by the device's clock but never after it came; "" before one."""
+    health_at: str = ""
+    """The same of `health`."""
+
+
+_EVENTS = text("stream = 'event'")
 
 
 class TelemetryRow(SQLModel, table=True):
-    """One telemetry record. `(device, boot, seq)` names it for ever, so it is stored once.
+    """One telemetry record as it came, for some hours; an event for months. `(device, boot, seq)` names it for ever.
 
-    It stands for the records of its stream from `first` to `seq`.
+    It stands for the records of its stream from `first` to `seq`. What it says is in `DeviceStats` and in the windows
+    of evidence, and that it was stored in `SeenRow`, in the same transaction: those stay.
     """
 
     __tablename__ = "telemetry"
     __table_args__ = (
         UniqueConstraint("device", "boot", "seq", name="telemetry_once"),
-        Index("ix_telemetry_stream", "device", "stream", "id"),
-        Index("ix_telemetry_range", "device", "boot", "stream", "seq"),
+        Index("ix_telemetry_event", "device", "id", sqlite_where=_EVENTS, postgresql_where=_EVENTS),
     )
 
-    id: int | None = Field(default=None, primary_key=True)
+    id: int | None = Field(default=None, primary_key=True, sa_type=BIG)
     device: str = Field(foreign_key="device.id")
     boot: str
     stream: str = "inference"
-    first: int
-    seq: int
+    first: int = Field(sa_type=BIG)
+    seq: int = Field(sa_type=BIG)
     received: str
     record: str = Field(sa_type=Text)
 
@@ -133,13 +155,13 @@ class LedgerRow(SQLModel, table=True):
 
     device: str = Field(primary_key=True, foreign_key="device.id")
     stream: str = Field(primary_key=True)
-    stored: int = 0
-    merged: int = 0
+    stored: int = big()
+    merged: int = big()
     memory: str = ""
-    epoch: int = 0
-    offset: int = 0
-    merged_before: int = 0
-    lost: int = 0
+    epoch: int = big()
+    offset: int = big()
+    merged_before: int = big()
+    lost: int = big()
     fault: str = Field(default="", sa_type=Text)
     document: str = Field(default="", sa_type=Text)
 
@@ -153,8 +175,8 @@ class CommandRow(SQLModel, table=True):
     __tablename__ = "command"
 
     device: str = Field(primary_key=True, foreign_key="device.id")
-    epoch: int = Field(primary_key=True)
-    seq: int = Field(primary_key=True)
+    epoch: int = Field(primary_key=True, sa_type=BIG)
+    seq: int = Field(primary_key=True, sa_type=BIG)
     action: str
     issued: str
     expires: str
@@ -310,7 +332,7 @@ class DatasetRow(SQLModel, table=True):
     licence: str
     format: str
     rows: int | None = None
-    size: int
+    size: int = Field(sa_type=BIG)
     who: str
     created: str
 
@@ -324,7 +346,7 @@ class SourceRow(SQLModel, table=True):
     name: str
     kind: str
     files: str = Field(sa_type=Text)
-    size: int
+    size: int = Field(sa_type=BIG)
     who: str
     created: str
 
@@ -392,13 +414,13 @@ class DeltaRow(SQLModel, table=True):
 
     base: str = Field(primary_key=True)
     blob: str = Field(primary_key=True)
-    lacking: int
+    lacking: int = Field(sa_type=BIG)
     state: str = Field(default="waiting", index=True)
     reason: str = Field(default="", sa_type=Text)
     delta: str = ""
-    size: int = 0
+    size: int = big()
     chunks: str | None = None
-    chunks_size: int = 0
+    chunks_size: int = big()
     created: str
     used: str
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlmodel import Session
-
+from fleet.store.speakers import Speaker
 from fleet.store.tables import Device
 from fleet.trust.orders import OrderSigner
 from wire.messages import Reported, TelemetryBatch
@@ -23,17 +22,16 @@ class Acks:
     orders: OrderSigner
     lifetime: timedelta
 
-    def of_report(self, session: Session, device: Device, reported: Reported) -> Ack:
+    def of_report(self, device: Device, reported: Reported) -> Ack:
         """Says nothing of records. Make it last in the transaction: it names the desired state of then."""
-        return self._next(session, device, nonce=reported.nonce, boot=reported.boot, stored=0)
+        return self._next(device, nonce=reported.nonce, boot=reported.boot, stored=0)
 
-    def of_batch(self, session: Session, device: Device, batch: TelemetryBatch) -> Ack:
+    def of_batch(self, device: Device | Speaker, batch: TelemetryBatch) -> Ack:
         """For after the commit: the batch's records are on disk."""
-        return self._next(session, device, nonce=batch.nonce, boot=batch.boot, stored=batch.records[-1].seq)
+        return self._next(device, nonce=batch.nonce, boot=batch.boot, stored=batch.records[-1].seq)
 
-    def _next(self, session: Session, device: Device, *, nonce: str, boot: str, stored: int) -> Ack:
+    def _next(self, device: Device | Speaker, *, nonce: str, boot: str, stored: int) -> Ack:
         device.ack_seq += 1
-        session.add(device)
         dates = self.orders.dates(self.lifetime)
         return Ack(
             device=device.id,

@@ -189,7 +189,7 @@ def start_again(row: Device) -> None:
     row.state, row.enrolled, row.request = "new", None, ""
     row.batch_starts = row.batch_sent = 0
     row.reported = row.sealing_key = row.session = ""
-    row.online, row.last_seen = False, None
+    row.online, row.gone, row.last_seen = False, None, None
 
 
 def check_not_a_batch(session: Session, name: str) -> None:

@@ -9,13 +9,18 @@ current one, which is then old and good for nothing.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final, TypeVar
 
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
-from securesystemslib.signer import Key, SSlibKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from securesystemslib.exceptions import UnverifiedSignatureError
+from securesystemslib.signer import Key, Signature, SSlibKey
 from sqlmodel import Session
 
 from fleet.errors import Forbidden, Untrusted
+from fleet.store.speakers import Speaker
 from fleet.store.tables import CertificateRow, Device
 from fleet.trust.ca import common_name, load_certificate, serial_text
 from wire.dsse import open_by_key
@@ -27,10 +32,11 @@ LISTENED: Final = frozenset({"enrolled", "retiring"})
 OUT: Final = frozenset({"rejected", "retired", "revoked"})
 """States of a device that was put out: it has no right anywhere, until an operator lets its id in again."""
 
+_ECDSA = ec.ECDSA(SHA256())
 S = TypeVar("S", bound=Statement)
 
 
-def keys_of(device: Device) -> tuple[Key, ...]:
+def keys_of(device: Device | Speaker) -> tuple[Key, ...]:
     """The public keys of a device: of its current certificate, then of the next one. Raises `Untrusted` without any."""
     certificates = [pem for pem in (device.certificate, device.next_certificate) if pem]
     if not certificates:
@@ -38,7 +44,7 @@ def keys_of(device: Device) -> tuple[Key, ...]:
     return tuple(_key(pem) for pem in certificates)
 
 
-def open_statement(session: Session, device: Device, payload: bytes, kind: type[S]) -> S:
+def open_statement(session: Session, device: Device | Speaker, payload: bytes, kind: type[S]) -> S:
     """What a device says of itself, verified. One that the next key signed promotes the next certificate.
 
     Raises `Untrusted` for a device that is not listened to and for a statement about another one, and what
@@ -50,7 +56,7 @@ def open_statement(session: Session, device: Device, payload: bytes, kind: type[
     try:
         statement = open_by_key(payload, kind, current)
     except WireUntrusted:
-        if not following:
+        if not following or not isinstance(device, Device):
             raise
         statement = open_by_key(payload, kind, following[0])
         promote(session, device)
@@ -96,7 +102,24 @@ def _set_state(session: Session, pem: str, state: str) -> None:
     session.add(row)
 
 
+class _DeviceKey(SSlibKey):
+    """A key that is read from its text once, and not for every message that it signed."""
+
+    public: ec.EllipticCurvePublicKey
+
+    def verify_signature(self, signature: Signature, data: bytes) -> None:
+        """Raises `UnverifiedSignatureError`."""
+        try:
+            self.public.verify(bytes.fromhex(signature.signature), data, _ECDSA)
+        except (InvalidSignature, ValueError) as e:
+            raise UnverifiedSignatureError(f"not signed by {self.keyid}") from e
+
+
+@lru_cache(maxsize=20_000)
 def _key(pem: str) -> Key:
     public = load_certificate(pem.encode()).public_key()
     assert isinstance(public, ec.EllipticCurvePublicKey)  # enrolment admits P-256 only
-    return SSlibKey.from_crypto(public)
+    read = SSlibKey.from_crypto(public)
+    key = _DeviceKey(read.keyid, read.keytype, read.scheme, read.keyval)
+    key.public = public
+    return key

@@ -109,7 +109,7 @@ def test_putting_a_device_out_takes_a_yes_and_a_reason(fleet: FleetProcess, shoa
     device = Holder.enrolled(fleet, tmp_path, "cli-out")
     refused(shoal("revoke", "cli-out", "--yes"), "say why with --reason")
     refused(shoal("revoke", "cli-out", "--reason", "stolen"), "Nobody can be asked", "--yes")
-    assert shown(shoal, "cli-out")["status"] == "offline"
+    assert shown(shoal, "cli-out")["status"] == "unknown"
     assert "cli-out: revoked" in done(shoal("revoke", "cli-out", "--reason", "stolen", "--yes"))
     assert device.seen() == 403
     assert "stolen" in done(shoal("show", "cli-out"))
@@ -136,7 +136,7 @@ def test_on_a_terminal_a_no_changes_nothing(fleet: FleetProcess, shoal: Shoal, t
         os.close(slave)
     assert answer.returncode != 0
     assert "Revoke cli-asked?" in answer.stderr
-    assert shown(shoal, "cli-asked")["status"] == "offline"
+    assert shown(shoal, "cli-asked")["status"] == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -158,3 +158,27 @@ def test_a_command_that_cannot_be_says_so_and_leaves_no_file(
 ) -> None:
     refused(shoal(*words), message)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_devices_are_tagged_noted_listed_by_query_and_moved_by_a_file(shoal: Shoal, tmp_path: Path) -> None:
+    done(shoal("kit", "lab-1", "--profile", "x86-64", "-o", "lab-1.kit"))
+    assert "kitchen" in done(shoal("tag", "lab-1", "+kitchen", "+old"))
+    assert json.loads(done(shoal("tag", "lab-1", "-old", "--json")))["tags"] == ["kitchen"]
+    refused(shoal("tag", "lab-1", "kitchen"), "write +kitchen")
+    done(shoal("note", "lab-1", "by the [red]window"))
+    done(shoal("group", "lab-1", "lab-files"))
+    listed = json.loads(done(shoal("list", "--where", "tag:kitchen and group:lab-files", "--json")))
+    assert [d["device"] for d in listed] == ["lab-1"]
+    assert "by the [red]window" in done(shoal("show", "lab-1"))
+    told = done(shoal("history", "lab-1"))
+    assert "default -> lab-files" in told
+    assert "nothing -> kitchen old" in told
+    text = done(shoal("export", "--where", "group:lab-files"))
+    (tmp_path / "devices.csv").write_text(text.replace("kitchen", "cellar") + "lab-2,x86-64,lab-files,,new\r\n")
+    assert "1 would be new, 1 would be changed" in done(shoal("import", "devices.csv", "--dry-run"))
+    assert "1 kits in" in done(shoal("import", "devices.csv"))
+    assert (tmp_path / "lab-2.kit").stat().st_mode & 0o777 == 0o600
+    EnrolmentKit.from_bytes((tmp_path / "lab-2.kit").read_bytes())
+    assert shown(shoal, "lab-1")["tags"] == ["cellar"]
+    (tmp_path / "devices.csv").write_text(text + "lab-3,x86-64\r\n")
+    refused(shoal("import", "devices.csv"), "line 3", "nothing was changed")

@@ -89,6 +89,7 @@ def model(*kinds: tuple[str, float]) -> dict[str, Any]:
         "bytes": 1000,
         "evidence": None,
         "devices": 0,
+        "devices_online": 0,
         "measured": jobs,
     }
 

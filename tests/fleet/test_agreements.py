@@ -89,10 +89,12 @@ def went(routes: dict[str, int], digest: str = DIGEST) -> InferenceStats:
 
 def test_routes_of_devices_and_records_are_added_up_for_each_model(database: Any) -> None:
     with database.transaction() as session:
-        routed.add(session, "a", [went({"local sure": 5, "cloud unsure": 2}), went({"cloud busy": 1}, OTHER), stats()])
-        routed.add(session, "a", [went({"local sure": 1})])
+        routed.add(
+            session, {"a": [went({"local sure": 5, "cloud unsure": 2}), went({"cloud busy": 1}, OTHER), stats()]}
+        )
+        routed.add(session, {"a": [went({"local sure": 1})]})
     with database.transaction() as session:
-        routed.add(session, "b", [went({"local sure": 10}), went({"local sure": 100})])
+        routed.add(session, {"b": [went({"local sure": 10}), went({"local sure": 100})]})
         assert routed.by_digest(session) == {
             DIGEST: {"cloud unsure": 2, "local sure": 116},
             OTHER: {"cloud busy": 1},
@@ -102,15 +104,15 @@ def test_routes_of_devices_and_records_are_added_up_for_each_model(database: Any
 def test_a_device_that_makes_up_routes_or_models_fills_no_disk(database: Any) -> None:
     """Attack: words of its own, as many as it likes, and numbers that no database takes."""
     with database.transaction() as session:
-        routed.add(session, "a", [went({f"local {'x' * i}": 1 for i in range(1, 20)} | {"what the user said": 9})])
-        routed.add(session, "a", [went({f"cloud {'y' * i}": 1 << 62 for i in range(1, 20)})])
-        routed.add(session, "a", [went({f"z{'y' * i} sure": 1 << 62 for i in range(1, 19)})])
+        routed.add(session, {"a": [went({f"local {'x' * i}": 1 for i in range(1, 20)} | {"what the user said": 9})]})
+        routed.add(session, {"a": [went({f"cloud {'y' * i}": 1 << 62 for i in range(1, 20)})]})
+        routed.add(session, {"a": [went({f"z{'y' * i} sure": 1 << 62 for i in range(1, 19)})]})
         found = routed.by_digest(session)[DIGEST]
         assert len(found) == routed.MOST_ROUTES
         assert "what the user said" not in found
         assert max(found.values()) == agreements.FULL
         for i in range(agreements.MOST_MODELS + 50):
-            routed.add(session, "b", [went({"local sure": 1}, f"sha256:{i:064x}")])
+            routed.add(session, {"b": [went({"local sure": 1}, f"sha256:{i:064x}")]})
         assert len(routed.by_digest(session)) == agreements.MOST_MODELS + 1
 
 

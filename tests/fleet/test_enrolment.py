@@ -142,7 +142,7 @@ def test_a_device_of_a_batch_waits_until_an_operator_accepts_it(fleet: FleetProc
     assert batch.ask("waits-1", key)[0] == 202
 
     shown = act(fleet, "waits-1", "accept")
-    assert shown["status"] == "offline"
+    assert shown["status"] == "unknown"  # it never spoke
     assert act(fleet, "waits-1", "accept") == shown
     status, body = batch.ask("waits-1", key)
     assert status == 200

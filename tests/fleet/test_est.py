@@ -45,7 +45,7 @@ def test_a_kit_gives_one_certificate_for_its_device(fleet: FleetProcess, publish
     assert certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value == "once"
     usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     assert list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]
-    assert fleet.api("GET", "/api/v1/devices/once")["status"] == "offline"
+    assert fleet.api("GET", "/api/v1/devices/once")["status"] == "unknown"
 
     status, body = est.enrol(fleet, "once", kit.token, est.request("once", new_key()))
     assert (status, b"token was used" in body) == (403, True)

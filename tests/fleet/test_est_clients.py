@@ -65,7 +65,7 @@ def test_strongswan_gets_the_ca_enrols_with_a_token_and_renews(
     first = pki(*server, "--in", "first.csr", "--userpass", f"swan:{kit.token}")
     (tmp_path / "first.pem").write_bytes(first)
     run("openssl", "verify", "-CAfile", "ca.pem", "first.pem", cwd=tmp_path)
-    assert fleet.api("GET", "/api/v1/devices/swan")["status"] == "offline"
+    assert fleet.api("GET", "/api/v1/devices/swan")["status"] == "unknown"
 
     # Given --cert it asks simplereenroll, over mutual TLS.
     pki_request(pki, tmp_path, "swan", "second")

@@ -66,8 +66,8 @@ class World:
                     )
                 )
 
-    def take_presence(self, row: Device, presence: Presence) -> None:
-        taken(row, presence)
+    def take_presence(self, row: Device, presence: Presence, now: datetime) -> None:
+        taken(row, presence, now)
         if self.fault is not None and row.id == "d1":
             raise self.fault
 

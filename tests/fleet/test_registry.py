@@ -91,8 +91,8 @@ def test_from_source_to_device_by_the_alias_that_people_say(
 
     shown = fleet.api("GET", MODELS)
     (model,) = shown
-    versions = [(v["version"], v["aliases"], v["devices"]) for v in model["versions"]]
-    assert versions == [("1.0.0", [], 0), ("1.1.0", ["production"], 1)]
+    versions = [(v["version"], v["aliases"], v["devices"], v["devices_online"]) for v in model["versions"]]
+    assert versions == [("1.0.0", [], 0, 0), ("1.1.0", ["production"], 1, 1)]
     assert "production" in text_of(versions_table(shown))
     assert "better on kettles" in text_of(alias_view(moved))
     assert "registry-1" in text_of(lineage_view(lineage))

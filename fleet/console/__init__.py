@@ -1,0 +1,1 @@
+"""The console: three static files that read the API from a browser."""

@@ -1,0 +1,198 @@
+"""`scripts/bench ingest`: telemetry of a thousand devices at one fleet process, on SQLite and on PostgreSQL.
+
+Each device has an MQTT connection of its own over mutual TLS (`tests/ingest_load.py`, a process beside the fleet) and
+sends as an agent does: one signed message, then it waits for the signed acknowledgement, then the next. A report is
+one such message: a minute of one model (60 requests with latency, confidence, labels, lengths) and the device's
+health, with the ledger of both. The fleet verifies it, stores it and acknowledges it, exactly as always; devices are
+enrolled by the fleet's own code before it starts. The messages are signed before the clock starts; the load shares this
+machine.
+
+`reports_per_s_*`: reports acknowledged by the seconds from the first sent to the last acknowledged.
+`cpu_us_per_report_*`: CPU of the fleet process (not of broker and database) for each. `lost`: reports that were
+acknowledged and are not in the database, and those that were never acknowledged. `rss_mb_*`: the fleet's memory before
+the load, in its middle and after it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import psutil
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from fleet_process import FleetProcess, initialise_trust
+from sqlmodel import func, select
+
+from fleet.store.database import Database
+from fleet.store.tables import DeviceStats
+from fleet.trust.ca import Authority
+from fleet.trust.certificates import Certificates
+from fleet.trust.enrolment import new_row
+from wire.units import show_instant
+
+DIGEST = "sha256:" + "0" * 64
+MEBI = 1024 * 1024
+
+
+def main() -> None:
+    options = _options()
+    figures: dict[str, Any] = {"devices": options.devices}
+    lost = 0
+    for name in options.databases:
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-bench-")))
+            url = ""
+            if name == "postgres":
+                cluster = import_module("postgres_cluster")
+                url = stack.enter_context(cluster.postgres())
+            found = measure(folder, url, options)
+        lost += found.pop("lost")
+        figures |= {f"{key}_{name}": value for key, value in found.items()}
+    figures["lost"] = lost
+    figures["cpu_us_per_report"] = figures.get(f"cpu_us_per_report_{options.databases[0]}")
+    if not options.no_plan:
+        figures["plan_100k_s"] = plan_speed()
+    sys.stdout.write(json.dumps(figures) + "\n")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--devices", type=int, default=1000, help="connections (default 1000)")
+    parser.add_argument("--reports", type=int, default=40, help="reports of each device (default 40)")
+    parser.add_argument("--databases", nargs="+", choices=("sqlite", "postgres"), default=["sqlite", "postgres"])
+    parser.add_argument("--no-plan", action="store_true", help="leave the planning of a rollout out")
+    return parser.parse_args()
+
+
+def measure(folder: Path, url: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Reports per second and what they cost, on one database."""
+    settings = {"mqtt_rate": 10_000, **({"database": url} if url else {})}
+    names = [f"bench-{n:05}" for n in range(options.devices)]
+    with FleetProcess(folder / "fleet", **settings) as fleet:
+        initialise_trust(fleet)
+        fleet.stop()
+        enrol(folder / "fleet", url, folder, names)
+        fleet.start()
+        with load(folder, fleet, names) as rounds:
+            rounds(2)  # every device has its rows
+            watched = psutil.Process(fleet.pid)
+            memory, cpu = [watched.memory_info().rss], sum(watched.cpu_times()[:2])
+            half = options.reports // 2
+            parts = []
+            for _ in range(2):
+                parts.append(rounds(half))
+                memory.append(watched.memory_info().rss)
+            cpu = sum(watched.cpu_times()[:2]) - cpu
+        sent = options.devices * half * 2
+        seconds = sum(part["seconds"] for part in parts)
+        acknowledged = sum(part["acknowledged"] for part in parts)
+        fleet.stop()
+    stored = stored_records(folder / "fleet", url)
+    expected = 2 * (2 * options.devices + acknowledged)
+    found = {
+        "reports_per_s": round(acknowledged / seconds),
+        "cpu_us_per_report": round(1e6 * cpu / max(1, acknowledged)),
+        "rss_mb": [round(one / MEBI, 1) for one in memory],
+        "lost": sent - acknowledged + max(0, expected - stored) // 2,
+    }
+    load_us = 1e6 * sum(part["cpu"] for part in parts) / max(1, acknowledged)
+    sys.stdout.write(
+        f"{'PostgreSQL' if url else 'SQLite':<12} {acknowledged} reports of {options.devices} connections in "
+        f"{seconds:.1f} s: {found['reports_per_s']}/s, {found['cpu_us_per_report']} us of CPU each, lost "
+        f"{found['lost']}, fleet {found['rss_mb']} MB; the load itself {load_us:.0f} us; "
+        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n"
+    )
+    return found
+
+
+def enrol(data: Path, url: str, folder: Path, names: Sequence[str]) -> None:
+    """Devices with certificates, as enrolment leaves them, by the fleet's own code: it is not what is measured."""
+    now = datetime.now(UTC)
+    authority = Authority.open(data / "ca", now)
+    certificates = Certificates(authority, timedelta(days=1), lambda: datetime.now(UTC))
+    with closing(Database(url) if url else Database.in_folder(data)) as database, database.transaction() as session:
+        for name in names:
+            key = ec.generate_private_key(ec.SECP256R1())
+            row = new_row(session, name, now)
+            row.profile, row.state, row.enrolled = "raspberry-pi-4", "enrolled", show_instant(now)
+            certificate = certificates.first(session, row, key.public_key())
+            (folder / f"{name}.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+            private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+            (folder / f"{name}.key").write_bytes(private)
+
+
+@contextmanager
+def load(folder: Path, fleet: FleetProcess, names: Sequence[str]) -> Iterator[Any]:
+    """The devices in a process of their own: `rounds(n)` has each send so many, and gives what came of it."""
+    job = {
+        "folder": str(folder),
+        "port": int(fleet.broker.rpartition(":")[2]),
+        "ca": str(fleet.ca_file),
+        "devices": list(names),
+        "start": time.time() - 900,
+        "digest": DIGEST,
+    }
+    command = [sys.executable, str(Path(__file__).with_name("ingest_load.py"))]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def ask(line: str) -> dict[str, Any]:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+            if not answer:
+                raise ConnectionError("the load ended: see above")
+            value: dict[str, Any] = json.loads(answer)
+            return value
+
+        def rounds(count: int) -> dict[str, Any]:
+            ask(str(count))
+            return ask("go")
+
+        try:
+            ask(json.dumps(job))
+            yield rounds
+        finally:
+            process.stdin.close()
+            process.wait(30)
+
+
+def stored_records(data: Path, url: str) -> int:
+    """Records that the database counts as stored."""
+    with closing(Database(url) if url else Database.in_folder(data)) as database, database.transaction() as session:
+        return int(session.exec(select(func.sum(DeviceStats.records))).one() or 0)
+
+
+def plan_speed() -> float | None:
+    """Seconds to plan a rollout over 100,000 devices (`tests/plan_speed.py`)."""
+    try:
+        module = import_module("plan_speed")
+    except ModuleNotFoundError:
+        sys.stdout.write("tests/plan_speed.py is not there: planning is not measured\n")
+        return None
+    seconds: float = round(module.plan_s(100_000), 2)
+    sys.stdout.write(f"a rollout over 100,000 devices is planned in {seconds:.2f} s\n")
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
