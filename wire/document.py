@@ -42,9 +42,13 @@ _INT = 2**63
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """Base of every document. Subclasses may set `LIMIT`, the largest accepted size in bytes."""
+    """Base of every document. Subclasses may set `LIMIT`, the largest accepted size in bytes.
+
+    `LEAN` are fields that are not written while they are empty, as they are made by their default.
+    """
 
     LIMIT: ClassVar[int] = 256 * 1024
+    LEAN: ClassVar[frozenset[str]] = frozenset()
 
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -166,12 +170,27 @@ def _finite(text: str) -> float:
 def _encode(value: object) -> object:
     if isinstance(value, Document):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name != "extra"}
+        for name in value.LEAN:
+            if fields[name] == _empty(type(value), name):
+                del fields[name]
         return {**value.extra, **{name: _encode(v) for name, v in fields.items() if v is not None}}
     if isinstance(value, Mapping):
         return {str(k): _encode(v) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
         return [_encode(v) for v in value]
     return value
+
+
+_EMPTY: dict[tuple[type, str], object] = {}
+
+
+def _empty(cls: type, name: str) -> object:
+    """What a field is by its default."""
+    if (cls, name) not in _EMPTY:
+        (made,) = (f.default_factory for f in dataclasses.fields(cls) if f.name == name)
+        assert made is not dataclasses.MISSING
+        _EMPTY[cls, name] = made()
+    return _EMPTY[cls, name]
 
 
 _HINTS: dict[type, dict[str, Any]] = {}
