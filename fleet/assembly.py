@@ -18,6 +18,7 @@ from fleet.builds.queue import Queue
 from fleet.builds.runner import Runner
 from fleet.commands import Commands
 from fleet.deltas import Deltas
+from fleet.drift.drift import Drift
 from fleet.errors import Malformed, Unavailable
 from fleet.gateway import config as gateway_config
 from fleet.gateway.gateway import Gateway
@@ -164,6 +165,7 @@ def _assemble(
         compilers=Runner(settings, builds, blobs, serial),
         deltas=deltas,
         delta_maker=DeltaMaker(settings, deltas, database, blobs, serial),
+        drift=Drift(database, serial, _clock),
     )
 
 

@@ -16,6 +16,7 @@ from fleet.builds.queue import Queue
 from fleet.builds.runner import Runner
 from fleet.commands import Commands
 from fleet.deltas import Deltas
+from fleet.drift.drift import Drift
 from fleet.gateway.gateway import Gateway
 from fleet.measuring import Measuring
 from fleet.mqtt.broker import Broker
@@ -76,6 +77,7 @@ class Services:
     compilers: Runner
     deltas: Deltas
     delta_maker: DeltaMaker
+    drift: Drift
 
 
 def services_of(request: HTTPConnection) -> Services:

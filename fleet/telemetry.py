@@ -10,6 +10,7 @@ from sqlmodel import Session, col, func, select
 
 from fleet import agreements
 from fleet.devices import record_refusal
+from fleet.drift import windows
 from fleet.errors import Malformed, Untrusted
 from fleet.ledgers import hold_against, note_stored, stream_of
 from fleet.reports import check_batch
@@ -47,6 +48,7 @@ def store(session: Session, device: Device, batch: TelemetryBatch, now: datetime
     _add_up(session.get_one(DeviceStats, device.id), fresh, duplicates=len(known))
     for record in fresh:
         agreements.add(session, device.id, record.inference)
+        windows.add(session, device.id, record, now)
     note_stored(session, device.id, fresh)
     for fault in hold_against(session, device.id, batch, epoch):
         record_refusal(session, device.id, LEDGER, fault, now)

@@ -1,0 +1,189 @@
+"""What devices tell of their inputs and answers, kept by window, and what their past is made of.
+
+    windows.add(session, device, record, now)      # in the transaction that stores telemetry
+    for digest in ...: windows.read(session, window, digest, tags)
+    while windows.fold(session, window): ...       # in small transactions: nobody else may write meanwhile
+
+A row for each device, model and window, for `GAP` windows; then it goes into the device's past, which fades, so the
+table does not grow with time.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+import sqlalchemy
+from sqlmodel import Session, col, delete, func, select
+
+from fleet.drift.looks import WINDOW, Look, window_of
+from fleet.drift.values import ALL
+from fleet.store.drift_tables import DriftDay, DriftLook, DriftPast
+from fleet.store.tables import Device, EvidenceRow
+from wire.evidence import Evidence
+from wire.messages import TelemetryRecord
+from wire.units import instant, show_instant
+
+GAP: Final = 3
+"""Windows before a window that are not yet its past: a change is held against what was before it began."""
+DAYS: Final = 28
+"""Windows that a past reaches back."""
+KEPT: Final = 90
+"""Windows that totals and pasts of devices which are silent are kept."""
+MOST_MODELS: Final = 16
+"""Models that one device may speak of in one window: a liar makes up digests."""
+AHEAD: Final = timedelta(hours=1)
+"""By how much a device's clock may be ahead."""
+_AT_ONCE: Final = 300
+
+Tags = Callable[[Session, Sequence[str]], Mapping[str, Iterable[str]]]
+"""The tags of devices, by device."""
+
+
+def add(session: Session, device: str, record: TelemetryRecord, now: datetime) -> None:
+    """Add what a new record of a device tells. What is older than `GAP` windows comes too late, and is left out."""
+    told = [(stats, look) for stats in record.inference if not stats.shadow and (look := Look.of(stats))]
+    began = instant(record.start)
+    if not told or not now - (GAP + 1) * WINDOW < began < now + AHEAD:
+        return
+    window = window_of(began)
+    mine = select(DriftLook.digest).where(DriftLook.device == device, DriftLook.window == window)
+    known = set(session.exec(mine))
+    for stats, look in told:
+        row = session.get(DriftLook, (window, stats.digest, device)) if stats.digest in known else None
+        if row is not None:
+            row.look = Look.parse(row.look).plus(look).text()
+        elif len(known) < MOST_MODELS:
+            row = DriftLook(window=window, digest=stats.digest, device=device, model=stats.model, look=look.text())
+            known.add(stats.digest)
+        else:
+            continue
+        session.add(row)
+        session.flush()  # one model may stand twice in one record
+
+
+def shifted(window: str, windows: int) -> str:
+    """The window that is so many later."""
+    return show_instant(instant(window) + windows * WINDOW)
+
+
+def following(session: Session, window: str) -> str | None:
+    """The first window after `window` of which something is known."""
+    return session.exec(select(func.min(DriftLook.window)).where(DriftLook.window > window)).one()
+
+
+def digests(session: Session, window: str) -> list[str]:
+    """The models of which something is known in a window."""
+    return sorted(session.exec(select(DriftLook.digest).where(DriftLook.window == window).distinct()))
+
+
+@dataclass(frozen=True)
+class Told:
+    """One device in a window, its looks still as text: they are parsed by who has the time."""
+
+    device: str
+    strata: frozenset[str]
+    today: str
+    past: str
+    recent: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Read:
+    """Everything that is known of one model in one window."""
+
+    window: str
+    digest: str
+    model: str
+    told: tuple[Told, ...]
+    evidence: str
+    days: Mapping[str, tuple[str, ...]]
+
+
+def read(session: Session, window: str, digest: str, tags: Tags) -> Read:
+    """What is known of one model in a window, and before it."""
+    look, device = DriftLook, Device
+    query = (
+        sqlalchemy.select(col(look.device), col(look.model), col(look.look), col(device.profile), col(device.group))
+        .join(device, col(device.id) == col(look.device))
+        .where(col(look.window) == window, col(look.digest) == digest)
+        .order_by(col(look.device))
+    )
+    rows = session.connection().execute(query).all()
+    recent: dict[str, list[str]] = defaultdict(list)
+    between = sqlalchemy.select(col(look.device), col(look.look)).where(
+        col(look.digest) == digest, col(look.window) < window
+    )
+    for name, text in session.connection().execute(between):
+        recent[name].append(text)
+    pasts = sqlalchemy.select(col(DriftPast.device), col(DriftPast.look)).where(col(DriftPast.digest) == digest)
+    past: dict[str, str] = dict(session.connection().execute(pasts).tuples().all())
+    tagged = tags(session, [row[0] for row in rows])
+    told = tuple(
+        Told(name, _strata(profile, group, tagged.get(name, ())), text, past.get(name, "{}"), tuple(recent[name]))
+        for name, _, text, profile, group in rows
+    )
+    evidence = session.get(EvidenceRow, digest)
+    document = evidence.document if evidence is not None else ""
+    return Read(window, digest, rows[0][1] if rows else "", told, document, _days(session, window, digest))
+
+
+def _strata(profile: str, group: str, tags: Iterable[str]) -> frozenset[str]:
+    return frozenset({f"profile:{profile}", f"group:{group}", *(f"tag:{tag}" for tag in tags)})
+
+
+def _days(session: Session, window: str, digest: str) -> dict[str, tuple[str, ...]]:
+    """What all saw on the last `DAYS` calm days of the past, by stratum."""
+    day = DriftDay
+    query = (
+        sqlalchemy.select(col(day.stratum), col(day.look))
+        .where(col(day.digest) == digest, col(day.calm).is_(True), col(day.window) < shifted(window, -GAP))
+        .order_by(col(day.window).desc())
+    )
+    found: dict[str, list[str]] = defaultdict(list)
+    for stratum, text in session.connection().execute(query):
+        if len(found[stratum]) < DAYS:
+            found[stratum].append(text)
+    return {stratum: tuple(texts) for stratum, texts in found.items()}
+
+
+def reference_of(document: str) -> tuple[Look, int] | None:
+    """The reference in the text of a bundle's evidence, and how many examples it comes from."""
+    reference = Evidence.from_bytes(document.encode()).reference if document else None
+    return (Look.of(reference), reference.n) if reference is not None else None
+
+
+def fold(session: Session, window: str) -> int:
+    """Make some of what is `GAP` windows before `window` the past of its devices; how much. 0: it is done."""
+    before = shifted(window, -GAP)
+    rows = session.exec(select(DriftLook).where(DriftLook.window <= before).order_by(DriftLook.window).limit(_AT_ONCE))
+    found = list(rows)
+    calm: dict[tuple[str, str], bool] = {}
+    for row in found:
+        key = row.digest, row.window
+        if key not in calm:
+            day = session.get(DriftDay, (row.digest, ALL, row.window))
+            calm[key] = day is not None and day.calm
+        if calm[key]:
+            _into_past(session, row)
+        session.delete(row)
+    return len(found)
+
+
+def _into_past(session: Session, row: DriftLook) -> None:
+    past = session.get(DriftPast, (row.digest, row.device))
+    if past is None:
+        past = DriftPast(digest=row.digest, device=row.device, window=row.window, look="{}")
+    past.look = Look.parse(past.look).faded(1 - 1 / DAYS).plus(Look.parse(row.look)).text()
+    past.window = row.window
+    session.add(past)
+
+
+def forget(session: Session, window: str) -> None:
+    """What is too long ago."""
+    before = shifted(window, -KEPT)
+    session.exec(delete(DriftDay).where(col(DriftDay.window) < before))
+    session.exec(delete(DriftPast).where(col(DriftPast.window) < before))
