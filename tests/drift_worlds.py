@@ -1,8 +1,8 @@
 """Fleets that are only drawn, with the clock of the drawing: what their devices would tell of each day.
 
 Devices differ for good (each household asks its own things), from day to day (what was asked once today is asked again
-today), by the hour (the mix of the evening is not that of the morning) and at weekends, and some tell a hundred times as
-much as others. Without a change none of that is drift.
+today), by the hour (the mix of the evening is not that of the morning) and at weekends, and some tell far more than
+others. Without a change none of that is drift.
 
     world = World(Shape(devices=50), seed=1)
     world.live(100)                                  # days; what came of them is in world.opened
@@ -18,20 +18,22 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
+from evidence_of import evidence
+from sqlmodel import Session
 
-from fleet.drift.drift import GRACE, Drift, alarm_view
+from fleet.drift.drift import GRACE, Drift
 from fleet.drift.looks import WINDOW, Look, window_of
+from fleet.drift.views import open_alarms
 from fleet.serial import Serial
 from fleet.store.database import Database
-from fleet.store.drift_tables import DriftAlarm, DriftLook
+from fleet.store.drift_tables import DriftLook
 from fleet.store.tables import Device, EvidenceRow
-from sqlmodel import Session, select
+from wire.evidence import Reference
+from wire.sketch import Histogram, Sketch
 
 DIGEST = "sha256:" + "a" * 64
 BEGAN = datetime(2026, 1, 5, tzinfo=UTC)
 LABELS = tuple(f"intent-{i}" for i in range(12))
-LANGUAGES = ("en", "de", "fr", "und")
-_LENGTHS = np.arange(0, 90, 5)
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,7 @@ class World:
     def open_now(self) -> list[dict[str, Any]]:
         """The alarms that are open."""
         with self.database.transaction() as session:
-            rows = session.exec(select(DriftAlarm).where(DriftAlarm.state == "open"))
-            return [alarm_view(row) for row in rows]
+            return open_alarms(session)
 
     def _note(self) -> None:
         for alarm in self.open_now():
@@ -135,9 +136,7 @@ class World:
         with self.database.transaction() as session:
             for name, look in zip(self.names, self._looks(), strict=True):
                 if look:
-                    session.add(
-                        DriftLook(window=window, digest=DIGEST, device=name, model="kitchen", look=look.text())
-                    )
+                    session.add(DriftLook(window=window, digest=DIGEST, device=name, model="kitchen", look=look.text()))
 
     def _looks(self) -> list[Look]:
         draw, s = self.chance, self.shape
@@ -155,11 +154,8 @@ class World:
         if self.change and self.change.kind == "labels":
             mix[changed] = mix[changed] * (1 - size) + size * np.eye(len(LABELS))[-1]
         labels = draw.multinomial(asked, mix).sum(1)
-        n = labels.sum(-1)
         today = draw.normal(0, s.bursts / 2, devices) + draw.normal(0, s.shared)
-        return [self._look(labels[i], int(n[i]), float(today[i]), changed=bool(changed[i])) for i in range(devices)] if (
-            devices
-        ) else []
+        return [self._look(i, labels[i], float(today[i]), changed=bool(changed[i])) for i in range(devices)]
 
     def _changed(self) -> Any:
         if self.change is None:
@@ -171,9 +167,8 @@ class World:
             return np.array([i % 3 == 0 for i in range(self.shape.devices)])
         return np.ones(self.shape.devices, bool)
 
-    def _look(self, labels: Any, n: int, today: float, *, changed: bool) -> Look:
-        i, draw = int(self._at), self.chance
-        self._at = (self._at + 1) % self.shape.devices
+    def _look(self, i: int, labels: Any, today: float, *, changed: bool) -> Look:
+        draw, n = self.chance, int(labels.sum())
         size = self.change.size if self.change is not None and changed else 0.0
         kind = self.change.kind if self.change is not None else ""
         other = draw.random(n) < size
@@ -195,15 +190,8 @@ class World:
             languages=_counted(languages),
         )
 
-    _at: int = 0
-
     def _evidence(self) -> str:
         """The reference: what a thousand examples of the whole population look like."""
-        from evidence_of import evidence
-
-        from wire.evidence import Reference
-        from wire.sketch import Histogram, Sketch
-
         draw, s = self.chance, self.shape
         clock = np.cos((np.arange(24) - 19) / 24 * 2 * math.pi)
         evening = np.outer(clock, np.linspace(-1, 1, len(LABELS))) * s.evening

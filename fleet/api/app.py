@@ -23,6 +23,7 @@ from fleet.api import builds as api_builds
 from fleet.api import commands as api_commands
 from fleet.api import datasets as api_datasets
 from fleet.api import devices as api_devices
+from fleet.api import drift as api_drift
 from fleet.api import est, gateway, gateway_admin
 from fleet.api import measure as api_measure
 from fleet.api import people as api_people
@@ -44,7 +45,7 @@ ROUTERS = tuple(
         # The gateway comes first: each router before it costs every request of it some microseconds.
         *(gateway, gateway_admin, api_status, est, api_devices, api_batches, api_commands),
         *(api_authorities, api_releases, api_rollouts, api_people, api_audit),
-        *(api_datasets, api_builds, api_measure, api_blobs),
+        *(api_datasets, api_builds, api_measure, api_blobs, api_drift),
     )
 )
 _CODES = {404: "not-found", 405: "malformed"}

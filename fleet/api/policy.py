@@ -107,6 +107,9 @@ POLICY: Final[Mapping[tuple[str, str], Rule]] = {
     ("POST", "/api/v1/rollouts"): may("rollouts.run"),
     ("GET", "/api/v1/rollouts/{rollout}"): may("rollouts.read"),
     ("POST", "/api/v1/rollouts/{rollout}/abort"): may("rollouts.run"),
+    # drift
+    ("GET", "/api/v1/drift"): may("devices.read"),
+    ("GET", "/api/v1/drift/models/{digest}"): may("devices.read"),
     # people and programs
     ("POST", "/api/v1/sessions"): PUBLIC,  # name and password
     ("DELETE", "/api/v1/sessions/current"): ANYONE,

@@ -3,7 +3,7 @@
     drift = Drift(database, serial, clock, tags)
     async with drift.running(): ...
     drift.catch_up(now)                  # all at once, for tests and tools
-    open_alarms(session)                 # what people should know of now
+    views.open_alarms(session)           # what people should know of now
 
 A window is read in short transactions, judged on another thread, and written in short transactions: devices and people
 do not wait for it. It is judged once: a fleet that stops in between begins it anew, and what is written is the same.
@@ -131,7 +131,7 @@ class Drift:
             rows = _unfinished(session)
             before = {key: _alarm(row) for key, row in rows.items()}
             after = step(before, [score for one in judged for score in one.scores], window)
-            after = {key: _settled(session, alarm, window) for key, alarm in after.items()}
+            after = _without_void({key: _settled(session, alarm, window) for key, alarm in after.items()})
             models = {one.digest: one.model for one in judged}
             for key in before.keys() - after.keys():
                 session.delete(rows[key])
@@ -171,23 +171,6 @@ def judge_one(read: Read) -> Judged:
     model = Model(read.digest, members, reference, known, days)
     totals = {name: (len(these), _total(these)) for name, these in strata(members).items()}
     return Judged(read.digest, read.model, totals, (*judge(model), *judge_bias(read.digest, members)))
-
-
-def open_alarms(session: Session) -> list[dict[str, Any]]:
-    """The alarms that are open now, those that opened last first: see `alarm_view`."""
-    rows = (
-        select(DriftAlarm).where(DriftAlarm.state == "open").order_by(col(DriftAlarm.first).desc(), col(DriftAlarm.id))
-    )
-    return [alarm_view(row) for row in session.exec(rows)]
-
-
-def alarm_view(row: DriftAlarm) -> dict[str, Any]:
-    """An alarm for programs: `what` says in words and numbers what moved."""
-    score = json.loads(row.score)
-    named = {name: getattr(row, name) for name in ("id", "digest", "model", "stratum", "subject", "against", "state")}
-    times = {"first_seen": row.first, "last_seen": row.last, "ended": row.ended}
-    numbers = {name: score[name] for name in ("devices", "n", "effect", "limit", "p")}
-    return {**named, **times, **numbers, "what": score["words"]}
 
 
 def _sum(looks: Sequence[Look]) -> Look:
@@ -230,13 +213,20 @@ def _score_text(score: Score) -> str:
 
 
 def _settled(session: Session, alarm: Alarm, window: str) -> Alarm:
-    """Where the past is too long ago to be held against today, today is how things are; where nobody is left, nothing."""
+    """Where the past is too long ago to be held against, or nobody is left to be, there is nothing to wait for."""
     over = alarm.state == "open" and alarm.key.against == "past" and alarm.first < shifted(window, -DAYS)
     if not over and alarm.last < shifted(window, -GAP):
         mine = (DriftDay.digest == alarm.key.digest, DriftDay.stratum == alarm.key.stratum)
         newest = session.exec(select(func.max(DriftDay.window)).where(*mine)).one()
         over = newest is None or newest < shifted(window, -GAP)
     return replace(alarm, state="settled", ended=window) if over else alarm
+
+
+def _without_void(alarms: Mapping[Key, Alarm]) -> dict[Key, Alarm]:
+    """Where one alarm settled, what else was suspected of that past is void."""
+    settled = {(a.key.digest, a.key.against) for a in alarms.values() if a.state == "settled"}
+    void = [k for k, a in alarms.items() if a.state == "suspected" and (k.digest, k.against) in settled]
+    return {key: alarm for key, alarm in alarms.items() if key not in void}
 
 
 def _disturbs(alarm: Alarm, digest: str) -> bool:

@@ -120,7 +120,7 @@ def read(session: Session, window: str, digest: str, tags: Tags) -> Read:
     for name, text in session.connection().execute(between):
         recent[name].append(text)
     pasts = sqlalchemy.select(col(DriftPast.device), col(DriftPast.look)).where(col(DriftPast.digest) == digest)
-    past: dict[str, str] = dict(session.connection().execute(pasts).tuples().all())
+    past = {row[0]: row[1] for row in session.connection().execute(pasts)}
     tagged = tags(session, [row[0] for row in rows])
     told = tuple(
         Told(name, _strata(profile, group, tagged.get(name, ())), text, past.get(name, "{}"), tuple(recent[name]))
@@ -158,28 +158,34 @@ def reference_of(document: str) -> tuple[Look, int] | None:
 
 def fold(session: Session, window: str) -> int:
     """Make some of what is `GAP` windows before `window` the past of its devices; how much. 0: it is done."""
-    before = shifted(window, -GAP)
-    rows = session.exec(select(DriftLook).where(DriftLook.window <= before).order_by(DriftLook.window).limit(_AT_ONCE))
-    found = list(rows)
-    calm: dict[tuple[str, str], bool] = {}
-    for row in found:
-        key = row.digest, row.window
-        if key not in calm:
-            day = session.get(DriftDay, (row.digest, ALL, row.window))
-            calm[key] = day is not None and day.calm
-        if calm[key]:
-            _into_past(session, row)
-        session.delete(row)
-    return len(found)
+    oldest = (
+        select(DriftLook.window, DriftLook.digest)
+        .where(DriftLook.window <= shifted(window, -GAP))
+        .order_by(DriftLook.window, DriftLook.digest)
+        .limit(1)
+    )
+    found = session.exec(oldest).first()
+    if found is None:
+        return 0
+    then, digest = found
+    mine = select(DriftLook.device, DriftLook.look).where(DriftLook.window == then, DriftLook.digest == digest)
+    looks = {row[0]: row[1] for row in session.exec(mine.order_by(DriftLook.device).limit(_AT_ONCE))}
+    day = session.get(DriftDay, (digest, ALL, then))
+    if day is not None and day.calm:
+        _into_past(session, digest, then, looks)
+    gone = delete(DriftLook).where(col(DriftLook.window) == then, col(DriftLook.digest) == digest)
+    session.exec(gone.where(col(DriftLook.device).in_(looks)))
+    return len(looks)
 
 
-def _into_past(session: Session, row: DriftLook) -> None:
-    past = session.get(DriftPast, (row.digest, row.device))
-    if past is None:
-        past = DriftPast(digest=row.digest, device=row.device, window=row.window, look="{}")
-    past.look = Look.parse(past.look).faded(1 - 1 / DAYS).plus(Look.parse(row.look)).text()
-    past.window = row.window
-    session.add(past)
+def _into_past(session: Session, digest: str, window: str, looks: Mapping[str, str]) -> None:
+    of_these = select(DriftPast).where(DriftPast.digest == digest, col(DriftPast.device).in_(looks))
+    known = {past.device: past for past in session.exec(of_these)}
+    for device, text in looks.items():
+        past = known.get(device) or DriftPast(digest=digest, device=device, window=window, look="{}")
+        past.look = Look.parse(past.look).faded(1 - 1 / DAYS).plus(Look.parse(text)).text()
+        past.window = window
+        session.add(past)
 
 
 def forget(session: Session, window: str) -> None:

@@ -38,6 +38,8 @@ EXPECTED = {
     "GET /api/v1/devices": EVERYBODY,
     "POST /api/v1/devices": "operator admin",
     "GET /api/v1/devices/{device}": EVERYBODY,
+    "GET /api/v1/drift": EVERYBODY,
+    "GET /api/v1/drift/models/{digest}": EVERYBODY,
     "POST /api/v1/devices/{device}/accept": "operator admin",
     "POST /api/v1/devices/{device}/reject": "operator admin",
     "POST /api/v1/devices/{device}/revoke": "operator admin",
