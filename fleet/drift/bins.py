@@ -4,7 +4,7 @@
     bins.sort(counts)                     # a count for each bin
 
 Labels and languages: the most frequent ones, the rest in one bin. Confidence and lengths: neighbours taken together
-until each bin holds about as much.
+until each bin holds about as much, and what is smaller or larger than anything expected.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Final, Self
 
 from fleet.drift.looks import Counts, Kind
@@ -32,7 +31,7 @@ Vector = Sequence[float]
 
 @dataclass(frozen=True)
 class Bins:
-    """`names` are labels or languages, or the highest bucket of each bin of numbers but the last one."""
+    """`names` are labels or languages, or the highest bucket of each bin of numbers; one bin more holds the rest."""
 
     kind: Kind
     names: tuple[str, ...]
@@ -44,14 +43,15 @@ class Bins:
         if kind in ("labels", "languages"):
             common = sorted(((-n, name) for name, n in base.items() if n >= RARE * total), key=lambda pair: pair)
             return cls(kind, tuple(name for _, name in common[:NAMED]))
-        ends: list[str] = []
         keys = sorted(base, key=int)
-        for key, below in zip(keys, accumulate(base[key] for key in keys), strict=True):
-            if below >= total * (len(ends) + 1) / LEVELS and key != keys[-1]:
+        ends = [str(int(keys[0]) - 1)] if keys else []
+        held = 0.0
+        for key in keys:
+            held += base[key]
+            if held >= total / LEVELS or key == keys[-1]:
                 ends.append(key)
-                while len(ends) < LEVELS and below >= total * (len(ends) + 1) / LEVELS:
-                    ends.append(key)  # it fills more than one: the double is taken out below
-        return cls(kind, tuple(dict.fromkeys(ends)))
+                held = 0.0
+        return cls(kind, tuple(ends))
 
     @property
     def titles(self) -> tuple[str, ...]:

@@ -78,8 +78,8 @@ def compare(pairs: Sequence[Pair], days: Sequence[Vector], known: float | None =
         freedom += len(varied) - 1
     if known is not None:
         spread = _add(spread, _multinomial(expected, known))
-    p, limit = _tail(expected, seen, spread, freedom)
-    return Compared(devices, total, tuple(expected), tuple(seen), index, max(FLOOR, limit), p)
+    p, times = _tail(expected, seen, spread, freedom)
+    return Compared(devices, total, tuple(expected), tuple(seen), index, max(FLOOR, index * times), p)
 
 
 def _weighed(pairs: Sequence[Pair]) -> list[Pair]:
@@ -95,7 +95,7 @@ def _weighed(pairs: Sequence[Pair]) -> list[Pair]:
 
 def _covariance(pairs: Sequence[Pair], n: float, expected: Vector, seen: Vector) -> Matrix:
     """The covariance of what was seen less what was expected, from how devices differ; never below that of chance."""
-    chance = _multinomial(seen, n)
+    chance = _multinomial([(e + q) / 2 for e, q in zip(expected, seen, strict=True)], n)
     count = len(pairs)
     if count < FEWEST_DEVICES:
         return chance
@@ -132,15 +132,15 @@ def _multinomial(p: Vector, n: float) -> Matrix:
 
 
 def _tail(expected: Vector, seen: Vector, spread: Matrix, freedom: int) -> tuple[float, float]:
-    """How seldom chance gives as much, and the statistic that it exceeds with probability `STRICT`."""
+    """How seldom chance moves as much, and how many times as much it moves with probability `STRICT`."""
     x2 = sum((q - e) ** 2 / (e + DAMP) for e, q in zip(expected, seen, strict=True))
     first = _trace(spread, expected)
     damped = [e + DAMP for e in expected]
     second = sum(v * v / (damped[i] * damped[j]) for i, row in enumerate(spread) for j, v in enumerate(row))
     if first <= 0 or second <= 0:
-        return 1.0, FLOOR
+        return 1.0, 1.0
     k = first * first / second
-    return f_tail(x2 / first, k, freedom), first * f_quantile(STRICT, k, freedom)
+    return f_tail(x2 / first, k, freedom), first * f_quantile(STRICT, k, freedom) / x2
 
 
 def _trace(spread: Matrix, expected: Vector) -> float:
