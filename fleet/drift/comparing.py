@@ -21,7 +21,7 @@ FLOOR: Final = 0.1
 STRICT: Final = 0.001
 """The index must be above what it exceeds so seldom where nothing moved."""
 FEWEST_DEVICES: Final = 3
-"""With fewer, nothing is known of how devices differ ..."""
+"""With fewer, nothing is known of how devices differ, nor whether one is like the reference by nature ..."""
 FEWEST_DAYS: Final = 5
 """... and with fewer, nothing of how days do."""
 FEWEST: Final = 50.0
@@ -62,7 +62,8 @@ def compare(pairs: Sequence[Pair], days: Sequence[Vector], known: float | None =
     """
     total, devices = sum(sum(pair.seen) for pair in pairs), len(pairs)
     varied = [shares(day) for day in days if sum(day)]
-    if total < FEWEST or (devices < FEWEST_DEVICES and len(varied) < FEWEST_DAYS):
+    alone = devices < FEWEST_DEVICES
+    if total < FEWEST or (alone and (known is not None or len(varied) < FEWEST_DAYS)):
         return None
     weighed = _weighed(pairs)
     n = sum(sum(pair.seen) for pair in weighed)
@@ -72,13 +73,14 @@ def compare(pairs: Sequence[Pair], days: Sequence[Vector], known: float | None =
     if index < FLOOR:
         return Compared(devices, total, tuple(expected), tuple(seen), index, FLOOR, 1.0)
     spread = _covariance(weighed, n, expected, seen)
-    freedom = max(0, min(devices, SAMPLED) - 1) if devices >= FEWEST_DEVICES else 0
+    parts = [(_trace(spread, expected), min(devices, SAMPLED) - 1)] if devices >= FEWEST_DEVICES else []
     if len(varied) >= FEWEST_DAYS:
-        spread = _add(spread, _of_days(varied))
-        freedom += len(varied) - 1
+        by_day = _of_days(varied)
+        spread = _add(spread, by_day)
+        parts.append((_trace(by_day, expected), len(varied) - 1))
     if known is not None:
         spread = _add(spread, _multinomial(expected, known))
-    p, times = _tail(expected, seen, spread, freedom)
+    p, times = _tail(expected, seen, spread, _freedom(parts))
     return Compared(devices, total, tuple(expected), tuple(seen), index, max(FLOOR, index * times), p)
 
 
@@ -131,7 +133,14 @@ def _multinomial(p: Vector, n: float) -> Matrix:
     return [[(p[i] * (i == j) - p[i] * p[j]) / n for j in range(len(p))] for i in range(len(p))]
 
 
-def _tail(expected: Vector, seen: Vector, spread: Matrix, freedom: int) -> tuple[float, float]:
+def _freedom(parts: Sequence[tuple[float, int]]) -> float:
+    """Degrees of freedom of a sum of variances, each with its own (Satterthwaite, Biometrics Bulletin 2, 1946)."""
+    whole = sum(variance for variance, _ in parts)
+    squares = sum(variance * variance / freedom for variance, freedom in parts)
+    return whole * whole / squares if squares > 0 else float(min(freedom for _, freedom in parts))
+
+
+def _tail(expected: Vector, seen: Vector, spread: Matrix, freedom: float) -> tuple[float, float]:
     """How seldom chance moves as much, and how many times as much it moves with probability `STRICT`."""
     x2 = sum((q - e) ** 2 / (e + DAMP) for e, q in zip(expected, seen, strict=True))
     first = _trace(spread, expected)
