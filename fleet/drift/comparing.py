@@ -80,7 +80,9 @@ def compare(pairs: Sequence[Pair], days: Sequence[Vector], known: float | None =
         parts.append((_trace(by_day, expected), len(varied) - 1))
     if known is not None:
         spread = _add(spread, _multinomial(expected, known))
-    p, times = _tail(expected, seen, spread, _freedom(parts))
+    # Devices held against themselves: both parts tell how one more day of theirs may differ, each by its own witnesses.
+    freedom = sum(each for _, each in parts) if known is None else _freedom(parts)
+    p, times = _tail(expected, seen, spread, freedom)
     return Compared(devices, total, tuple(expected), tuple(seen), index, max(FLOOR, index * times), p)
 
 

@@ -22,7 +22,7 @@ from fleet.drift.values import ALL, Alarm, Key, Score
 RATE: Final = 0.01
 SIGNS: Final = 2
 LOOKS: Final = 3
-STRONGER: Final = 1.5
+STRONGER: Final = 2.0
 OVER: Final = ("recovered", "settled")
 
 
@@ -45,8 +45,7 @@ def step(alarms: Mapping[Key, Alarm], scores: Sequence[Score], window: str) -> d
             after.pop(score.key, None)
     now = {score.key: score for score in scores}
     due = [a for a in after.values() if a.state == "suspected" and a.signs.count("1") >= SIGNS and a.key in seen]
-    named = [a for a in after.values() if a.state == "open" and a.key.stratum != ALL]
-    for alarm in _clearest(due, named, now):
+    for alarm in _clearest(due, after, now):
         after[alarm.key] = replace(alarm, state="open")
     return after
 
@@ -63,16 +62,18 @@ def _after(alarm: Alarm | None, score: Score, window: str, *, sign: bool) -> Ala
     return replace(alarm, signs=looks, state="recovered", ended=window) if alarm.state == "open" else None
 
 
-def _clearest(due: Sequence[Alarm], named: Sequence[Alarm], now: Mapping[Key, Score]) -> list[Alarm]:
-    """Those of the due alarms that name the stratum where the change is the clearest; `named` are parts with one."""
-    whole = {(a.key.digest, a.key.subject, a.key.against): a for a in due if a.key.stratum == ALL}
-    parts = [a for a in due if a.key.stratum != ALL]
-
-    def beats(part: Alarm) -> bool:
-        of_all = now.get(replace(part.key, stratum=ALL))
-        moved = of_all is not None and of_all.effect >= of_all.limit
-        return not moved or part.score.effect >= STRONGER * of_all.effect  # type: ignore[union-attr]
-
-    clearest = [part for part in parts if beats(part)]
+def _clearest(due: Sequence[Alarm], alarms: Mapping[Key, Alarm], now: Mapping[Key, Score]) -> list[Alarm]:
+    """Those of the due alarms that name the stratum where the change is the clearest."""
+    clearest = [a for a in due if a.key.stratum != ALL and a.score.effect >= STRONGER * _of_all(a.key, alarms, now)]
+    named = [a for a in alarms.values() if a.state == "open" and a.key.stratum != ALL]
     covered = {(a.key.digest, a.key.subject, a.key.against) for a in (*clearest, *named)}
-    return [*clearest, *(a for where, a in whole.items() if where not in covered)]
+    whole = [a for a in due if a.key.stratum == ALL]
+    return [*clearest, *(a for a in whole if (a.key.digest, a.key.subject, a.key.against) not in covered)]
+
+
+def _of_all(part: Key, alarms: Mapping[Key, Alarm], now: Mapping[Key, Score]) -> float:
+    """By how much the whole moved that a stratum is a part of; 0 where it did not."""
+    key = replace(part, stratum=ALL)
+    if key in alarms and alarms[key].state == "open":
+        return alarms[key].score.effect
+    return now[key].effect if key in now and now[key].effect >= now[key].limit else 0.0

@@ -193,8 +193,14 @@ def opened(*scores: Score) -> set[str]:
 def test_one_change_is_one_alarm_where_it_is_the_clearest() -> None:
     whole, part, other = (score(YES, 0.4, s) for s in ("all", "group:a", "tag:b"))
     assert opened(whole, part, other) == {"all"}
-    assert opened(whole, replace(part, effect=0.7), other) == {"group:a"}
+    assert opened(whole, replace(part, effect=0.9), other) == {"group:a"}
     assert opened(score(NO, 0.05), part) == {"group:a"}
+    alarms = step(step({}, [whole], "w0"), [whole], "w1")
+    for window in ("w2", "w3"):
+        alarms = step(alarms, [replace(whole, effect=0.05), part], window)
+    assert {key.stratum for key, a in alarms.items() if a.state == "open"} == {"all"}, (
+        "one day of the whole was smaller"
+    )
     assert opened(whole, score(YES, 0.4, subject="lengths")) == {"all"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from drift_worlds import BEGAN, DIGEST, Change, Shape, World
 from sqlmodel import col, func, select
 
 from fleet.drift import views, windows
-from fleet.drift.looks import WINDOW
-from fleet.drift.windows import GAP, KEPT, MOST_MODELS
+from fleet.drift.looks import WINDOW, Look
+from fleet.drift.windows import GAP, MOST_MODELS
 from fleet.errors import NotFound
 from fleet.store.drift_tables import DriftAlarm, DriftDay, DriftLook, DriftPast
 from wire.messages import InferenceStats, TelemetryRecord
@@ -131,15 +132,46 @@ def test_what_stays_is_an_alarm_until_its_past_is_too_long_ago_and_then_how_thin
     assert len(world.opened) == 1
 
 
-def test_the_tables_do_not_grow_with_time(make: Make) -> None:
+@dataclass
+class Told(World):
+    """A fleet with feedback: the devices with the tag are right less often by so much."""
+
+    worse: float = 0.0
+
+    def _looks(self) -> list[Look]:
+        looks = super()._looks()
+        right = [0.9 - self.worse * (i % 3 == 0) + 0.02 * (i % 4) for i in range(self.shape.devices)]
+        return [
+            replace(look, feedback=20, correct=int(self.chance.binomial(20, p)))
+            for look, p in zip(looks, right, strict=True)
+        ]
+
+
+@pytest.mark.parametrize(("worse", "subjects"), [(0.25, ["accuracy"]), (0.0, [])])
+def test_a_cohort_whose_answers_are_wrong_more_often_is_an_alarm(
+    tmp_path: Path, worse: float, subjects: list[str]
+) -> None:
+    world = Told(Shape(30, requests=30), 22, tmp_path, worse=worse)
+    world.live(5)
+    world.close()
+    assert [a["subject"] for _, a in world.opened] == subjects
+    for _, alarm in world.opened:
+        assert (alarm["stratum"], alarm["against"], alarm["devices"]) == ("tag:kitchen", "rest", 10)
+        assert "accuracy by feedback" in alarm["what"]
+        assert "on tag kitchen, 10 devices" in alarm["what"]
+
+
+def test_the_tables_do_not_grow_with_time(make: Make, monkeypatch: Any) -> None:
+    kept = 20
+    monkeypatch.setattr(windows, "KEPT", kept)
     world = make(Shape(4, requests=20), seed=17, reference=False)
-    world.live(KEPT + 10)
+    world.live(kept + 10)
     with world.database.transaction() as session:
         counted = {t: session.exec(select(func.count()).select_from(t)).one() for t in (DriftLook, DriftPast, DriftDay)}
         assert session.exec(select(func.count(col(DriftLook.window).distinct()))).one() == GAP
     assert counted[DriftLook] <= 4 * GAP
     assert counted[DriftPast] == 4
-    assert counted[DriftDay] <= 2 * (KEPT + 1)
+    assert counted[DriftDay] <= 2 * (kept + 1)
 
 
 def test_a_fleet_that_stopped_while_it_judged_begins_the_window_anew(make: Make, monkeypatch: Any) -> None:
