@@ -41,7 +41,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
 WORLDS = {
     "five": Shape(5),
     "twelve that are far apart": Shape(12, apart=0.8, bursts=0.4, shared=0.1, requests=60),
-    "thirty with other weekends": Shape(30, weekend=0.3, requests=60),
+    "twenty-four with other weekends": Shape(24, weekend=0.3, requests=60),
 }
 
 
