@@ -1,7 +1,7 @@
-"""Tails of the chi-square, F and t distributions, without scipy. Pure.
+"""Tails of the F and t distributions, without scipy. Pure.
 
-By the regularized incomplete gamma and beta functions: their series and continued fractions as in Press and others,
-Numerical Recipes (3rd edition, 2007), sections 6.2 and 6.4; NIST DLMF 8.11, 8.17.
+By the continued fraction of the regularized incomplete beta function as in Press and others, Numerical Recipes (3rd
+edition, 2007), section 6.4; NIST DLMF 8.17.
 """
 
 from __future__ import annotations
@@ -12,11 +12,6 @@ from typing import Final
 _TERMS: Final = 10_000
 _EXACT: Final = 1e-14
 _TINY: Final = 1e-300
-
-
-def chi2_tail(x: float, k: float) -> float:
-    """P(X > x) for a chi-square variable of `k` degrees of freedom, k > 0."""
-    return 1.0 if x <= 0 else _gamma_upper(k / 2, x / 2)
 
 
 def f_tail(x: float, k: float, n: float) -> float:
@@ -38,31 +33,6 @@ def f_quantile(tail: float, k: float, n: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if f_tail(middle, k, n) > tail else (low, middle)
     return high
-
-
-def _gamma_upper(a: float, x: float) -> float:
-    """Q(a, x), the regularized upper incomplete gamma function."""
-    scale = math.exp(a * math.log(x) - x - math.lgamma(a))
-    if x < a + 1:
-        term = total = 1 / a
-        for i in range(1, _TERMS):
-            term *= x / (a + i)
-            total += term
-            if term < total * _EXACT:
-                break
-        return max(0.0, 1 - scale * total)
-    b = x + 1 - a
-    c, d = 1 / _TINY, 1 / b
-    found = d
-    for i in range(1, _TERMS):
-        an = -i * (i - a)
-        b += 2
-        d = 1 / _away(an * d + b)
-        c = _away(b + an / c)
-        found *= c * d
-        if abs(c * d - 1) < _EXACT:
-            break
-    return scale * found
 
 
 def _beta(a: float, b: float, x: float) -> float:

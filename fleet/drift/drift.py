@@ -4,6 +4,7 @@
     async with drift.running(): ...
     drift.catch_up(now)                  # all at once, for tests and tools
     views.open_alarms(session)           # what people should know of now
+    views.drifting(session)              # the same for rules of alerts
 
 A window is read in short transactions, judged on another thread, and written in short transactions: devices and people
 do not wait for it. It is judged once: a fleet that stops in between begins it anew, and what is written is the same.
@@ -114,8 +115,7 @@ class Drift:
     def _due(self, now: datetime) -> str | None:
         """The oldest window that has ended, and was not judged."""
         with self._database.transaction() as session:
-            row = session.get(MetaRow, JUDGED)
-            window = windows.following(session, row.value if row else "")
+            window = windows.following(session, _judged(session))
         return window if window is not None and instant(window) + WINDOW + GRACE <= now else None
 
     def _digests(self, window: str) -> list[str]:
@@ -128,6 +128,8 @@ class Drift:
 
     def _write(self, window: str, judged: Sequence[Judged]) -> None:
         with self._database.transaction() as session:
+            if _judged(session) >= window:  # another process was faster
+                return
             rows = _unfinished(session)
             before = {key: _alarm(row) for key, row in rows.items()}
             after = step(before, [score for one in judged for score in one.scores], window)
@@ -152,6 +154,12 @@ class Drift:
     def _fold(self, window: str) -> int:
         with self._database.transaction() as session:
             return windows.fold(session, window)
+
+
+def _judged(session: Session) -> str:
+    """The newest window that was judged; "" before the first."""
+    row = session.get(MetaRow, JUDGED)
+    return row.value if row else ""
 
 
 def judge_one(read: Read) -> Judged:

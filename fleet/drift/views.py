@@ -29,6 +29,19 @@ def alarm(row: DriftAlarm) -> dict[str, Any]:
     return {**named, **times, **{k: v for k, v in score.items() if k != "words"}, "what": score["words"]}
 
 
+def drifting(session: Session) -> dict[str, str]:
+    """What drifts now, in words how, for rules of alerts: one line for each model, subject and stratum.
+
+    An alarm against the past and one against the reference are one line: it is over when both are. Bias is among them.
+    """
+    found: dict[str, str] = {}
+    for row in session.exec(select(DriftAlarm).where(DriftAlarm.state == "open").order_by(col(DriftAlarm.id))):
+        place = "all devices" if row.stratum == ALL else row.stratum
+        words: str = json.loads(row.score)["words"]
+        found.setdefault(f"{row.model} {row.digest[:19]} {row.subject}, {place}", words)
+    return found
+
+
 def overview(session: Session) -> dict[str, Any]:
     """Open alarms, and for each model the scores of all its devices in its newest window."""
     newest = select(DriftDay.digest, func.max(DriftDay.window)).where(DriftDay.stratum == ALL)

@@ -13,6 +13,7 @@ from drift_worlds import BEGAN, DIGEST, Change, Shape, World
 from sqlmodel import col, func, select
 
 from fleet.drift import views, windows
+from fleet.drift.drift import judge_one
 from fleet.drift.looks import WINDOW, Look
 from fleet.drift.windows import GAP, MOST_MODELS
 from fleet.errors import NotFound
@@ -40,8 +41,9 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
 WORLDS = {
     "five": Shape(5),
-    "twelve that are far apart": Shape(12, apart=0.8, bursts=0.4, shared=0.1, requests=60),
-    "twenty-four with other weekends": Shape(24, weekend=0.3, requests=60),
+    "twenty that are far apart, with other weekends": Shape(
+        20, apart=0.8, bursts=0.4, shared=0.1, weekend=0.3, requests=60
+    ),
 }
 
 
@@ -81,6 +83,11 @@ def test_a_change_is_found_in_at_most_three_windows_and_named_where_it_is(
     assert {(a["subject"], a["stratum"]) for a in found} == {(change.kind, change.stratum)}
     assert {a["against"] for a in found} == {"reference", "past"}
     assert all(words in a["what"] for a in found), found
+    with world.database.transaction() as session:
+        told = views.drifting(session)
+    place = "all devices" if change.stratum == "all" else change.stratum
+    assert list(told) == [f"kitchen {DIGEST[:19]} {change.kind}, {place}"], "one line, against whatever it is seen"
+    assert words in next(iter(told.values()))
     assert all(a["first_seen"][:10] == "2026-01-15" for a in found), "the day of the change"
 
 
@@ -194,6 +201,26 @@ def test_a_fleet_that_stopped_while_it_judged_begins_the_window_anew(make: Make,
             rows = session.exec(select(DriftPast.device, DriftPast.look).order_by(DriftPast.device)).all()
             pasts.append([tuple(row) for row in rows])
     assert pasts[0] == pasts[1]
+
+
+def test_two_processes_of_one_database_judge_a_window_once(make: Make) -> None:
+    """Race: both saw that the window had ended, both judged it, the slower one writes last."""
+    world = make(Shape(20, requests=60), seed=23, reference=False)
+    world.live(10)
+    world.change = Change("languages", 0.4)
+    world.live(1)
+    window = show_instant(BEGAN + 10 * WINDOW)
+    with world.database.transaction() as session:
+        before = [row.signs for row in session.exec(select(DriftAlarm).where(DriftAlarm.subject == "languages"))]
+    assert set(before) == {"1"}
+    again = [judge_one(world.drift._read(window, DIGEST))]
+    assert any(score.effect >= score.limit for score in again[0].scores), "there is a sign to count twice"
+    world.drift._write(window, again)
+    with world.database.transaction() as session:
+        assert [
+            row.signs for row in session.exec(select(DriftAlarm).where(DriftAlarm.subject == "languages"))
+        ] == before
+    assert world.open_now() == []
 
 
 def told(digest: str, at: Any, *, shadow: bool = False) -> TelemetryRecord:
