@@ -48,7 +48,7 @@ def store(session: Session, device: Device, batch: TelemetryBatch, now: datetime
     _add_up(session.get_one(DeviceStats, device.id), fresh, duplicates=len(known))
     for record in fresh:
         agreements.add(session, device.id, record.inference)
-        windows.add(session, device.id, record, now)
+    windows.add(session, [(device.id, record) for record in fresh], now)
     note_stored(session, device.id, fresh)
     for fault in hold_against(session, device.id, batch, epoch):
         record_refusal(session, device.id, LEDGER, fault, now)

@@ -234,12 +234,12 @@ def test_what_devices_tell_is_kept_by_day_and_what_comes_too_late_or_cannot_be_i
     later = "sha256:" + "b" * 64
     with world.database.transaction() as session:
         for at in (now, now - timedelta(hours=1), now - 2 * WINDOW):
-            windows.add(session, "d0000", told(DIGEST, at), now)
+            windows.add(session, [("d0000", told(DIGEST, at))], now)
         for at in (BEGAN, now - 5 * WINDOW, now + timedelta(hours=2)):
-            windows.add(session, "d0000", told(later, at), now)
-        windows.add(session, "d0000", told(later, now, shadow=True), now)
+            windows.add(session, [("d0000", told(later, at))], now)
+        windows.add(session, [("d0000", told(later, now, shadow=True))], now)
         for i in range(50):
-            windows.add(session, "d0001", told(f"sha256:{i:064}", now), now)
+            windows.add(session, [("d0001", told(f"sha256:{i:064}", now))], now)
     with world.database.transaction() as session:
         mine = session.exec(select(DriftLook).where(DriftLook.device == "d0000").order_by(DriftLook.window))
         assert [(row.window[:10], row.look) for row in mine] == [
@@ -248,6 +248,29 @@ def test_what_devices_tell_is_kept_by_day_and_what_comes_too_late_or_cannot_be_i
         ]
         liar = select(func.count()).select_from(DriftLook).where(DriftLook.device == "d0001")
         assert session.exec(liar).one() == MOST_MODELS
+
+
+def test_records_of_many_devices_at_once_are_the_same_as_one_by_one(make: Make) -> None:
+    together, apart = (make(Shape(5), seed=24, reference=False) for _ in range(2))
+    now = BEGAN + 20 * WINDOW + timedelta(hours=1)
+    records = [
+        (f"d{i % 5:04}", told(digest, now - timedelta(hours=i % 7)))
+        for i in range(60)
+        for digest in (DIGEST, "sha256:" + "b" * 64)
+    ]
+    with together.database.transaction() as session:
+        windows.add(session, records[:70], now)
+        windows.add(session, records[70:], now)
+    for device, record in records:
+        with apart.database.transaction() as session:
+            windows.add(session, [(device, record)], now)
+    found = []
+    for world in (together, apart):
+        with world.database.transaction() as session:
+            rows = session.exec(select(DriftLook).order_by(DriftLook.window, DriftLook.digest, DriftLook.device))
+            found.append([row.model_dump() for row in rows])
+    assert found[0] == found[1]
+    assert len(found[0]) == 2 * 2 * 5, "two days, two models, five devices"
 
 
 def test_a_model_that_was_not_judged_is_told_to_be_so(make: Make) -> None:
