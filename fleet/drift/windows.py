@@ -63,8 +63,8 @@ def _add(session: Session, window: str, told: Mapping[str, Sequence[InferenceSta
     rows: dict[str, dict[str, DriftLook]] = defaultdict(dict)
     for i in range(0, len(devices), _AT_ONCE):
         some = col(DriftLook.device).in_(devices[i : i + _AT_ONCE])
-        for row in session.exec(select(DriftLook).where(DriftLook.window == window, some)):
-            rows[row.device][row.digest] = row
+        for there in session.exec(select(DriftLook).where(DriftLook.window == window, some)):
+            rows[there.device][there.digest] = there
     for device in devices:
         known = rows[device]
         for stats in told[device]:
