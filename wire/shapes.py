@@ -81,11 +81,12 @@ def thinned(counts: Mapping[str, int], room: int, offset: float) -> dict[str, in
 
     Every `step`-th of all that was counted is taken, from a place that `offset` (0 to 1, drawn anew each time) names:
     systematic sampling (Cochran, Sampling Techniques, 1977, chapter 8), so the expected share of each stays what it is.
+    Where there is no room even for one, there is nothing.
     """
-    step, found = 1, dict(counts)
+    step, found, total = 1, dict(counts), sum(counts.values())
     while _size(found) > room and found:
         step *= 2
-        found = _every(counts, step, offset)
+        found = _every(counts, step, offset) if step <= 4 * total else {}
     return found
 
 

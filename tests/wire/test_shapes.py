@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from drift_device import answers
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from wire.document import dump_json
@@ -21,6 +21,7 @@ tables = st.dictionaries(st.text(max_size=30), st.integers(1, 10**6), max_size=6
 DIGEST = "sha256:" + "1" * 64
 
 
+@example({"a": 1000}, 3, 1e-308)
 @given(tables, st.integers(0, 800), st.floats(0, 0.999))
 def test_what_is_thinned_fits_and_what_fits_is_left_as_it_is(counts: dict[str, int], room: int, offset: float) -> None:
     found = thinned(counts, room, offset)
