@@ -106,6 +106,8 @@ class AgentSettings:
     """Also answer on this loopback address; off by default. Port 0 chooses a free one."""
     window: float = _duration("60 s", "100 ms", "1 d")
     """Length of one telemetry record."""
+    shapes: float = _duration("1 h", "100 ms", "1 d")
+    """How often it holds what inputs and answers look like, in at most 2 KB for all models: `agent.life.shapes`."""
     queue: int = _size("8 MiB", "64 KiB", "10 GiB")
     """Telemetry kept on disk while the fleet is away; beyond it records give way by the rules of their streams."""
     ack_timeout: float = _duration("10 s", "100 ms", "1 h")

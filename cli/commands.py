@@ -15,6 +15,7 @@ from cli import (
     build,
     dataset,
     device,
+    drift,
     evidence,
     gateway,
     measure,
@@ -70,6 +71,7 @@ app.add_typer(evidence.app, name="evidence")
 app.add_typer(model.app, name="model")
 app.add_typer(measure.app, name="measure")
 app.add_typer(rollout.app, name="rollout")
+app.add_typer(drift.app, name="drift")
 app.add_typer(user.app, name="user")
 app.add_typer(token.app, name="token")
 app.add_typer(audit.app, name="audit")

@@ -22,6 +22,8 @@ from fleet.builds.queue import Queue
 from fleet.builds.runner import Runner
 from fleet.commands import Commands
 from fleet.deltas import Deltas
+from fleet.drift.drift import Drift
+from fleet.drift.views import drifting
 from fleet.errors import Malformed, Unavailable
 from fleet.evidence.comparing import comparisons
 from fleet.evidence.keeping import Keeper
@@ -58,6 +60,7 @@ from fleet.services import Services
 from fleet.settings import FleetSettings
 from fleet.store.blobs import BlobStore
 from fleet.store.database import Database, open_database
+from fleet.tags import tags_of
 from fleet.tokens import open_first_token
 from fleet.trust.acks import Acks
 from fleet.trust.admission import Lifetimes
@@ -180,7 +183,7 @@ def _assemble(
     )
     builds = Queue(database, _clock)
     expiries = partial(_expiries, authority, server, repository)
-    alerts = Alerts(data, database, _clock, own=expiries)
+    alerts = Alerts(data, database, _clock, own=expiries, drifting=drifting)
     courier = Courier(
         database, serial, lambda: alerts.rules, _clock, f"https://{settings.public_names[0]}:{https_port}"
     )
@@ -221,6 +224,7 @@ def _assemble(
         alerts=alerts,
         courier=courier,
         expiries=expiries,
+        drift=Drift(database, serial, _clock, tags_of),
     )
 
 

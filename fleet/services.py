@@ -16,6 +16,7 @@ from fleet.builds.queue import Queue
 from fleet.builds.runner import Runner
 from fleet.commands import Commands
 from fleet.deltas import Deltas
+from fleet.drift.drift import Drift
 from fleet.evidence.keeping import Keeper
 from fleet.gateway.gateway import Gateway
 from fleet.health.alerts import Alerts
@@ -92,6 +93,8 @@ class Services:
     def hearing(self) -> Hearing:
         """How the fleet hears its devices now."""
         return hearing_of(self.settings, self.link.up_for, self.clock())
+
+    drift: Drift
 
 
 def services_of(request: HTTPConnection) -> Services:

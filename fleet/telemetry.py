@@ -21,6 +21,7 @@ from sqlmodel import Session, col
 
 from fleet import agreements, routed
 from fleet.devices import record_refusal
+from fleet.drift import windows
 from fleet.errors import Malformed, Untrusted
 from fleet.evidence.recording import Recorder
 from fleet.ledgers import Ledgers, stream_of
@@ -92,6 +93,7 @@ class Intake:
         ledgers = Ledgers.of(self.session, devices)
         sheet = self.recorder.sheet(self.session, self.now)
         counted: dict[str, list[InferenceStats]] = {}
+        looks: list[tuple[str, TelemetryRecord]] = []
         for device, batch, epoch, again in self.batches:
             fresh = self._fresh(seen[device.id, batch.boot], device, batch, again=again)
             if again:
@@ -103,6 +105,7 @@ class Intake:
                     agreements.add(self.session, device.id, record.inference)
                 counted.setdefault(device.id, []).extend(record.inference)
                 sheet.add(device.id, device.profile, record)
+            looks.extend((device.id, record) for record in fresh)
             ledgers.note_stored(device.id, fresh)
             for fault in ledgers.hold_against(device.id, batch, epoch):
                 record_refusal(self.session, device.id, LEDGER, fault, self.now)
@@ -110,6 +113,7 @@ class Intake:
         routed.add(self.session, counted)
         ledgers.write()
         sheet.write()
+        windows.add(self.session, looks, self.now)
 
     def _fresh(
         self, seen: Seen, device: Device | Speaker, batch: TelemetryBatch, *, again: bool

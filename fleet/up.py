@@ -86,6 +86,7 @@ async def serve(settings: FleetSettings, *, announce: Callable[[Running], None],
         await stack.enter_async_context(services.delta_maker.running())
         await stack.enter_async_context(services.gateway.running())
         await stack.enter_async_context(services.courier.running())
+        await stack.enter_async_context(services.drift.running())
         await stack.enter_async_context(_https(services, bound))
         RunFile(bound.getsockname()[1], services.broker.address.port, os.getpid()).save(settings.data)
         addresses = services.enrolment.kits.addresses

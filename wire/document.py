@@ -45,9 +45,13 @@ _INT = 2**63
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """Base of every document. Subclasses may set `LIMIT`, the largest accepted size in bytes."""
+    """Base of every document. Subclasses may set `LIMIT`, the largest accepted size in bytes.
+
+    `LEAN` are fields that are not written while they are empty, as they are made by their default.
+    """
 
     LIMIT: ClassVar[int] = 256 * 1024
+    LEAN: ClassVar[frozenset[str]] = frozenset()
 
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -183,7 +187,8 @@ def _encode(value: object) -> object:
     if isinstance(value, Document):
         found = dict(value.extra)
         for name in _names(type(value)):
-            if (one := getattr(value, name)) is not None:
+            one = getattr(value, name)
+            if one is not None and not (name in value.LEAN and one == _empty(type(value), name)):
                 found[name] = one if type(one) in _PLAIN else _encode(one)
         return found
     if type(value) is dict and set(map(type, value.values())) == {int} and set(map(type, value)) == {str}:
@@ -193,6 +198,18 @@ def _encode(value: object) -> object:
     if isinstance(value, (tuple, list)):
         return [_encode(v) for v in value]
     return value
+
+
+_EMPTY: dict[tuple[type, str], object] = {}
+
+
+def _empty(cls: type, name: str) -> object:
+    """What a field is by its default."""
+    if (cls, name) not in _EMPTY:
+        (made,) = (f.default_factory for f in dataclasses.fields(cls) if f.name == name)
+        assert made is not dataclasses.MISSING
+        _EMPTY[cls, name] = made()
+    return _EMPTY[cls, name]
 
 
 _HINTS: dict[type, dict[str, Any]] = {}

@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from wire.document import CONTRACT, Document, check_digest
+from wire.document import CONTRACT, Document, check_counts, check_digest
+from wire.errors import Malformed
 from wire.lineage import Dataset
+from wire.sketch import Histogram, Sketch
 
 Kind = Literal["measured", "emulated", "predicted"]
 Outcome = Literal["pass", "fail", "inconclusive"]
@@ -107,6 +109,28 @@ class Sabotage(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reference(Document):
+    """What inputs and answers of the variant look like on the `n` examples of a data set: what drift is held against.
+
+    The fields are those of `wire.messages.InferenceStats`, counted by the same code (`wire.shapes`). Empty is what the
+    task does not have: a language model has no labels, a picture no language.
+    """
+
+    dataset: str
+    n: int
+    labels: Mapping[str, int] = field(default_factory=dict)
+    confidence: Histogram = field(default_factory=Histogram)
+    lengths: Sketch = field(default_factory=Sketch)
+    languages: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_digest(self.dataset, "reference.dataset")
+        check_counts(self, "n")
+        if any(n < 0 for n in (*self.labels.values(), *self.languages.values())):
+            raise Malformed("reference: a label or a language is counted below 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Wanted(Document):
     """What the search was asked for: limits, 0 where there is none, and what to make small."""
 
@@ -130,6 +154,7 @@ class Evidence(Document):
     `calibration_error` (expected calibration error of the scores as they come, and of the calibrated confidence), and
     `escalated` (share of answers below the threshold, for which a larger model is worth asking).
 
+    `reference` is what drift on devices is held against; None in evidence of an older compiler.
     `compile_only`: the runtime was never seen working on the profile's hardware. `registered`: the version of a model
     registry that the source was (`models:/name/3`); "" where it came from none.
     """
@@ -155,6 +180,7 @@ class Evidence(Document):
     sabotage: tuple[Sabotage, ...] = ()
     compile_only: bool = False
     registered: str = ""
+    reference: Reference | None = None
 
     def __post_init__(self) -> None:
         check_digest(self.subject, "evidence subject")

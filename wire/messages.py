@@ -205,12 +205,16 @@ class InferenceStats(Document):
     """What one model did in one window. `labels` counts answers by label; feedback compares them with the true ones.
 
     `agreement` compares them with the reference in the cloud, by how sure they were. `routes` counts the requests that
-    were routed, by where they were answered and why, such as `local sure`. `lengths` are those of inputs in tokens (of
-    what is no text: in values), `languages` counts texts by ISO 639-1 code, or by script where that is all one can say.
+    were routed, by where they were answered and why, such as `local sure`. `lengths` are those of inputs in tokens,
+    before anything is cut off (of what is no text: in values), in coarse buckets; `languages` counts texts by ISO 639-1
+    code.
+    `labels`, `confidence`, `lengths` and `languages` come once an hour and count since the last time (`wire.shapes`).
 
     `shadow`: the model answered nobody; it ran beside the active one on `requests`, `compared` of which had an answer
     of both, and `agreed` the same one. Its latency and errors are its own.
     """
+
+    LEAN: ClassVar[frozenset[str]] = frozenset({"confidence", "labels", "languages", "lengths"})
 
     model: str
     digest: str

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from wire.confidence import confidence
 from wire.errors import Incompatible, Malformed
+from wire.language import language_of
 from wire.pipeline import (
     AUDIO,
     EMBEDDING,
@@ -55,11 +56,17 @@ class Result:
     `outputs` by task: `scores` float32 `[classes]`, or `[words, classes]`, or `[frames, classes]`; `embedding` float32
     `[width]`; else the graph's outputs without the batch axis, by their names. `confidence` is the probability that the
     one label is right, where the pipeline is calibrated.
+
+    Of the input: `length` in tokens before anything is cut off (of words with a label each: those that fit), without
+    frame tokens, or in values of what is no text; `language` of a text (`wire.language`). Neither is known of a graph's
+    own inputs, all of one shape.
     """
 
     outputs: Arrays
     labels: tuple[str, ...] = ()
     confidence: float | None = None
+    length: int | None = None
+    language: str = ""
 
 
 class Processor:
@@ -78,7 +85,10 @@ class Processor:
         if self._plain:  # the same as below, where nothing stands between the caller and the graph
             given = graph(example if self._is_feed(example) else self.feeds(example)[0])
             return Result({name: _named(given, name)[0] for name in self._names})
-        return self.result([graph(feed) for feed in self.feeds(example)], self._kept_tokens(example))
+        feeds, length = self._fed(example)
+        result = self.result([graph(feed) for feed in feeds], self._kept_tokens(example))
+        language = language_of(example) if isinstance(example, str) else ""
+        return replace(result, length=length, language=language)
 
     def _is_feed(self, example: Example) -> TypeGuard[Arrays]:
         """Whether these are the graph's inputs as they are."""
@@ -92,13 +102,21 @@ class Processor:
 
     def feeds(self, example: Example) -> list[dict[str, Array]]:
         """What the graph is fed, once or once for each frame: arrays with a batch axis of 1."""
+        return self._fed(example)[0]
+
+    def _fed(self, example: Example) -> tuple[list[dict[str, Array]], int]:
+        """What the graph is fed, and the length of the input."""
         if self._pipeline.tokenizer is not None:
-            return [self._text_feed(self._ids(_text(example)))]
+            ids, length = self._read(_text(example))
+            return [self._text_feed(ids)], length
         if self._pipeline.image is not None:
-            return [self._one(picture(_array(example, IMAGE), self._pipeline.image))]
+            image = _array(example, IMAGE)
+            return [self._one(picture(image, self._pipeline.image))], image.size
         if self._pipeline.audio is not None:
-            return [self._one(frame[None]) for frame in frames(_array(example, AUDIO), self._pipeline.audio)]
-        return [{spec.name: _fit(_array(example, spec.name), spec) for spec in self._pipeline.inputs}]
+            sound = _array(example, AUDIO)
+            return [self._one(frame[None]) for frame in frames(sound, self._pipeline.audio)], sound.size
+        arrays = {spec.name: _fit(_array(example, spec.name), spec) for spec in self._pipeline.inputs}
+        return [arrays], sum(values.size for values in arrays.values())
 
     def result(self, outputs: Sequence[Arrays], tokens: Sequence[int] | None = None) -> Result:
         """The answer in the graph's outputs, one of them for each feed. `tokens` are those that stand for a word each.
@@ -130,7 +148,15 @@ class Processor:
     # --- text -------------------------------------------------------------------------------------------------
 
     def _ids(self, text: str) -> list[int]:
-        return [i for word in self._words(text) for i in word] if self._by_word else self._framed(self._encode(text))
+        return self._read(text)[0]
+
+    def _read(self, text: str) -> tuple[list[int], int]:
+        """The ids that the graph is fed, and how many tokens of the text there were."""
+        if self._by_word:
+            rows = self._words(text)
+            return [i for row in rows for i in row], sum(map(len, rows[1:-1]))
+        ids = self._encode(text)
+        return self._framed(ids), len(ids)
 
     @property
     def _by_word(self) -> bool:

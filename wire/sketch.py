@@ -24,6 +24,8 @@ LAST = 1024
 """Largest bucket number, either way: room for every value that counts, and for no number that cannot be one."""
 _KEYS = frozenset(str(i) for i in range(-LAST, LAST + 1))
 BINS = 20
+COARSE = 5
+"""Buckets of a sketch that a coarse one has as one: 22 % wide."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,16 @@ class Sketch(Document):
     def merge(self, other: Sketch) -> Sketch:
         """The sketch of both sets of values. Associative and commutative."""
         return Sketch(buckets=_add(self.buckets, other.buckets))
+
+    def coarse(self) -> Sketch:
+        """The same values in buckets `COARSE` times as wide, each under the number of its last: for shapes, not times.
+
+        Every device rounds alike, so coarse sketches still merge by addition.
+        """
+        found: Counter[str] = Counter()
+        for key, n in self.buckets.items():
+            found[str(min(COARSE * math.ceil(int(key) / COARSE), COARSE * (LAST // COARSE)))] += n
+        return Sketch(buckets=dict(found))
 
     def quantile(self, q: float) -> float | None:
         """The value at quantile `q` from 0 to 1, within 2 %; None when the sketch is empty."""

@@ -49,6 +49,7 @@ class Life:
             now=clock.now,
             health=self.health,
             sure=lambda: clock.learnt,
+            shapes=settings.shapes,
         )
         self._state = state
         self._clock = clock

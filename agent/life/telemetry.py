@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from agent.errors import Malformed, NotFound, Unavailable
 from agent.life.agreement import AgreementMeter
+from agent.life.shapes import ShapeMeter, is_due
 from agent.line.voice import Voice
 from agent.store.queue import Queued
 from agent.store.state import StateFile
@@ -30,12 +31,11 @@ from wire.errors import WireError
 from wire.life import DeviceEvent
 from wire.messages import Health, InferenceStats, TelemetryBatch, TelemetryRecord
 from wire.orders import Ack
-from wire.pipeline import SCORES
-from wire.sketch import Histogram, Sketch
+from wire.sketch import Sketch
 from wire.units import show_instant
 
 if TYPE_CHECKING:
-    from wire.processing import Array, Result
+    from wire.processing import Result
 
 log = logging.getLogger("agent.life.telemetry")
 
@@ -43,8 +43,6 @@ LONGEST_PAUSE: Final = 300.0
 """Seconds between two sendings of a batch that nobody answers."""
 RECENT_ANSWERS: Final = 1000
 """Answers that feedback can still be given on."""
-MOST_LABELS: Final = 400
-"""Labels of one model in one record, the most frequent ones: a record must fit in a batch."""
 HELD: Final = 100
 """Records kept in memory while the disk takes none."""
 LONGEST_TEXT: Final = 600
@@ -60,17 +58,13 @@ class _Tally:
     errors: int = 0
     requests: int = 0
     latencies: list[float] = field(default_factory=list)
-    confidences: list[float] = field(default_factory=list)
     latency: Sketch = field(default_factory=Sketch)
-    confidence: Histogram = field(default_factory=Histogram)
-    labels: Counter[str] = field(default_factory=Counter)
     feedback_total: int = 0
     feedback_correct: int = 0
 
     def fold(self) -> None:
         self.latency = self.latency.merge(Sketch.of(self.latencies))
-        self.confidence = self.confidence.merge(Histogram.of(self.confidences))
-        self.latencies, self.confidences = [], []
+        self.latencies = []
 
     def stats(self, model: str, digest: str) -> InferenceStats:
         self.fold()
@@ -80,8 +74,6 @@ class _Tally:
             requests=self.requests,
             errors=self.errors,
             latency_ms=self.latency,
-            confidence=self.confidence,
-            labels=dict(self.labels.most_common(MOST_LABELS)),
             feedback_total=self.feedback_total,
             feedback_correct=self.feedback_correct,
         )
@@ -94,6 +86,7 @@ class WindowMeter:
         self._window: dict[tuple[str, str], _Tally] = {}
         self._recent: OrderedDict[str, tuple[str, str, str | None]] = OrderedDict()
         self.agreement = AgreementMeter()
+        self._shapes = ShapeMeter()
 
     def _of(self, model: str, digest: str) -> _Tally:
         tally = self._window.get((model, digest))
@@ -106,12 +99,8 @@ class WindowMeter:
         tally = self._of(model, digest)
         tally.requests += 1
         tally.latencies.append(latency_ms)
-        for result in results:
-            if SCORES in result.outputs:
-                tally.confidences.extend(_best(result.outputs[SCORES]))
-            for label in result.labels:
-                tally.labels[label] += 1
-        if len(tally.latencies) + len(tally.confidences) >= FOLD:
+        self._shapes.answered((model, digest), results)
+        if len(tally.latencies) >= FOLD:
             tally.fold()
 
     def failed(self, model: str, digest: str) -> None:
@@ -145,23 +134,20 @@ class WindowMeter:
         self.agreement.labelled(request, right=correct)
         return correct
 
-    def close(self) -> tuple[InferenceStats, ...]:
-        """What the window held; the next one is empty."""
-        beside = self.agreement.close()
-        for key in beside:
+    def close(self, *, shapes: bool = True) -> tuple[InferenceStats, ...]:
+        """What the window held, with the `shapes` of all since they were told last; the next one is empty."""
+        beside, looks = self.agreement.close(), self._shapes.close() if shapes else {}
+        for key in (*beside, *looks):
             self._of(*key)
         window, self._window = self._window, {}
-        return tuple(_with(tally.stats(*key), *beside.get(key, ((), {}))) for key, tally in sorted(window.items()))
+        return tuple(
+            replace(_with(tally.stats(*key), *beside.get(key, ((), {}))), **looks.get(key, {}))
+            for key, tally in sorted(window.items())
+        )
 
 
 def _with(stats: InferenceStats, agreement: tuple[Agreement, ...], routes: dict[str, int]) -> InferenceStats:
     return replace(stats, agreement=agreement, routes=routes) if agreement or routes else stats
-
-
-def _best(scores: Array) -> Iterable[float]:
-    """The best score of each row: one for a text, one for each word or frame."""
-    found: Iterable[float] = scores.max(axis=-1).reshape(-1).tolist()
-    return found
 
 
 class _Held:
@@ -184,7 +170,8 @@ class _Held:
 class Recorder:
     """Makes records and keeps them on disk. `seq` counts from 1 within the boot, over all streams.
 
-    `sure` says whether `now` is the fleet's time: only then does anything expire.
+    `sure` says whether `now` is the fleet's time: only then does anything expire. `shapes`: seconds between two records
+    that hold what inputs and answers look like.
     """
 
     def __init__(
@@ -197,6 +184,7 @@ class Recorder:
         now: Callable[[], datetime],
         health: Callable[[], Health],
         sure: Callable[[], bool] = lambda: False,
+        shapes: float = 3600.0,
     ) -> None:
         self._state = state
         self._meter = meter
@@ -205,6 +193,7 @@ class Recorder:
         self._now = now
         self._health = health
         self._sure = sure
+        self._shapes = shapes
         self._seq = 0
         self._start = now()
         self._held = _Held()
@@ -218,7 +207,8 @@ class Recorder:
         """
         start, self._start = self._start, self._now()
         health = self._health()
-        for inference in _in_batches(self._meter.close()):
+        stats = self._meter.close(shapes=is_due(start, self._start, self._shapes))
+        for inference in _in_batches(stats):
             self._make(INFERENCE, start, self._start, inference=inference)
         self._make(HEALTH, start, self._start, health=health)
         self._note_throttling(health)

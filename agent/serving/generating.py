@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Final
 from agent.errors import Busy, Malformed
 from agent.serving.generation import Asked, End, Part
 from agent.serving.service import Served, Service
+from wire.language import language_of
 
 if TYPE_CHECKING:
     from agent.serving.bundles import Loaded
+    from wire.processing import Result
 
 QUEUE: Final = 4
 
@@ -45,11 +47,12 @@ class Generating:
         """
         if served.pipeline.language is None:
             raise Malformed(f"model {name}: it is for {served.pipeline.task}, and generates no text")
-        started, tokens = time.perf_counter(), 0
+        started, tokens, end = time.perf_counter(), 0, None
         try:
             async with aclosing(self._turn(name, served, asked)) as parts:
                 async for part in parts:
                     tokens += len(part.tokens)
+                    end = part.end or end
                     yield part
         except Busy:
             served.tally.outcomes["busy"] += 1
@@ -60,7 +63,7 @@ class Generating:
             raise
         finally:
             if tokens:
-                self._service.generated(name, served, time.perf_counter() - started, tokens)
+                self._service.generated(name, served, time.perf_counter() - started, tokens, _prompt(asked, end))
 
     async def _turn(self, name: str, served: Served, asked: Asked) -> AsyncGenerator[Part, None]:
         waiting = self._under_way[served.digest]
@@ -93,3 +96,11 @@ class Generating:
             left.set()
             if not end.cancel():  # one that still waits gives its place back at once
                 end.exception()  # seen, whoever left before
+
+
+def _prompt(asked: Asked, end: End | None) -> Result:
+    """What is counted of a prompt: the language of what was said last, and its tokens if the model told them."""
+    from wire.processing import Result  # noqa: PLC0415  numpy came with the model, not with the agent
+
+    text = asked.messages[-1].content if asked.messages else asked.prompt
+    return Result({}, length=end.prompt if end is not None else None, language=language_of(text))

@@ -314,11 +314,14 @@ class Service:
         # The fleet hears of it, and what a runtime says may quote the input: the caller alone reads that.
         served.note(0.0, f"{served.runtime}: {type(error.__cause__ or error).__name__}")
 
-    def generated(self, name: str, served: Served, seconds: float, tokens: int) -> None:
-        """Count the answer of a language model; its latency is the time for each token."""
+    def generated(self, name: str, served: Served, seconds: float, tokens: int, asked: Result) -> None:
+        """Count the answer of a language model; its latency is the time for each token.
+
+        `asked` has no outputs: it says what is known of the prompt.
+        """
         self.requests["answered"] += 1
         served.tally.answered(seconds, 1)
-        self._meter.answered(name, served.digest, seconds * 1000 / tokens, ())
+        self._meter.answered(name, served.digest, seconds * 1000 / tokens, (asked,))
         served.note(seconds * 1000 / tokens)
 
     def generated_nothing(self, name: str, served: Served, started: float, error: Exception) -> None:

@@ -112,4 +112,6 @@ def _added(a: InferenceStats, b: InferenceStats) -> InferenceStats:
         feedback_correct=a.feedback_correct + b.feedback_correct,
         agreement=merge((*a.agreement, *b.agreement)),
         routes=dict(Counter(a.routes) + Counter(b.routes)),
+        lengths=a.lengths.merge(b.lengths),
+        languages=dict(Counter(a.languages) + Counter(b.languages)),
     )

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from wire.bundle import BundleFile, Precision, Runtime
 from wire.document import Document
-from wire.evidence import Attempt, ClassChange, Decision, Evidence, Measurement, Sabotage, Wanted
+from wire.evidence import Attempt, ClassChange, Decision, Evidence, Measurement, Reference, Sabotage, Wanted
 from wire.lineage import Dataset
 from wire.pipeline import Task
 
@@ -34,6 +34,7 @@ class Made(Document):
     attempts: tuple[Attempt, ...]
     classes: tuple[ClassChange, ...]
     sabotage: tuple[Sabotage, ...]
+    reference: Reference | None = None
 
     def evidence(self, subject: str, target: str, *, compile_only: bool, registered: str = "") -> Evidence:
         """The evidence of the bundle that this was packed as: the digest of its manifest, and its target path.
@@ -59,4 +60,5 @@ class Made(Document):
             sabotage=self.sabotage,
             compile_only=compile_only,
             registered=registered,
+            reference=self.reference,
         )

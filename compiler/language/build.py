@@ -19,6 +19,7 @@ from compiler.bundle.pack import bundle_files
 from compiler.errors import CompilerError, Incompatible
 from compiler.inputs import Inputs, describe_of
 from compiler.judge import figures
+from compiler.judge import reference as reference_of
 from compiler.judge.figures import Where
 from compiler.language.variant import Lying, files_of, lay_out, precision
 from compiler.plan.candidates import Candidate, Plan, candidate
@@ -209,6 +210,7 @@ def _keep(
         attempts=(*(attempt(t, best, plan, wanted) for t in told.values()), *plan.refused),
         classes=(),
         sabotage=proven[one.key],
+        reference=reference_of.of_texts(inputs.test),
     )
     return results.put(inputs.key(job, plan.profile), made, blobs)
 

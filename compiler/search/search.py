@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from compiler.bundle.made import Made
 from compiler.bundle.pack import bundle_files, folder_files
 from compiler.inputs import Inputs, describe_of
-from compiler.judge import figures
+from compiler.judge import figures, reference
 from compiler.judge.figures import Where
 from compiler.plan.candidates import Candidate, Plan
 from compiler.progress import Reporter
@@ -261,6 +261,7 @@ def _keep(
         attempts=(*(attempt(t, best, plan, wanted) for t in told), *plan.refused),
         classes=bench.classes(candidate),
         sabotage=proven[candidate.key],
+        reference=reference.of(inputs.test, bench.held(candidate)),
     )
     return results.put(inputs.key(job, profile), made, blobs)
 

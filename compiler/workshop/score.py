@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from wire.processing import Array, Example, Result
 
 
+INPUTS = ("lengths", "languages")
+"""Arrays of what is known of the inputs, in the file of answers."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rows(Document):
     """Examples for a child: the file, the source that says how to read it, and which rows (None for all)."""
@@ -126,7 +130,8 @@ def write_results(file: IO[bytes], results: Sequence[Result]) -> list[str]:
     """Write the outputs of all rows; their names. Raises `Incompatible` when rows have other outputs than the first.
 
     An output's numbers stand one row after the other in `data_<i>`, the shape of each row in `shapes_<i>`: words and
-    frames differ in number from row to row.
+    frames differ in number from row to row. What is known of the inputs stands in `lengths`, -1 for nothing, and
+    `languages`.
     """
     import numpy as np
 
@@ -140,6 +145,8 @@ def write_results(file: IO[bytes], results: Sequence[Result]) -> list[str]:
         whole = [row for row in rows if row is not None]
         arrays[f"data_{i}"] = np.concatenate([row.ravel() for row in whole])
         arrays[f"shapes_{i}"] = np.asarray([row.shape for row in whole], np.int64).reshape(len(whole), -1)
+    arrays["lengths"] = np.asarray([-1 if r.length is None else r.length for r in results], np.int64)
+    arrays["languages"] = np.asarray([r.language for r in results], np.str_)
     np.savez(file, allow_pickle=False, **arrays)
     return names
 
@@ -157,8 +164,12 @@ def read_results(path: Path, names: Sequence[str], labels: tuple[str, ...]) -> t
             ends = np.cumsum(shapes.prod(axis=1))[:-1]
             parts = np.split(stored[f"data_{i}"], ends)
             columns[name] = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+        inputs = [(n if n >= 0 else None, s) for n, s in zip(*(stored[k].tolist() for k in INPUTS), strict=True)]
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    return tuple(Result(outputs, _best(outputs, labels)) for outputs in rows)
+    return tuple(
+        Result(outputs, _best(outputs, labels), length=length, language=language)
+        for outputs, (length, language) in zip(rows, inputs, strict=True)
+    )
 
 
 def labels_of(folder: Path) -> tuple[str, ...]:

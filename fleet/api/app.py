@@ -25,6 +25,7 @@ from fleet.api import commands as api_commands
 from fleet.api import console as api_console
 from fleet.api import datasets as api_datasets
 from fleet.api import devices as api_devices
+from fleet.api import drift as api_drift
 from fleet.api import est, gateway, gateway_admin
 from fleet.api import evidence as api_evidence
 from fleet.api import inventory as api_inventory
@@ -50,7 +51,7 @@ ROUTERS = tuple(
         # The gateway comes first: each router before it costs every request of it some microseconds.
         *(gateway, gateway_admin, api_status, api_metrics, api_alerts, est, api_devices, api_inventory, api_batches),
         *(api_commands, api_authorities, api_releases, api_registry, api_rollouts, api_people, api_audit),
-        *(api_datasets, api_builds, api_measure, api_evidence, api_blobs, api_console),
+        *(api_datasets, api_builds, api_measure, api_evidence, api_drift, api_blobs, api_console),
     )
 )
 _CODES = {404: "not-found", 405: "malformed"}

@@ -136,6 +136,9 @@ POLICY: Final[Mapping[tuple[str, str], Rule]] = {
     ("POST", "/api/v1/rollouts/{rollout}/retry"): may("rollouts.run"),
     ("POST", "/api/v1/rollouts/{rollout}/abort"): may("rollouts.run"),
     ("POST", "/api/v1/rollouts/{rollout}/rollback"): may("rollouts.run"),
+    # drift
+    ("GET", "/api/v1/drift"): may("devices.read"),
+    ("GET", "/api/v1/drift/models/{digest}"): may("devices.read"),
     # people and programs
     ("POST", "/api/v1/sessions"): PUBLIC,  # name and password
     ("DELETE", "/api/v1/sessions/current"): ANYONE,

@@ -6,6 +6,7 @@ from alembic import context
 from sqlmodel import SQLModel
 
 import fleet.store.agreement_table
+import fleet.store.drift_tables
 import fleet.store.evidence_tables
 import fleet.store.gateway_tables
 import fleet.store.health_tables

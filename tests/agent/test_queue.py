@@ -113,10 +113,12 @@ def test_two_windows_become_one_whose_counts_add_up() -> None:
     a = InferenceStats(
         model="m", digest=DIGEST, requests=3, errors=1, latency_ms=Sketch.of([1.0, 2.0]),
         confidence=Histogram.of([0.5]), labels={"on": 2}, feedback_total=2, feedback_correct=1,
+        lengths=Sketch.of([4]).coarse(), languages={"en": 2},
     )  # fmt: skip
     b = InferenceStats(
         model="m", digest=DIGEST, requests=4, errors=0, latency_ms=Sketch.of([1.0]),
         confidence=Histogram.of([0.5]), labels={"off": 1, "on": 1}, feedback_total=1,
+        lengths=Sketch.of([4, 9]).coarse(), languages={"en": 1, "de": 1},
     )  # fmt: skip
     other = InferenceStats(model="n", digest=DIGEST, requests=1, errors=0)
     first = TelemetryRecord(seq=4, start=TIME, end=TIME, stream=INFERENCE, inference=(a,), first=2, merged=1)
@@ -127,6 +129,7 @@ def test_two_windows_become_one_whose_counts_add_up() -> None:
     m, n = both.inference
     assert (m.requests, m.errors, m.feedback_total, m.feedback_correct) == (7, 1, 3, 1)
     assert (m.labels, m.latency_ms.count, m.confidence.bins[10]) == ({"on": 3, "off": 1}, 3, 2)
+    assert (m.lengths.count, m.languages) == (3, {"en": 3, "de": 1})
     assert n == other
 
 

@@ -145,6 +145,21 @@ def test_evidence_says_what_was_measured_where_and_how_sure_it_is(built: Built) 
     assert str(built.layout.card(bundle.digest)).startswith("---\nlibrary_name:")
 
 
+def test_evidence_says_what_inputs_and_answers_of_the_test_examples_look_like(built: Built) -> None:
+    """Drift on devices is held against it: counted as they count, and the same from the cache or another folder."""
+    evidence = only_evidence(built)
+    reference = evidence.reference
+    assert reference is not None
+    accuracy = evidence.get("accuracy")
+    assert accuracy
+    assert reference.dataset == evidence.datasets[0].digest
+    assert reference.n == sum(reference.labels.values()) == sum(reference.confidence.bins) == 160
+    assert reference.lengths.count == sum(reference.languages.values()) == 160
+    wrong = sum(abs(reference.labels[label] - 40) for label in ("heat", "light", "lock", "tune")) / 2
+    assert wrong <= 160 * (1 - accuracy.value), "the labels are those that the variant gave"
+    assert only_evidence(done(built.job)).reference == reference
+
+
 def test_every_gate_refused_every_saboteur_and_the_evidence_says_why(built: Built) -> None:
     told = {s.name: s for s in only_evidence(built).sabotage}
     assert set(told) == {"scrambled weights (largest 1)", "shifted labels", "wrong pooling"}

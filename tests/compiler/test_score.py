@@ -106,7 +106,10 @@ def test_another_file_of_the_variant_or_of_examples_is_another_answer(
 def test_answers_of_any_shape_travel_unchanged_and_labels_are_found_in_the_scores(tmp_path: Path) -> None:
     """Words and frames differ in number from row to row; one row has none."""
     random = np.random.default_rng(0)
-    rows = [Result({"scores": random.normal(size=(n, 3)).astype(np.float32)}) for n in (2, 0, 5)]
+    rows = [
+        Result({"scores": random.normal(size=(n, 3)).astype(np.float32)}, length=length, language=language)
+        for n, length, language in ((2, 7, "en"), (0, None, ""), (5, 0, "und"))
+    ]
     with (tmp_path / "a").open("wb") as file:
         names = write_results(file, rows)
     back = read_results(tmp_path / "a", names, ("x", "y", "z"))
@@ -115,6 +118,7 @@ def test_answers_of_any_shape_travel_unchanged_and_labels_are_found_in_the_score
         assert new.outputs["scores"].shape == old.outputs["scores"].shape
         assert new.outputs["scores"].tobytes() == old.outputs["scores"].tobytes()
         assert new.labels == tuple("xyz"[i] for i in old.outputs["scores"].argmax(-1))
+        assert (new.length, new.language) == (old.length, old.language)
 
 
 def test_several_outputs_keep_their_names_types_and_places(tmp_path: Path) -> None:

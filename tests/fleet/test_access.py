@@ -46,6 +46,8 @@ EXPECTED = {
     "GET /api/v1/devices/{device}": EVERYBODY,
     "GET /api/v1/evidence/devices/{device}": EVERYBODY,
     "GET /api/v1/evidence/models/{family}/{name}/{version}": EVERYBODY,
+    "GET /api/v1/drift": EVERYBODY,
+    "GET /api/v1/drift/models/{digest}": EVERYBODY,
     "POST /api/v1/devices/{device}/accept": "operator admin",
     "POST /api/v1/devices/{device}/reject": "operator admin",
     "POST /api/v1/devices/{device}/revoke": "operator admin",

@@ -171,6 +171,8 @@ TABLES = (
     "fell_back",
     "workers",
     "restarts",
+    "routes",
+    "languages",
 )
 """Fields that are tables of one type, not documents: a new key there is an entry, not an unknown field."""
 
