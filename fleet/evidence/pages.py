@@ -186,7 +186,8 @@ def share(right: int, of: int) -> dict[str, float] | None:
     p = min(right, of) / of
     middle = (p + _Z**2 / (2 * of)) / (1 + _Z**2 / of)
     half = _Z / (1 + _Z**2 / of) * math.sqrt(p * (1 - p) / of + _Z**2 / (4 * of**2))
-    return {"value": p, "low": max(0.0, middle - half), "high": min(1.0, middle + half), "n": of}
+    # At an end of the scale, rounding would put the share beside its interval.
+    return {"value": p, "low": min(p, max(0.0, middle - half)), "high": max(p, min(1.0, middle + half)), "n": of}
 
 
 def _time(seconds: float) -> str:
