@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Final
 
 from sqlalchemy import func, select
@@ -60,12 +61,21 @@ class Series:
 
     subject: EvidenceSubject
     steps: dict[int, Window] = field(default_factory=dict)
-    total: Window = field(default_factory=Window)
 
     def add(self, step: int, window: Window) -> None:
         """Count one more."""
-        self.steps.setdefault(step, Window()).merge(window)
-        self.total.merge(window)
+        if step in self.steps:
+            self.steps[step].merge(window)
+        else:
+            self.steps[step] = window
+
+    @cached_property
+    def total(self) -> Window:
+        """All steps together."""
+        total = Window()
+        for window in self.steps.values():
+            total.merge(window)
+        return total
 
 
 def device_page(session: Session, device: str, span: Span) -> dict[str, Any]:
