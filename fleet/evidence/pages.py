@@ -123,7 +123,7 @@ def _devices(session: Session, digests: Iterable[str], span: Span) -> dict[tuple
     of: list[Any] = [col(s.digest), col(s.profile), col(s.shadow)]
     where = (col(s.digest).in_(list(digests)), col(s.device) != "", col(s.newest) >= span.since)
     rows = session.connection().execute(select(*of, func.count()).where(*where).group_by(*of))
-    return {(digest, profile, shadow): count for digest, profile, shadow, count in rows}
+    return {(row[0], row[1], row[2]): row[3] for row in rows}
 
 
 def _health(session: Session, subjects: list[int], span: Span) -> list[dict[str, Any]]:
