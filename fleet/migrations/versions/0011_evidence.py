@@ -53,8 +53,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("device", "digest", "profile", "shadow", name="evidence_subject_once"),
     )
-    columns = ["digest", "device", "profile", "shadow", "newest"]
-    op.create_index("ix_evidence_subject_digest", "evidence_subject", columns)
+    of_digest = ["digest", "device", "profile", "shadow", "newest"]
+    op.create_index("ix_evidence_subject_digest", "evidence_subject", of_digest)
     op.create_table(
         "evidence_golden",
         sa.Column("device", sa.String(), nullable=False),
