@@ -7,12 +7,12 @@ from typing import Annotated, Any
 from urllib.parse import urlencode
 
 import typer
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 
 from cli.client import Fleet
 from cli.errors import BadInput
 from cli.options import Data, Since, since_time
-from cli.output import Json, console, show, table
+from cli.output import Json, show, table
 from wire.document import check_device, check_name
 from wire.units import show_size
 
@@ -32,11 +32,7 @@ def device(
 ) -> None:
     """Show what each model of a device did, and how the device was: of the last day, or since a time."""
     page = _get(data, f"devices/{check_device(device, 'device')}", since, step)
-    show(page, as_json, table(device, _COLUMNS, [_row(one, _held(one)) for one in page["models"]], empty="no evidence"))
-    if not as_json:
-        for one in page["models"]:
-            console.print(_series(f"{_model(one)} of {device}", one["series"]))
-        console.print(_health(page["health"]))
+    _show(page, as_json, device_view(device, page))
 
 
 @app.command()
@@ -53,11 +49,31 @@ def model(
         raise BadInput(f"{version[:80]!r}: expected FAMILY/NAME/VERSION")
     path = "/".join(check_name(part, "version") for part in parts)
     page = _get(data, f"models/{path}", since, step)
-    rows = [_row(one, one["devices"]) for one in page["profiles"]]
-    show(page, as_json, table(version, ("Profile", "#Devices", *_COLUMNS[2:]), rows, empty="no evidence"))
-    if not as_json:
-        for one in page["profiles"]:
-            console.print(_series(f"{version} on {one['profile']}{_shadow(one)}", one["series"]))
+    _show(page, as_json, model_view(version, page))
+
+
+def device_view(device: str, page: Mapping[str, Any]) -> list[RenderableType]:
+    """Each of its models in a row, then each by steps, then the device itself."""
+    models = page["models"]
+    return [
+        table(device, _COLUMNS, [_row(one, _held(one)) for one in models], empty="no evidence"),
+        *(_series(f"{_model(one)} of {device}", one["series"]) for one in models),
+        _health(page["health"]),
+    ]
+
+
+def model_view(version: str, page: Mapping[str, Any]) -> list[RenderableType]:
+    """Each profile in a row, then each by steps."""
+    profiles = page["profiles"]
+    rows = [_row(one, one["devices"]) for one in profiles]
+    return [
+        table(version, ("Profile", "#Devices", *_COLUMNS[2:]), rows, empty="no evidence"),
+        *(_series(f"{version} on {one['profile']}{_shadow(one)}", one["series"]) for one in profiles),
+    ]
+
+
+def _show(page: Any, as_json: bool, view: list[RenderableType]) -> None:
+    show(page, as_json, Group(*view))
 
 
 _COLUMNS = ("Model", "Golden set", *("#Requests", "#Errors %", "#p50 ms", "#p99 ms", "#Sure", "Accuracy", "Agreement"))

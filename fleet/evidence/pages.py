@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Final
 
 from sqlalchemy import func, select
@@ -60,12 +61,21 @@ class Series:
 
     subject: EvidenceSubject
     steps: dict[int, Window] = field(default_factory=dict)
-    total: Window = field(default_factory=Window)
 
     def add(self, step: int, window: Window) -> None:
         """Count one more."""
-        self.steps.setdefault(step, Window()).merge(window)
-        self.total.merge(window)
+        if step in self.steps:
+            self.steps[step].merge(window)
+        else:
+            self.steps[step] = window
+
+    @cached_property
+    def total(self) -> Window:
+        """All steps together."""
+        total = Window()
+        for window in self.steps.values():
+            total.merge(window)
+        return total
 
 
 def device_page(session: Session, device: str, span: Span) -> dict[str, Any]:
@@ -113,7 +123,7 @@ def _devices(session: Session, digests: Iterable[str], span: Span) -> dict[tuple
     of = (col(s.digest), col(s.profile), col(s.shadow))
     where = (col(s.digest).in_(list(digests)), col(s.device) != "", col(s.newest) >= span.since)
     rows = session.connection().execute(select(*of, func.count()).where(*where).group_by(*of))
-    return {(digest, profile, shadow): count for digest, profile, shadow, count in rows}
+    return {(row[0], row[1], row[2]): row[3] for row in rows}
 
 
 def _health(session: Session, subjects: list[int], span: Span) -> list[dict[str, Any]]:
@@ -186,7 +196,8 @@ def share(right: int, of: int) -> dict[str, float] | None:
     p = min(right, of) / of
     middle = (p + _Z**2 / (2 * of)) / (1 + _Z**2 / of)
     half = _Z / (1 + _Z**2 / of) * math.sqrt(p * (1 - p) / of + _Z**2 / (4 * of**2))
-    return {"value": p, "low": max(0.0, middle - half), "high": min(1.0, middle + half), "n": of}
+    # At an end of the scale, rounding would put the share beside its interval.
+    return {"value": p, "low": min(p, max(0.0, middle - half)), "high": max(p, min(1.0, middle + half)), "n": of}
 
 
 def _time(seconds: float) -> str:

@@ -53,7 +53,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("device", "digest", "profile", "shadow", name="evidence_subject_once"),
     )
-    op.create_index("ix_evidence_subject_digest", "evidence_subject", ["digest", "device"])
+    of_digest = ["digest", "device", "profile", "shadow", "newest"]
+    op.create_index("ix_evidence_subject_digest", "evidence_subject", of_digest)
     op.create_table(
         "evidence_golden",
         sa.Column("device", sa.String(), nullable=False),
