@@ -89,7 +89,8 @@ def _check(batch: TelemetryBatch) -> None:
 def _counts(stats: InferenceStats) -> tuple[int, ...]:
     feedback = (stats.feedback_total, stats.feedback_correct)
     checks = (n for one in stats.agreement for n in (one.answers, one.checked, one.agreed, one.labelled))
-    return (stats.requests, stats.errors, *feedback, *checks, *stats.latency_ms.buckets.values())
+    beside = (stats.compared, stats.agreed)
+    return (stats.requests, stats.errors, *feedback, *beside, *checks, *stats.latency_ms.buckets.values())
 
 
 def _known(session: Session, device: str, batch: TelemetryBatch) -> set[int]:
@@ -125,7 +126,7 @@ def _add_up(stats: DeviceStats, records: Iterable[TelemetryRecord], *, duplicate
         stats.records += 1
         if record.health is not None:
             stats.health = record.health.to_bytes().decode()
-        for inference in record.inference:
+        for inference in (one for one in record.inference if not one.shadow):  # what answered nobody is no request
             _add_inference(stats, inference)
             latency = latency.merge(inference.latency_ms)
     stopped = Sketch(buckets={key: min(n, FULL) for key, n in latency.buckets.items()})

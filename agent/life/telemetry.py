@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from agent.errors import Malformed, NotFound, Unavailable
 from agent.life.agreement import AgreementMeter
+from agent.life.beside import ShadowMeter
 from agent.line.voice import Voice
 from agent.store.queue import Queued
 from agent.store.state import StateFile
@@ -94,6 +95,7 @@ class WindowMeter:
         self._window: dict[tuple[str, str], _Tally] = {}
         self._recent: OrderedDict[str, tuple[str, str, str | None]] = OrderedDict()
         self.agreement = AgreementMeter()
+        self.beside = ShadowMeter()
 
     def _of(self, model: str, digest: str) -> _Tally:
         tally = self._window.get((model, digest))
@@ -151,7 +153,8 @@ class WindowMeter:
         for key in beside:
             self._of(*key)
         window, self._window = self._window, {}
-        return tuple(_with(tally.stats(*key), *beside.get(key, ((), {}))) for key, tally in sorted(window.items()))
+        answered = (_with(tally.stats(*key), *beside.get(key, ((), {}))) for key, tally in sorted(window.items()))
+        return (*answered, *self.beside.close())
 
 
 def _with(stats: InferenceStats, agreement: tuple[Agreement, ...], routes: dict[str, int]) -> InferenceStats:
