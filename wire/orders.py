@@ -148,7 +148,7 @@ class Desired(Order):
         beside = {shadow.model for shadow in self.shadows}
         if len(beside) != len(self.shadows) or len(beside) > MAX_SHADOWS:
             raise Malformed(
-                f"desired state of {self.device}: {len(self.shadows)} models in shadow: at most {MAX_SHADOWS}, one a name"
+                f"desired state of {self.device}: {len(self.shadows)} in shadow, at most {MAX_SHADOWS}, one a name"
             )
         if not beside <= {m.model for m in self.models}:
             raise Malformed(f"desired state of {self.device}: a model in shadow of none that stands in it")

@@ -24,7 +24,7 @@ from typing import Any, Final
 import psutil
 
 from agent import shadowing
-from agent.errors import AgentError, Incompatible, Keyless, Unavailable, Untrusted
+from agent.errors import AgentError, Incompatible, Unavailable, Untrusted
 from agent.install.download import Download
 from agent.install.fetch import Fetcher
 from agent.install.releases import Missing, Releases
@@ -40,8 +40,7 @@ from agent.store.blobs import Blobs
 from agent.update import ModelState
 from wire.errors import Untrusted as UntrustedByWire
 from wire.errors import WireError
-from wire.messages import ShadowReport
-from wire.shadow import ShadowPhase
+from wire.shadow import ShadowPhase, ShadowReport
 
 log = logging.getLogger("agent.install.shadows")
 
@@ -228,9 +227,7 @@ class Shadows:
             reason = await self._attempt(name)
         except (Untrusted, UntrustedByWire) as e:
             self._note(name, "refused", str(e))
-        except Keyless as e:
-            self._note(name, "waiting", str(e))
-        except Unavailable as e:
+        except Unavailable as e:  # a key that is not here, the disk, a process
             self._not_before[name] = asyncio.get_running_loop().time() + AGAIN
             self._note(name, "waiting", str(e))
         except (AgentError, WireError) as e:
@@ -240,11 +237,15 @@ class Shadows:
             log.exception("shadow of %s", name)
             self._note(name, "failed", f"{type(e).__name__}: {e}")
         else:
-            if reason:
-                self._note(name, "waiting", reason)
+            self._note_waiting(name, reason)
         shadow = self._shadow(name)
         if shadow is not None and shadow.over:
             self._around.sweep()
+
+    def _note_waiting(self, name: str, reason: str) -> None:
+        shadow = self._shadow(name)
+        if reason and shadow is not None:
+            self._note(name, "paused" if shadow.here else "waiting", reason)
 
     async def _attempt(self, name: str) -> str:
         """What it waits for; "" once it runs."""
@@ -326,9 +327,7 @@ class Shadows:
 
     def _pause(self, name: str, reason: str) -> None:
         self._let_go(name)
-        shadow = self._shadow(name)
-        if shadow is not None:
-            self._note(name, "paused" if shadow.here else "waiting", reason)
+        self._note_waiting(name, reason)
 
     def _died(self, name: str, runner: Runner) -> None:
         past = self._past_of(name, runner.digest)
