@@ -19,6 +19,7 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import datetime
 from typing import Final
 
@@ -407,19 +408,19 @@ class Installer:
             found = await self._listed.find(wanted.target, wanted.digest)
             if not isinstance(found, Missing):
                 self._releases[name] = found
-                await self._check_room(name, wanted.digest)
+                await self._check_room(name, self._one_at_a_time)
                 return found
             await self._note_waiting(name, found.reason)
             await self._news.wait()
 
-    async def _check_room(self, name: str, digest: str) -> None:
-        """Raises `Incompatible`. What is only in shadow gives way."""
+    async def _check_room(self, name: str, alone: AbstractAsyncContextManager[None]) -> None:
+        """Raises `Incompatible`. What is only in shadow gives way. `alone`: the lock, unless it is held."""
         try:
             await self._rooms.check(name, self._models)
         except Incompatible:
-            if not await self._rooms.fits_without_shadows(name, self._models) or not self.shadows.give_way(digest):
+            if not await self._rooms.fits_without_shadows(name, self._models) or not self.shadows.give_way(name):
                 raise
-            async with self._one_at_a_time:
+            async with alone:
                 await self._sweeper.now()
             await self._rooms.check(name, self._models)
 
@@ -442,7 +443,7 @@ class Installer:
         """Where an older signer left the size out, the manifest comes first, and no byte of the rest before it fits."""
         if not release.size and release.length <= WHOLE:
             await self._fetcher.fetch(single(release.digest, release.length), lambda _chunks: None)
-            await self._rooms.check(name, self._models)
+            await self._check_room(name, nullcontext())
 
     async def _say_when_still(self, name: str, download: Download) -> None:
         """A line that is down is no fault of the update, so it has no deadline; but nobody should have to guess."""

@@ -38,6 +38,7 @@ from agent.settings import AgentSettings
 from agent.shadowing import Conditions, Shadow, hindrance
 from agent.store.blobs import Blobs
 from agent.update import ModelState
+from wire.chunks import WHOLE, single
 from wire.errors import Untrusted as UntrustedByWire
 from wire.errors import WireError
 from wire.shadow import ShadowPhase, ShadowReport
@@ -168,8 +169,11 @@ class Shadows:
             self._let_go(name)
         await asyncio.gather(*self._closing, return_exceptions=True)
 
-    def give_way(self, but: str) -> bool:
-        """An update, which is not of the release `but`, lacks their room on the disk. Whether there was any to give."""
+    def give_way(self, model: str) -> bool:
+        """The update of a model lacks their room on the disk. Whether there was any to give."""
+        models = self._around.models()
+        update = models[model].update
+        but = update.digest if update is not None else ""
         names = [name for name, shadow in self._all().items() if not shadow.over and shadow.wanted.digest != but]
         for name in names:
             self._let_go(name)
@@ -258,9 +262,11 @@ class Shadows:
             if isinstance(release, Missing):
                 return release.reason
             async with self._around.alone:
+                self._note(name, "fetching")
+                if not release.size and release.length <= WHOLE:  # an older signer: the manifest says what it takes
+                    await self._fetcher.fetch(single(release.digest, release.length), lambda _chunks: None)
                 if await self._has_no_room(name):
                     return ""
-                self._note(name, "fetching")
                 await Download(self._store, self._fetcher, self._on_change).run(release)
                 self._releases.check(release, shadow.wanted.digest)  # the floor may have risen meanwhile
                 self._note(name, "self-test")
