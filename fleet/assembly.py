@@ -38,6 +38,7 @@ from fleet.rollout_service import Rollouts
 from fleet.serial import Serial
 from fleet.services import Services
 from fleet.settings import FleetSettings
+from fleet.shadows import Shadows
 from fleet.store.blobs import BlobStore
 from fleet.store.database import Database
 from fleet.tokens import open_first_token
@@ -147,6 +148,7 @@ def _assemble(
         renewals=Renewals(database, authority, enrolment.certificates),
         rollouts=rollouts,
         measuring=measuring,
+        shadows=Shadows(repository, desired),
         commands=commands,
         broker=broker,
         https=https,

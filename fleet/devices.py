@@ -172,6 +172,7 @@ def view(session: Session, device: Device) -> dict[str, Any]:
         "desired": json.loads(device.desired_models),
         "slots": reported.get("slots", []),
         "updates": reported.get("updates", []),
+        "shadows": reported.get("shadows", []),
         "security": [*reported.get("security", []), *_refusals(session, device.id)],
         "stats": _stats(stats),
         "ledger": ledgers.view(session, device.id),

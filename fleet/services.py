@@ -29,6 +29,7 @@ from fleet.people import People
 from fleet.rollout_service import Rollouts
 from fleet.serial import Serial
 from fleet.settings import FleetSettings
+from fleet.shadows import Shadows
 from fleet.store.blobs import BlobStore
 from fleet.store.database import Database
 from fleet.trust.batches import Batches
@@ -58,6 +59,7 @@ class Services:
     renewals: Renewals
     rollouts: Rollouts
     measuring: Measuring
+    shadows: Shadows
     commands: Commands
     broker: Broker
     https: ServerTls

@@ -15,7 +15,7 @@ from wire.errors import Malformed
 
 MAX_SHADOWS: Final = 4
 """Models in shadow that one device may have at a time: each is a process."""
-COLDEST: Final = 0.0
+MOST_MEMORY: Final = 1 << 50
 HOTTEST: Final = 120.0
 
 
@@ -41,8 +41,9 @@ class ShadowModel(Document):
         for name in ("share", "cpu"):
             if not 1 <= getattr(self, name) <= 100:
                 raise Malformed(f"shadow.{name} of {self.target}: expected 1 to 100, got {getattr(self, name)}")
-        check_counts(self, "memory")
-        if not COLDEST < self.max_c <= HOTTEST:
+        if not 0 <= self.memory <= MOST_MEMORY:
+            raise Malformed(f"shadow.memory of {self.target}: expected 0 to {MOST_MEMORY}, got {self.memory}")
+        if not 0 < self.max_c <= HOTTEST:
             raise Malformed(f"shadow.max_c of {self.target}: expected up to {HOTTEST:.0f}, got {self.max_c}")
 
     @property

@@ -7,6 +7,7 @@ from sqlmodel import SQLModel
 
 import fleet.store.agreement_table
 import fleet.store.gateway_tables
+import fleet.store.shadow_table
 import fleet.store.tables  # noqa: F401  registers the tables
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=SQLModel.metadata)

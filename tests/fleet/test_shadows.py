@@ -1,0 +1,114 @@
+"""Models in shadow through a real fleet and broker, and devices with real keys that say what a test lets them say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fleet_process import ApiError, FleetProcess, Publisher, tiny_bundle, until
+
+from wire import topics
+from wire.chunks import digest
+from wire.messages import InferenceStats, SlotReport, UpdateReport
+from wire.shadow import ShadowReport
+from wire.sketch import Sketch
+
+
+def roll_out(fleet: FleetProcess, version: str, name: str = "kitchen") -> Any:
+    body = {"family": "intents", "name": name, "version": version, "waves": [100]}
+    return fleet.api("POST", "/api/v1/rollouts", body)
+
+
+def desired_after(device: Any, condition: Any) -> Any:
+    seq = 1
+    while True:
+        desired = device.next_desired(seq=seq)
+        if condition(desired):
+            return desired
+        seq = desired.seq + 1
+
+
+def commit(device: Any, desired: Any) -> None:
+    (model,) = desired.models
+    update = UpdateReport(target=model.target, digest=model.digest, rollout=model.rollout, phase="committed")
+    slot = SlotReport(model=model.model, slot="active", target=model.target, digest=model.digest)
+    device.report(update, slots=(slot,), desired_seq=desired.seq)
+
+
+def refused(fleet: FleetProcess, device: str, **body: Any) -> str:
+    with pytest.raises(ApiError) as told:
+        fleet.api("POST", f"/api/v1/devices/{device}/shadows", body)
+    return str(told.value)
+
+
+def test_a_shadow_goes_out_with_its_keys_beside_the_model_and_ends_when_it_is_promoted(
+    fleet: FleetProcess, publisher: Publisher, new_device: Any
+) -> None:
+    (one, _), (two, blobs) = tiny_bundle("1.0.0"), tiny_bundle("2.0.0")
+    first, second = publisher.release(one, _), publisher.release(two, blobs)
+    device = new_device("shadow-1")
+    device.connect(topics.every(topics.Chunk))
+    device.answer_to(device.report())
+    assert "no model kitchen" in refused(fleet, device.id, target=second.target)
+    rollout = roll_out(fleet, "1.0.0")["rollout"]
+    desired = desired_after(device, lambda d: d.models)
+    commit(device, desired)
+    until(lambda: fleet.api("GET", f"/api/v1/rollouts/{rollout}")["state"] == "done")
+    assert "is to run already" in refused(fleet, device.id, target=first.target)
+    assert "expected 1 to 100" in refused(fleet, device.id, target=second.target, share=0)
+    assert "no such release" in refused(fleet, device.id, target=second.target.replace("2.0.0", "7.0.0"))
+
+    device.want(second.digest, range(1), 1)  # nobody assigned it yet
+    (shown,) = fleet.api(
+        "POST", f"/api/v1/devices/{device.id}/shadows", {"target": second.target, "share": 50, "max_c": 60}
+    )
+    desired = desired_after(device, lambda d: d.shadows)
+    (shadow,) = desired.shadows
+    assert (shadow.target, shadow.digest, shadow.share, shadow.max_c) == (second.target, second.digest, 50, 60.0)
+    assert shown["digest"] == second.digest
+    assert [m.digest for m in desired.models] == [first.digest]
+    assert {first.digest, second.digest, digest(blobs[0])} <= device.keys(desired).keys()
+    device.want(second.digest, range(1), 1)
+    assert device.next(topics.Chunk)[0].digest == second.digest
+    seq = desired.seq
+    fleet.api("POST", f"/api/v1/devices/{device.id}/shadows", {"target": second.target, "share": 50, "max_c": 60})
+
+    said = ShadowReport(target=second.target, digest=second.digest, phase="running", memory=5)
+    device.report(slots=(), shadows=(said,), desired_seq=seq)
+    until(lambda: device.view()["shadows"] == [said.to_value()])
+    beside = InferenceStats(
+        model="kitchen", digest=second.digest, requests=9, errors=1, latency_ms=Sketch.of([5.0] * 8), shadow=True,
+        compared=8, agreed=7,
+    )  # fmt: skip
+    answered = InferenceStats(model="kitchen", digest=first.digest, requests=40, errors=0)
+    device.say(topics.Telemetry(device.id), device.batch(1, inference=(beside, answered)))
+    until(lambda: device.view()["stats"]["records"] == 1)
+    stats = device.view()["stats"]
+    assert (stats["requests"], stats["errors"]) == (40, 0)  # what answered nobody is no request
+
+    roll_out(fleet, "2.0.0")
+    desired = desired_after(device, lambda d: d.models[0].digest == second.digest)
+    assert desired.shadows == ()
+    assert second.digest in device.keys(desired)
+
+
+def test_a_shadow_that_is_ended_is_gone_with_its_keys_and_stays_beside_other_changes(
+    fleet: FleetProcess, publisher: Publisher, new_device: Any
+) -> None:
+    (one, _), (two, blobs) = tiny_bundle("1.0.0", name="hall"), tiny_bundle("2.0.0", name="hall")
+    publisher.release(one, _)
+    second = publisher.release(two, blobs)
+    device = new_device("shadow-2")
+    device.connect()
+    device.answer_to(device.report())
+    roll_out(fleet, "1.0.0", "hall")
+    commit(device, desired_after(device, lambda d: d.models))
+    path = f"/api/v1/devices/{device.id}/shadows"
+    fleet.api("POST", path, {"target": second.target})
+    assert desired_after(device, lambda d: d.shadows).shadows[0].share == 20
+    job = {"target": second.target, "device": device.id, "rounds": 3}
+    fleet.api("POST", "/api/v1/measuring", job)
+    assert desired_after(device, lambda d: d.measure).shadows[0].digest == second.digest
+    for _again in range(2):
+        assert fleet.api("DELETE", f"{path}/hall") == []
+    assert desired_after(device, lambda d: not d.shadows).measure
