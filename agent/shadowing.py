@@ -87,11 +87,13 @@ def noted(shadow: Shadow, phase: ShadowPhase, reason: str = "", memory: int = 0)
 
 def found_at_start(shadow: Shadow, *, killed: bool) -> Shadow:
     """It as a start of the agent finds it. `killed`: nobody asked for the end before."""
-    if not (killed and shadow.phase == "running"):
+    if shadow.phase != "running":
         return shadow
-    starts = shadow.starts + 1
+    starts = shadow.starts + killed
     if starts >= MAX_STARTS:
         shadow = noted(shadow, "failed", f"the agent ended {starts} times while it ran")
+    else:
+        shadow = noted(shadow, "paused", "the agent starts")
     return dataclasses.replace(shadow, starts=starts)
 
 

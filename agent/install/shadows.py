@@ -142,6 +142,8 @@ class Shadows:
             shadow = self._shadow(name)
             if shadow is None or shadow.wanted.digest != run.runner.digest:
                 self._let_go(name)
+            else:
+                run.runner.allow(shadow.wanted)
         name, digest = self._bringing
         shadow = self._shadow(name)
         if self._current is not None and (shadow is None or shadow.wanted.digest != digest):
@@ -182,12 +184,15 @@ class Shadows:
 
     def reports(self) -> tuple[ShadowReport, ...]:
         """How they go."""
-        return tuple(shadow.report() for _, shadow in sorted(self._all().items()))
+        return tuple(self._report(name, shadow) for name, shadow in sorted(self._all().items()))
 
     def view(self) -> list[dict[str, Any]]:
         """The same with what was counted since the agent started, for people on this device."""
         return [
-            {**shadow.report().to_value(), "requests": dict(sorted(self._counts(name, shadow.wanted.digest).items()))}
+            {
+                **self._report(name, shadow).to_value(),
+                "requests": dict(sorted(self._counts(name, shadow.wanted.digest).items())),
+            }
             for name, shadow in sorted(self._all().items())
         ]
 
@@ -354,6 +359,10 @@ class Shadows:
             closing = asyncio.create_task(run.runner.close())
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
+
+    def _report(self, name: str, shadow: Shadow) -> ShadowReport:
+        """As it is: what is on disk of the run before counts for nothing as long as nothing runs."""
+        return (shadow if name in self._running else shadowing.found_at_start(shadow, killed=False)).report()
 
     # --- what is known --------------------------------------------------------------------------------------------
 

@@ -41,8 +41,8 @@ MOST_BYTES: Final = 4 * 1024 * 1024
 """and bytes of their inputs."""
 QUIET: Final = 0.05
 """Seconds without a request after which the model beside it counts as quiet."""
-START: Final = 120.0
-"""Seconds until the model must be loaded."""
+START: Final = 600.0
+"""Seconds until the model must be loaded, which happens at the lowest priority, too."""
 RUN: Final = 120.0
 """Seconds for one exchange; on a machine that is never idle it takes its time."""
 AT_ONCE: Final = 0.25
@@ -104,6 +104,7 @@ class Runner:
         """Why it ended by itself."""
         self._process = process
         self._say = say
+        self.wanted = wanted
         self._sampler = Sampler(wanted.share)
         self._budget = Budget.of(wanted.cpu, time.monotonic())
         self._waiting = _Waiting()
@@ -134,7 +135,7 @@ class Runner:
         except BaseException as e:
             await _end(process)
             if isinstance(e, TimeoutError):
-                raise Incompatible(f"shadow: not loaded within {START:.0f} s") from e
+                raise Unavailable(f"shadow: not loaded within {START:.0f} s: this machine is never idle") from e
             raise
         if told.get("kind") == "ready":
             return cls(process, wanted, say, int(told["memory"]))
@@ -157,6 +158,13 @@ class Runner:
         self._waiting.add(_Sample(examples[at], results[at], size, turn // len(examples)))
         if not self._news.is_set():
             self._news.set()
+
+    def allow(self, wanted: ShadowModel) -> None:
+        """Another share or budget from here on."""
+        if wanted != self.wanted:
+            self.wanted = wanted
+            self._sampler = Sampler(wanted.share)
+            self._budget = Budget.of(wanted.cpu, time.monotonic())
 
     async def close(self) -> None:
         """End it, and forget what waits."""

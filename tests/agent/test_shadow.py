@@ -346,13 +346,18 @@ def test_a_newer_desired_state_keeps_what_runs_ends_what_answers_and_tries_again
 
 def test_one_beside_which_the_agent_ends_again_and_again_has_failed() -> None:
     """Accident: its load browns the board out; each start finds it as running."""
-    shadow = shadowing.noted(Shadow(wanted=MODEL), "running")
+    shadow = Shadow(wanted=MODEL)
+
+    def started_again(shadow: Shadow, *, killed: bool) -> Shadow:
+        return shadowing.found_at_start(shadowing.noted(shadow, "running"), killed=killed)
+
     for _ in range(10):
-        shadow = shadowing.found_at_start(shadow, killed=False)
+        shadow = started_again(shadow, killed=False)
     for _ in range(MAX_STARTS - 1):
-        shadow = shadowing.found_at_start(shadow, killed=True)
-    assert shadow.phase == "running"
-    shadow = shadowing.found_at_start(shadow, killed=True)
+        shadow = started_again(shadow, killed=True)
+    assert shadow.phase == "paused"
+    assert shadowing.found_at_start(shadow, killed=True) == shadow  # it did not run then
+    shadow = started_again(shadow, killed=True)
     assert (shadow.phase, shadow.reason) == ("failed", f"the agent ended {MAX_STARTS} times while it ran")
 
 
