@@ -20,6 +20,7 @@ import statistics
 import tempfile
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,8 @@ def main() -> None:
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-bench-")))
             agents = deployed(folder, stack, write)
-            busy = measured(
-                agents, request, options.rounds, lambda client: for_seconds(client, request, options.seconds)
-            )
-            paced = measured(agents, request, options.paced, lambda client: with_pauses(client, request))
+            busy = measured(agents, request, options.rounds, partial(for_seconds, request, options.seconds))
+            paced = measured(agents, request, options.paced, partial(with_pauses, request))
             figures |= report(name, "busy", *busy) | report(name, "paced", *paced)
     figures["p99_ratio"] = max(v for k, v in figures.items() if k.endswith("p99_default"))
     print(
@@ -94,7 +93,7 @@ def slow_request() -> bytes:
     return post("/v2/models/kitchen/infer", head + row.tobytes(), fields)
 
 
-def for_seconds(client: RawClient, request: bytes, seconds: float) -> list[float]:
+def for_seconds(request: bytes, seconds: float, client: RawClient) -> list[float]:
     times: list[float] = []
     until_then = time.perf_counter() + seconds
     while time.perf_counter() < until_then:
@@ -102,7 +101,7 @@ def for_seconds(client: RawClient, request: bytes, seconds: float) -> list[float
     return times
 
 
-def with_pauses(client: RawClient, request: bytes) -> list[float]:
+def with_pauses(request: bytes, client: RawClient) -> list[float]:
     times = []
     for _ in range(60):
         time.sleep(random.uniform(0.02, 0.2))

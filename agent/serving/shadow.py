@@ -111,7 +111,7 @@ class Runner:
         self._seen = 0
         self._news = asyncio.Event()
         self._turning = asyncio.create_task(self._turn(), name=f"shadow {wanted.model}")
-        self.ended = self._turning
+        self.ended: asyncio.Future[None] = self._turning
 
     @classmethod
     async def start(
