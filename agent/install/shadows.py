@@ -202,12 +202,12 @@ class Shadows:
         while True:
             self._news.clear()
             for name in self._all():
-                await self._look(name)
+                self._look(name)
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK if self._all() else None):
                     await self._news.wait()
 
-    async def _look(self, name: str) -> None:
+    def _look(self, name: str) -> None:
         """One shadow's step, if there is one to take now."""
         shadow = self._shadow(name)
         if shadow is None or shadow.over:
@@ -219,16 +219,20 @@ class Shadows:
         if run is not None and run.runner.ended.done():
             self._died(name, run.runner)
             return
-        reason = self._hindrance(shadow, running=run is not None)
+        coming = self._current is not None and self._bringing[0] == name
+        reason = self._hindrance(shadow, running=coming or run is not None)
         if reason:
             self._pause(name, reason)
         elif run is not None:
             self._keep(name, shadow, run)
-        elif asyncio.get_running_loop().time() >= self._not_before.get(name, 0.0):
+        elif self._current is None and asyncio.get_running_loop().time() >= self._not_before.get(name, 0.0):
             self._bringing = name, shadow.wanted.digest
             self._current = asyncio.create_task(self._bring(name), name=f"shadow of {name}")
-            await asyncio.wait([self._current])
-            self._current = None
+            self._current.add_done_callback(self._brought)
+
+    def _brought(self, _done: asyncio.Task[None]) -> None:
+        self._current = None
+        self._news.set()
 
     async def _bring(self, name: str) -> None:
         """From where it is to running, or to what it waits for; its files are given back when it ended."""
@@ -246,6 +250,7 @@ class Shadows:
             log.exception("shadow of %s", name)
             self._note(name, "failed", f"{type(e).__name__}: {e}")
         else:
+            self._not_before[name] = asyncio.get_running_loop().time() + LOOK
             self._note_waiting(name, reason)
         shadow = self._shadow(name)
         if shadow is not None and shadow.over:
@@ -337,6 +342,8 @@ class Shadows:
                 self._put(name, replace(shadow, starts=0))
 
     def _pause(self, name: str, reason: str) -> None:
+        if self._current is not None and self._bringing[0] == name:
+            self._current.cancel()
         self._let_go(name)
         self._note_waiting(name, reason)
 
