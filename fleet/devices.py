@@ -14,6 +14,7 @@ from sqlmodel import Session, col, delete, func, select
 from fleet import ledgers
 from fleet.errors import AnotherKey, NotFound
 from fleet.store.database import Database
+from fleet.store.shadow_table import DeviceShadow
 from fleet.store.tables import Device, DeviceStats, SecurityRow, TelemetryRow
 from fleet.trust.certificates import certificates_of, revoke_all
 from wire.messages import Presence, Reported
@@ -93,6 +94,7 @@ def leave(session: Session, device: Device, state: str, reason: str, now: dateti
     device.token_hash, device.token_used, device.request = "", True, ""
     device.sealing_key = device.desired_envelope = device.command_envelope = device.command_expires = ""
     device.desired_models = "[]"
+    session.exec(delete(DeviceShadow).where(col(DeviceShadow.device) == device.id))
     session.add(device)
 
 

@@ -3,8 +3,9 @@
     shadows.begin(session, device, ShadowRequest(target=..., share=20), rollout="r-1")
     heard(device, digest)                             # how it goes, as the device said last
     shadows.end(session, device, "kitchen")
+    shadows.end_rollout(session, "r-1")               # on every device that it was begun on for a rollout
 
-Each gives the device a new desired state where it changes anything; the commit, and publishing it, are the caller's.
+Each gives a device a new desired state where it changes anything; the commit, and publishing it, are the caller's.
 What a shadow says comes as telemetry, `InferenceStats(shadow=True)`. To promote it, assign its release as the model:
 the shadow ends by itself, and the device switches to what it holds without a download.
 """
@@ -14,10 +15,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from sqlmodel import Session
+from sqlmodel import Session, col, select
 
 from fleet import devices
 from fleet.errors import Conflict, NotFound
+from fleet.store.shadow_table import DeviceShadow
 from fleet.store.tables import Device
 from fleet.trust.desired import DesiredStates, models_of, shadows_of
 from fleet.trust.identity import LISTENED
@@ -75,8 +77,23 @@ class Shadows:
         self._give(session, device, after)
         return True
 
+    def end_rollout(self, session: Session, rollout: str) -> list[str]:
+        """End whatever runs in shadow for a rollout. The devices whose desired state is new, to be published."""
+        return [
+            device.id
+            for device in in_shadow(session, rollout)
+            for model in {one.model for one in shadows_of(session, device) if one.rollout == rollout}
+            if self.end(session, device, model, rollout=rollout)
+        ]
+
     def _give(self, session: Session, device: Device, shadows: Sequence[ShadowModel]) -> None:
         self.desired.assign(session, device, models_of(device), shadows)
+
+
+def in_shadow(session: Session, rollout: str) -> Sequence[Device]:
+    """The devices that are to run something in shadow for a rollout."""
+    mine = select(Device).join(DeviceShadow).where(DeviceShadow.rollout == rollout)
+    return session.exec(mine.distinct().order_by(col(Device.id))).all()
 
 
 def heard(device: Device, digest: str) -> ShadowReport | None:

@@ -161,7 +161,9 @@ def _keep_shadows(session: Session, device: Device, shadows: Sequence[ShadowMode
         session.delete(row)
     session.flush()
     for shadow in shadows:
-        session.add(DeviceShadow(device=device.id, model=shadow.model, document=shadow.to_bytes().decode()))
+        row = DeviceShadow(device=device.id, model=shadow.model, rollout=shadow.rollout)
+        row.document = shadow.to_bytes().decode()
+        session.add(row)
 
 
 def jobs_of(session: Session, device: Device) -> list[MeasureJob]:

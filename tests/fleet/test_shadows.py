@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fleet_process import ApiError, FleetProcess, Publisher, tiny_bundle, until
+from sqlmodel import Session
 
+from fleet import devices
+from fleet.errors import Conflict
+from fleet.shadows import ShadowRequest, Shadows, in_shadow
+from fleet.store.database import Database
+from fleet.store.tables import Device
+from fleet.trust.desired import DesiredStates, shadows_of
+from fleet.trust.orders import Dates
 from wire import topics
 from wire.chunks import digest
 from wire.messages import InferenceStats, SlotReport, UpdateReport
+from wire.orders import DesiredModel
 from wire.shadow import ShadowReport
 from wire.sketch import Sketch
 
@@ -112,3 +126,65 @@ def test_a_shadow_that_is_ended_is_gone_with_its_keys_and_stays_beside_other_cha
     for _again in range(2):
         assert fleet.api("DELETE", f"{path}/hall") == []
     assert desired_after(device, lambda d: not d.shadows).measure
+
+
+# --- for rollouts, without a fleet process ----------------------------------------------------------------------------
+
+NOW = datetime(2026, 11, 23, tzinfo=UTC)
+OLD, NEW = (
+    DesiredModel(target=f"models/intents/kitchen/{version}/x86-64", digest=digest(version.encode()))
+    for version in ("1.0.0", "2.0.0")
+)
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Iterator[Session]:
+    """Three devices of a fleet that run version one."""
+    with closing(Database.in_folder(tmp_path)) as database, database.transaction() as session:
+        for name in ("a", "b", "c"):
+            device = Device(
+                id=name, profile="x86-64", created="", token_hash="", token_expires="", state="enrolled", desired_seq=4
+            )
+            session.add(device)
+            session.flush()
+            DESIRED.assign(session, device, [OLD])
+        yield session
+
+
+TIMES = Dates("2026-11-23T00:00:00Z", "2026-11-30T00:00:00Z")
+ORDERS: Any = SimpleNamespace(epoch=1, dates=lambda _: TIMES, sign=lambda _: b"{}")
+NO_KEYS: Any = SimpleNamespace(ring=lambda _: {}, of_offers=lambda _: {})
+DESIRED = DesiredStates(ORDERS, NO_KEYS, timedelta(days=7))
+LISTED: Any = SimpleNamespace(release=SimpleNamespace(digest=NEW.digest), manifest=SimpleNamespace(profile="x86-64"))
+REPOSITORY: Any = SimpleNamespace(releases={NEW.target: LISTED})
+SHADOWS = Shadows(REPOSITORY, DESIRED)
+ASKED = ShadowRequest(target=NEW.target, share=20)
+
+
+def test_the_shadows_of_a_rollout_end_together_and_those_of_somebody_else_stay(session: Session) -> None:
+    a, b, c = (session.get_one(Device, name) for name in "abc")
+    assert SHADOWS.begin(session, a, ASKED, rollout="r-1")
+    assert not SHADOWS.begin(session, a, ASKED, rollout="r-1")
+    assert SHADOWS.begin(session, b, ASKED, rollout="r-1")
+    assert SHADOWS.begin(session, c, ASKED)
+    assert [device.id for device in in_shadow(session, "r-1")] == ["a", "b"]
+    DESIRED.assign(session, b, [NEW])  # its turn came
+    assert shadows_of(session, b) == []
+    seq = a.desired_seq
+    assert SHADOWS.end_rollout(session, "r-1") == ["a"]
+    assert a.desired_seq == seq + 1
+    assert SHADOWS.end_rollout(session, "r-1") == []
+    assert [one.digest for one in shadows_of(session, c)] == [NEW.digest]
+
+
+def test_a_device_that_left_and_came_back_runs_nothing_in_shadow_any_more(session: Session) -> None:
+    """Accident: it is enrolled anew under its name, and a rollout gives it the model again."""
+    a = session.get_one(Device, "a")
+    SHADOWS.begin(session, a, ASKED, rollout="r-1")
+    devices.leave(session, a, "retired", "it was sold", NOW)
+    assert in_shadow(session, "r-1") == []
+    with pytest.raises(Conflict, match="it is retired"):
+        SHADOWS.begin(session, a, ASKED, rollout="r-1")
+    a.state = "enrolled"
+    DESIRED.assign(session, a, [OLD])
+    assert shadows_of(session, a) == []
