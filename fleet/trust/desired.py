@@ -161,9 +161,8 @@ def _keep_shadows(session: Session, device: Device, shadows: Sequence[ShadowMode
         session.delete(row)
     session.flush()
     for shadow in shadows:
-        row = DeviceShadow(device=device.id, model=shadow.model, rollout=shadow.rollout)
-        row.document = shadow.to_bytes().decode()
-        session.add(row)
+        document = shadow.to_bytes().decode()
+        session.add(DeviceShadow(device=device.id, model=shadow.model, rollout=shadow.rollout, document=document))
 
 
 def jobs_of(session: Session, device: Device) -> list[MeasureJob]:
