@@ -10,9 +10,9 @@ from urllib.parse import urlencode
 
 import typer
 
+from cli import device_commands, device_shadow
 from cli.asking import Yes, confirm
 from cli.client import Fleet
-from cli.device_commands import add_to
 from cli.device_views import batch_table, details, device_table
 from cli.errors import BadInput
 from cli.options import Data
@@ -20,7 +20,8 @@ from cli.output import Json, console, show
 from wire.document import check_device
 
 app = typer.Typer(help="Let hardware join, see how it does, and put it out.", no_args_is_help=True)
-add_to(app)
+device_commands.add_to(app)
+device_shadow.add_to(app)
 
 Device = Annotated[str, typer.Argument(help="Device id.")]
 Group = Annotated[str | None, typer.Option(help="Group of devices that the same people operate.")]

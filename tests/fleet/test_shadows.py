@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -47,6 +50,17 @@ def commit(device: Any, desired: Any) -> None:
     update = UpdateReport(target=model.target, digest=model.digest, rollout=model.rollout, phase="committed")
     slot = SlotReport(model=model.model, slot="active", target=model.target, digest=model.digest)
     device.report(update, slots=(slot,), desired_seq=desired.seq)
+
+
+def shoal(fleet: FleetProcess, *words: str) -> str:
+    """What a command of `shoal device` prints, on one line."""
+    environment = {**os.environ, "SHOAL_DATA": str(fleet.data), "COLUMNS": "200"}
+    command = [sys.executable, "-P", "-m", "cli", "device", *words]
+    result = subprocess.run(
+        command, capture_output=True, text=True, env=environment, check=False, stdin=subprocess.DEVNULL
+    )
+    assert result.returncode == 0, result.stderr
+    return " ".join(result.stdout.split())
 
 
 def refused(fleet: FleetProcess, device: str, **body: Any) -> str:
@@ -117,14 +131,19 @@ def test_a_shadow_that_is_ended_is_gone_with_its_keys_and_stays_beside_other_cha
     device.answer_to(device.report())
     roll_out(fleet, "1.0.0", "hall")
     commit(device, desired_after(device, lambda d: d.models))
-    path = f"/api/v1/devices/{device.id}/shadows"
-    fleet.api("POST", path, {"target": second.target})
-    assert desired_after(device, lambda d: d.shadows).shadows[0].share == 20
+    told = shoal(fleet, "shadow", device.id, second.target, "--memory", "2 MiB")
+    assert told == f"{device.id}: runs in shadow {second.target} on 20 % of the requests, 10 % of a core"
+    (shadow,) = desired_after(device, lambda d: d.shadows).shadows
+    assert (shadow.share, shadow.memory) == (20, 2 << 20)
+    said = ShadowReport(target=second.target, digest=second.digest, phase="paused", reason="too warm")
+    device.report(slots=(), shadows=(said,))
+    until(lambda: device.view()["shadows"])
+    assert "too warm" in shoal(fleet, "show", device.id)
     job = {"target": second.target, "device": device.id, "rounds": 3}
     fleet.api("POST", "/api/v1/measuring", job)
     assert desired_after(device, lambda d: d.measure).shadows[0].digest == second.digest
     for _again in range(2):
-        assert fleet.api("DELETE", f"{path}/hall") == []
+        assert shoal(fleet, "end-shadow", device.id, "hall") == f"{device.id}: runs nothing in shadow from now on"
     assert desired_after(device, lambda d: not d.shadows).measure
 
 
