@@ -26,6 +26,7 @@ from wire.processing import Result
 from wire.profile import Limits
 from wire.shadow import ShadowModel
 
+pytestmark = pytest.mark.timeout(400)  # see `until_phase`
 ON = "turn the light on"
 MODEL = ShadowModel(target="models/intents/kitchen/2.0.0/x86-64", digest=f"sha256:{'0' * 64}")
 
@@ -63,6 +64,11 @@ def phase(device) -> str:
     return found.phase if found else ""
 
 
+async def until_phase(device, wanted: str) -> None:
+    """Its process has what the others leave of the machine, so this may take long beside other tests."""
+    await device.until(lambda: phase(device) == wanted, 150)
+
+
 def counts(device) -> dict[str, int]:
     return device.installer.shadows.view()[0]["requests"]
 
@@ -86,7 +92,7 @@ def test_a_shadow_answers_nobody_and_says_how_often_it_agrees_and_is_promoted_wi
 ) -> None:
     async def story() -> None:
         async with running(new_device, sim, bundles, bundles["two"]) as device:
-            await device.until(lambda: phase(device) == "running")
+            await until_phase(device, "running")
             slots = {(slot.slot, slot.digest) for slot in device.installer.slots()}
             assert slots == {("active", bundles["one"].digest), ("candidate", bundles["two"].digest)}
             assert (await device.service.infer("kitchen", (ON,))).digest == bundles["one"].digest
@@ -120,7 +126,7 @@ def test_one_of_another_opinion_does_not_agree_and_goes_when_it_is_not_wanted_an
 ) -> None:
     async def story() -> None:
         async with running(new_device, sim, bundles, contrary) as device:
-            await device.until(lambda: phase(device) == "running")
+            await until_phase(device, "running")
             await ask_until_compared(device, 5)
             assert counts(device).get("agreed", 0) == 0
             answer = await device.service.infer("kitchen", (ON,))
@@ -138,11 +144,11 @@ def test_one_of_another_opinion_does_not_agree_and_goes_when_it_is_not_wanted_an
 def test_it_runs_again_after_a_restart_without_any_network(new_device, sim, bundles) -> None:
     async def story() -> None:
         async with running(new_device, sim, bundles, bundles["two"]) as device:
-            await device.until(lambda: phase(device) == "running")
+            await until_phase(device, "running")
         chunks = sim.sent_chunks
         device = new_device()
         await device.core.start()
-        await device.until(lambda: phase(device) == "running")
+        await until_phase(device, "running")
         assert device.store.has(bundles["two"].digest)
         await ask_until_compared(device, 5)
         assert sim.sent_chunks == chunks
@@ -160,13 +166,13 @@ def test_a_process_that_is_killed_counts_as_an_error_and_again_and_again_it_has_
     async def story() -> None:
         async with running(new_device, sim, bundles, bundles["two"]) as device:
             for _ in range(installing.MAX_DEATHS):
-                await device.until(lambda: phase(device) == "running" and "kitchen" in device.service.beside)
+                await device.until(lambda: phase(device) == "running" and "kitchen" in device.service.beside, 150)
                 (process,) = in_shadow(device)
                 process.send_signal(signal.SIGKILL)
                 while "kitchen" in device.service.beside:
                     assert (await device.service.infer("kitchen", (ON,))).digest == bundles["one"].digest
                     await asyncio.sleep(0.02)
-            await device.until(lambda: phase(device) == "failed")
+            await until_phase(device, "failed")
             assert "its process ended with -9" in report(device).reason
             device.core.life.close_window()
             assert sum(s.errors for record in device.meter_records() for s in record if s.shadow) == 3
@@ -197,7 +203,7 @@ def test_what_does_not_hold_or_has_no_room_is_said_and_the_active_model_stays(
         )
         async with running(lambda: device, sim, bundles, bundles[which], budget=budget):
             chunks = sim.sent_chunks
-            await device.until(lambda: phase(device) == phase_)
+            await until_phase(device, phase_)
             assert reason in report(device).reason
             assert {slot.slot for slot in device.installer.slots()} == {"active"}
             if phase_ == "refused":
@@ -214,23 +220,23 @@ def test_an_update_has_the_machine_for_itself_and_heat_makes_it_pause(new_device
     async def story() -> None:
         async with running(new_device, sim, bundles, bundles["two"]) as device:
             device.installer.shadows._heat = lambda: (warm[0], None)
-            await device.until(lambda: phase(device) == "running")
+            await until_phase(device, "running")
             warm[0] = 81.0
-            await device.until(lambda: phase(device) == "paused")
+            await until_phase(device, "paused")
             assert report(device).reason == "81 degrees Celsius, its limit is 70"
             await device.until(lambda: not in_shadow(device))
             warm[0] = 69.0  # not cool enough yet to go on
             await asyncio.sleep(0.2)
             assert phase(device) == "paused"
             warm[0] = 60.0
-            await device.until(lambda: phase(device) == "running")
+            await until_phase(device, "running")
             phases = set()
             device.core.installer._on_change = lambda: phases.add((device.active()[0], report(device).phase))
             sim.release(other := make_layout(device.settings.state / "layout", version="5.0.0"))
             sim.desire(other, rollout="r5")
             device.hear_retained()
             await device.until(lambda: device.active() == [other.digest])
-            await device.until(lambda: phase(device) == "running")
+            await until_phase(device, "running")
             assert (bundles["one"].digest, "paused") in phases
 
     asyncio.run(story())
@@ -239,7 +245,7 @@ def test_an_update_has_the_machine_for_itself_and_heat_makes_it_pause(new_device
 def test_a_shadow_gives_its_room_on_the_disk_to_an_update(new_device, sim, bundles, monkeypatch) -> None:
     async def story() -> None:
         async with running(new_device, sim, bundles, bundles["two"]) as device:
-            await device.until(lambda: phase(device) == "running")
+            await until_phase(device, "running")
             sim.release(other := make_layout(device.settings.state / "layout", version="5.0.0"))
             rooms = device.installer._rooms
             held = sum(path.stat().st_size for path in device.store.folder.iterdir())
@@ -278,7 +284,7 @@ def test_what_is_not_listed_is_not_fetched(new_device, sim, bundles) -> None:
         sim.shadow(forged)
         sim.desire(bundles["one"])
         device.hear_retained()
-        await device.until(lambda: phase(device) == "refused")
+        await until_phase(device, "refused")
         assert "the release role" in report(device).reason
         assert sim.sent_chunks == chunks
         await device.stop()
