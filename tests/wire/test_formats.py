@@ -174,6 +174,9 @@ TABLES = (
     "fell_back",
     "workers",
     "restarts",
+    "routes",
+    "languages",
+    "golden",
 )
 """Fields that are tables of one type, not documents: a new key there is an entry, not an unknown field."""
 
