@@ -48,13 +48,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="rounds over all agents, in turn (default 20)")
     parser.add_argument("--seconds", type=float, default=1.0, help="of a busy round at each (default 1)")
     parser.add_argument("--paced", type=int, default=8, help="paced rounds (default 8)")
+    parser.add_argument("--model", choices=list(MODELS), action="append", help="only this one (default: both)")
     options = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; measured")
     figures: dict[str, float] = {}
-    for name, write, request in (
-        ("quick", quick_model.write, binary_request()),
-        ("slow", quick_model.write_slow, slow_request()),
-    ):
+    for name in options.model or MODELS:
+        write, request = MODELS[name][0], MODELS[name][1]()
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-bench-")))
             agents = deployed(folder, stack, write)
@@ -164,6 +163,12 @@ def report(model: str, load: str, times: Times, compared: dict[str, float], rati
             figures[f"{model}_{load}_compared_per_min_{mode}"] = compared[mode]
     return figures
 
+
+MODELS: dict[str, tuple[Any, Any]] = {
+    "quick": (quick_model.write, binary_request),
+    "slow": (quick_model.write_slow, slow_request),
+}
+"""How its bundle is written, and what asks it."""
 
 if __name__ == "__main__":
     main()
