@@ -170,9 +170,12 @@ class Core:
             profile=self.about.profile,
             runtimes=self.about.runtimes,
             on_change=self._changed,
+            beside=self.meter.beside,
+            heat=self.life.heat,
             limits=self.about.limits,
             deltas=self.deltas,
         )
+        self.life.golden = self.installer.golden
 
     def _wire_inbox(
         self, wipe: Callable[[], None], restart: Callable[[], None], logs: Callable[[], Sequence[str]]
@@ -392,6 +395,7 @@ class Core:
             slots=self.installer.slots(),
             updates=self.installer.updates(),
             measured=self.installer.measurer.reports(),
+            shadows=self.installer.shadows.reports(),
             security=self._state.security()[-SECURITY_REPORTED:],
         )
 

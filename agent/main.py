@@ -183,9 +183,16 @@ def _in_words(status: Mapping[str, Any]) -> str:
         lines.append(_trust_in_words(trust))
     lines += [f"{slot['slot']:<10} {slot['target']} {slot['digest'][:19]}" for slot in status["slots"]]
     lines += [f"update     {u['target']}: {u['phase']} {u['reason']}".rstrip() for u in status["updates"]]
+    lines += [f"shadow     {_shadow_in_words(shadow)}" for shadow in status.get("shadows", [])]
     lines.append("telemetry  " + ", ".join(f"{n} {what}" for what, n in status["telemetry"].items()))
     lines += [f"refused    {e['at']} {e['subject']}: {e['reason']}" for e in status.get("security", [])[-REFUSED:]]
     return "\n".join(lines)
+
+
+def _shadow_in_words(shadow: Mapping[str, Any]) -> str:
+    counts = shadow["requests"]
+    said = f", {counts.get('agreed', 0)} of {counts.get('compared', 0)} answers agree" if counts else ""
+    return f"{shadow['target']}: {shadow['phase']} {shadow['reason']}".rstrip() + said
 
 
 def _line_in_words(link: Mapping[str, Any]) -> str:

@@ -45,6 +45,7 @@ def view(
         "slots": [slot.to_value() for slot in core.installer.slots()],
         "updates": [report.to_value() for report in core.installer.updates()],
         "measured": [report.to_value() for report in core.installer.measurer.reports()],
+        "shadows": core.installer.shadows.view(),
         "telemetry": state.telemetry(),
         "ledger": [stream.to_value() for stream in state.ledger()],
         "restarts": dict(core.life.restarts),

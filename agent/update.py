@@ -20,6 +20,7 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import Final, Literal, get_args
 
+from agent.shadowing import Shadow
 from wire.document import Document
 from wire.messages import Phase, SlotReport, UpdateReport
 from wire.orders import DesiredModel
@@ -143,6 +144,8 @@ class ModelState(Document):
     candidate: Placed | None = None
     previous: Placed | None = None
     update: Update | None = None
+    shadow: Shadow | None = None
+    """What runs beside the active model and answers nobody. An update of the model goes first."""
 
     @property
     def busy(self) -> bool:
@@ -151,8 +154,10 @@ class ModelState(Document):
 
     @property
     def digests(self) -> frozenset[str]:
-        """Manifests whose files must stay: those in a slot, and the one under way."""
+        """Manifests whose files must stay: those in a slot or in shadow, and the one under way."""
         held = {p.digest for p in (self.active, self.candidate, self.previous) if p}
+        if self.shadow is not None and not self.shadow.over:
+            held.add(self.shadow.wanted.digest)
         return frozenset(held | ({self.update.digest} if self.update and self.busy else set()))
 
 
@@ -263,10 +268,16 @@ def report(model: ModelState, chunks_done: int, chunks_total: int) -> UpdateRepo
 
 
 def slots(name: str, model: ModelState) -> list[SlotReport]:
-    """Who stands in which slot, in the words of the wire."""
+    """Who stands in which slot, in the words of the wire. A model in shadow is a candidate that does not answer."""
     standing: tuple[tuple[Literal["active", "candidate", "previous"], Placed | None], ...] = (
         ("active", model.active),
-        ("candidate", model.candidate),
+        ("candidate", model.candidate or _in_shadow(model.shadow)),
         ("previous", model.previous),
     )
     return [SlotReport(model=name, slot=slot, target=p.target, digest=p.digest) for slot, p in standing if p]
+
+
+def _in_shadow(shadow: Shadow | None) -> Placed | None:
+    if shadow is None or not shadow.here:
+        return None
+    return Placed(target=shadow.wanted.target, digest=shadow.wanted.digest, memory=shadow.memory)

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from cli import device_commands, device_shadow
 from cli.asking import Yes, confirm
 from cli.client import Fleet
-from cli.device_commands import add_to as add_commands
 from cli.device_labels import Where
 from cli.device_labels import add_to as add_labels
 from cli.device_views import batch_table, details, device_table
@@ -21,7 +21,8 @@ from cli.secret_files import write_secret
 from wire.document import check_device
 
 app = typer.Typer(help="Let hardware join, see how it does, and put it out.", no_args_is_help=True)
-add_commands(app)
+device_commands.add_to(app)
+device_shadow.add_to(app)
 add_labels(app)
 
 Device = Annotated[str, typer.Argument(help="Device id.")]

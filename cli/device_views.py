@@ -45,11 +45,13 @@ def details(d: dict[str, Any]) -> list[RenderableType]:
     ]
     slots = [[s["slot"], s["target"], s["digest"][:19]] for s in d["slots"]]
     updates = [[u["target"], u["phase"], u["reason"]] for u in d["updates"]]
+    shadows = [[s["target"], s.get("phase", "waiting"), s.get("reason")] for s in d["shadows"]]
     events = [[e["at"][:19], e["subject"], e["reason"]] for e in d["security"]]
     views = [
         table("Certificates", ("Serial", "State", "Issued", "Expires", "Reason"), certificates, empty="none"),
         table("Slots", ("Slot", "Release", "Digest"), slots),
         table("Updates", ("Release", "Phase", "Reason"), updates),
+        *([table("In shadow", ("Release", "Phase", "Reason"), shadows)] if shadows else []),
         table("Security events", ("At", "Subject", "Reason"), events, empty="none"),
     ]
     if d["note"]:

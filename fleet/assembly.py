@@ -52,12 +52,14 @@ from fleet.mqtt.transfer import EncryptedChunks, Transfer
 from fleet.own_certificates import OwnCertificates
 from fleet.people import People
 from fleet.ports import broker_address
+from fleet.registry.observed import observed_until
 from fleet.registry.registry import Registry
 from fleet.rollout.gating import Gating
 from fleet.rollout.service import Rollouts
 from fleet.serial import Serial
 from fleet.services import Services
 from fleet.settings import FleetSettings
+from fleet.shadows import Shadows
 from fleet.store.blobs import BlobStore
 from fleet.store.database import Database, open_database
 from fleet.tags import tags_of
@@ -201,8 +203,9 @@ def _assemble(
         batches=Batches(enrolment, authority),
         renewals=Renewals(database, authority, enrolment.certificates),
         rollouts=rollouts,
-        registry=Registry(repository=repository, blobs=blobs, observe=lambda _session, _digests: {}, hearing=hearing),
+        registry=Registry(repository=repository, blobs=blobs, observe=observed_until(_clock), hearing=hearing),
         measuring=measuring,
+        shadows=Shadows(repository, desired),
         commands=commands,
         broker=broker,
         https=https,

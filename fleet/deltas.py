@@ -125,12 +125,17 @@ class Deltas:
         return tuple(found[:MAX_OFFERS])
 
     def _of(self, device: Device, member: RolloutDevice) -> tuple[Pair, ...]:
-        """The pairs for a release over the one that the fleet gave this device before, if that is what it runs."""
+        """The pairs for a release over the one that the fleet gave this device before, if that is what it runs.
+
+        None for a release that stands in a slot there, in shadow or as what ran before: it has every file of it.
+        """
         if not member.before or member.target not in self._repository.releases:
             return ()
         before = DesiredModel.from_bytes(member.before.encode())
         report = devices.last_report(device)
-        runs = report is not None and any(s.slot == "active" and s.digest == before.digest for s in report.slots)
+        if report is None or any(s.digest == member.digest for s in report.slots):
+            return ()
+        runs = any(s.slot == "active" and s.digest == before.digest for s in report.slots)
         return self._pairs(before.digest, member.digest) if runs else ()
 
     def _find_pairs(self, old: str, new: str) -> tuple[Pair, ...]:

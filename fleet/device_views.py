@@ -117,6 +117,7 @@ def _view(device: Device, known: _Known, hearing: Hearing) -> dict[str, Any]:
         "desired": json.loads(device.desired_models),
         "slots": reported.get("slots", []),
         "updates": reported.get("updates", []),
+        "shadows": reported.get("shadows", []),
         "security": [*reported.get("security", []), *map(_refusal, known.refusals.get(device.id, ()))],
         "stats": _stats(stats),
         "ledger": [ledgers.shown(row) for row in known.ledgers.get(device.id, ())],

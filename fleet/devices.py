@@ -14,6 +14,7 @@ from sqlmodel import Session, col, delete, func, select
 from fleet.errors import AnotherKey, NotFound
 from fleet.health.status import INTERVAL, WORDS, Heard, Hearing, Word, age, freshness, interval_of
 from fleet.store.database import Database
+from fleet.store.shadow_table import DeviceShadow
 from fleet.store.speakers import Speaker
 from fleet.store.tables import Device, DeviceStats, SecurityRow
 from fleet.trust.certificates import revoke_all
@@ -102,6 +103,7 @@ def leave(session: Session, device: Device, state: str, reason: str, now: dateti
     device.token_hash, device.token_used, device.request = "", True, ""
     device.sealing_key = device.desired_envelope = device.command_envelope = device.command_expires = ""
     device.desired_models = "[]"
+    session.exec(delete(DeviceShadow).where(col(DeviceShadow.device) == device.id))
     session.add(device)
 
 

@@ -36,6 +36,7 @@ from fleet.registry.registry import Registry
 from fleet.rollout.service import Rollouts
 from fleet.serial import Serial
 from fleet.settings import FleetSettings
+from fleet.shadows import Shadows
 from fleet.store.blobs import BlobStore
 from fleet.store.database import Database
 from fleet.trust.batches import Batches
@@ -66,6 +67,7 @@ class Services:
     rollouts: Rollouts
     registry: Registry
     measuring: Measuring
+    shadows: Shadows
     commands: Commands
     broker: Broker
     https: ServerTls

@@ -23,7 +23,7 @@ from fleet import agreements, routed
 from fleet.devices import record_refusal
 from fleet.drift import windows
 from fleet.errors import Malformed, Untrusted
-from fleet.evidence.recording import Recorder
+from fleet.evidence.recording import Recorder, note_golden
 from fleet.ledgers import Ledgers, stream_of
 from fleet.reports import check_batch
 from fleet.seen import Seen
@@ -94,6 +94,7 @@ class Intake:
         sheet = self.recorder.sheet(self.session, self.now)
         counted: dict[str, list[InferenceStats]] = {}
         looks: list[tuple[str, TelemetryRecord]] = []
+        golden: dict[str, dict[str, bool]] = {}
         for device, batch, epoch, again in self.batches:
             fresh = self._fresh(seen[device.id, batch.boot], device, batch, again=again)
             if again:
@@ -104,6 +105,8 @@ class Intake:
                 if any(one.agreement for one in record.inference):
                     agreements.add(self.session, device.id, record.inference)
                 counted.setdefault(device.id, []).extend(record.inference)
+                if record.health is not None and record.health.golden:
+                    golden.setdefault(device.id, {}).update(record.health.golden)
                 sheet.add(device.id, device.profile, record)
             looks.extend((device.id, record) for record in fresh)
             ledgers.note_stored(device.id, fresh)
@@ -111,6 +114,7 @@ class Intake:
                 record_refusal(self.session, device.id, LEDGER, fault, self.now)
         self._write(seen, sums)
         routed.add(self.session, counted)
+        note_golden(self.session, golden, self.now)
         ledgers.write()
         sheet.write()
         windows.add(self.session, looks, self.now)
@@ -233,7 +237,7 @@ def _add_up(sums: Sums, records: Sequence[TelemetryRecord], *, duplicates: int) 
         sums.records = min(sums.records + 1, FULL)
         if record.health is not None:
             sums.health = orjson.dumps(record.health.to_value()).decode()
-        for inference in record.inference:
+        for inference in (one for one in record.inference if not one.shadow):  # what answered nobody is no request
             for name in SUMS:
                 counts[name] = min(counts[name] + getattr(inference, name), FULL)
             for bucket, n in inference.latency_ms.buckets.items():
@@ -244,7 +248,7 @@ def _note_ages(device: Device | Speaker, sums: Sums, records: Sequence[Telemetry
     """Of when the newest figures are. A device's clock may be ahead: nothing is newer than when it came."""
     for record in records:
         at = min(show_instant(instant(record.end)), now)
-        if any(inference.requests for inference in record.inference):
+        if any(inference.requests and not inference.shadow for inference in record.inference):
             sums.inference_at = max(sums.inference_at, at)
         if record.health is not None:
             sums.health_at = max(sums.health_at, at)

@@ -72,11 +72,14 @@ def make_layout(
     family: str = "intents",
     name: str = "kitchen",
     broken: bool = False,
+    contrary: bool = False,
     rows: int = 20_000,
     calibration: Calibration | None = None,
 ) -> TinyBundle:
     """Write a bundle as an OCI image layout, beside those that the folder already holds."""
     table = embedding(version, rows)
+    if contrary:  # sound, and of another opinion
+        table = _scrambled(table)
     files: list[tuple[Role, str, bytes]] = [
         ("model", "model.onnx", model(_scrambled(table) if broken else table)),
         ("tokenizer", "tokenizer.json", tokenizer_json()),

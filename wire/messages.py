@@ -18,6 +18,7 @@ from wire.document import CONTRACT, Document, check_counts, check_device, check_
 from wire.errors import Malformed
 from wire.ledger import StreamLedger, check_streams
 from wire.life import DeviceEvent, LineState, ModelTest
+from wire.shadow import ShadowReport
 from wire.sketch import Histogram, Sketch
 from wire.units import instant
 
@@ -185,6 +186,7 @@ class Reported(Statement):
     slots: tuple[SlotReport, ...] = ()
     updates: tuple[UpdateReport, ...] = ()
     measured: tuple[MeasureReport, ...] = ()
+    shadows: tuple[ShadowReport, ...] = ()
     security: tuple[SecurityEvent, ...] = ()
 
     def __post_init__(self) -> None:
@@ -246,7 +248,7 @@ class Health(Document):
     `restarts` counts the starts of the agent since enrolment by what ended the one before: clean, crash, watchdog or
     power. `uptime_s` is that of the agent. `clock_offset_s` is by how much the machine's clock is ahead of the time
     that the fleet signed; None before it told the time. `window_s` is the length of its telemetry windows: it is heard
-    once in each.
+    once in each. `golden` says by digest whether the golden set of a model that is loaded held when it was run last.
     """
 
     cpu_percent: float
@@ -262,6 +264,7 @@ class Health(Document):
     uptime_s: float | None = None
     clock_offset_s: float | None = None
     window_s: float | None = None
+    golden: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

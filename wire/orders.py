@@ -15,6 +15,7 @@ from wire.chunks import WHOLE
 from wire.document import Document, check_counts, check_digest, check_token
 from wire.errors import Malformed
 from wire.messages import Statement
+from wire.shadow import MAX_SHADOWS, ShadowModel
 from wire.units import instant
 
 MAX_JOBS: Final = 8
@@ -122,7 +123,7 @@ class Desired(Order):
 
     `keys` is the key ring of every blob that it needs, sealed to the device's sealing key (`wire.secrecy`), base64;
     empty as long as the fleet does not know that key: a newer desired state brings it. `offers` are shorter ways to
-    some of those blobs.
+    some of those blobs. `shadows` run beside models of theirs that stand here, and answer nobody.
     """
 
     PAYLOAD_TYPE = "application/vnd.shoal.desired.v1+json"
@@ -132,6 +133,7 @@ class Desired(Order):
     keys: str = ""
     measure: tuple[MeasureJob, ...] = ()
     offers: tuple[DeltaOffer, ...] = ()
+    shadows: tuple[ShadowModel, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -143,6 +145,13 @@ class Desired(Order):
             raise Malformed(f"desired state of {self.device}: {len(self.measure)} measuring jobs, at most {MAX_JOBS}")
         if len(self.offers) > MAX_OFFERS:
             raise Malformed(f"desired state of {self.device}: {len(self.offers)} offers, at most {MAX_OFFERS}")
+        beside = {shadow.model for shadow in self.shadows}
+        if len(beside) != len(self.shadows) or len(beside) > MAX_SHADOWS:
+            raise Malformed(
+                f"desired state of {self.device}: {len(self.shadows)} in shadow, at most {MAX_SHADOWS}, one a name"
+            )
+        if not beside <= {m.model for m in self.models}:
+            raise Malformed(f"desired state of {self.device}: a model in shadow of none that stands in it")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,25 +19,32 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import datetime
 from typing import Final
 
 from agent import update
-from agent.errors import AgentError, Keyless, Unavailable, Untrusted
+from agent.errors import AgentError, Incompatible, Keyless, Unavailable, Untrusted
 from agent.install.delta import Deltas
 from agent.install.download import Download
 from agent.install.fetch import Fetcher
+from agent.install.golden import GoldenSets
 from agent.install.keys import ChunkKeys
 from agent.install.measure import Measurer
 from agent.install.releases import Missing, Releases
 from agent.install.room import Rooms
-from agent.install.steps import deadline, golden_again, how_it_ended, loaded, note_clean_stop, watch
+from agent.install.shadows import Around, Heat, Say, Shadows
+from agent.install.steps import deadline, how_it_ended, loaded, note_clean_stop, watch
 from agent.install.sweep import Sweeper
+from agent.life.beside import ShadowMeter
 from agent.probation import Rules
 from agent.serving.bundles import Bundle, prepare
 from agent.serving.selftest import Outcome, self_test
 from agent.serving.service import Served, Service
+from agent.serving.shadow import Runner
 from agent.settings import AgentSettings
+from agent.shadowing import Shadow
+from agent.shadowing import desire as desire_shadow
 from agent.store.blobs import Blobs
 from agent.store.state import StateFile
 from agent.update import Action, Event, ModelState
@@ -75,6 +82,8 @@ class Installer:
         profile: str,
         runtimes: frozenset[str],
         on_change: Callable[[], None],
+        beside: ShadowMeter,
+        heat: Heat,
         limits: Limits | None = None,
         deltas: Deltas | None = None,
     ) -> None:
@@ -86,6 +95,7 @@ class Installer:
         self._deltas = deltas
         self._service = service
         self._listed = Releases(trusted, state, store, keys, now, profile, runtimes)
+        self._golden = GoldenSets(store)
         self._rooms = Rooms(store, self._listed, limits, settings.min_free)
         self._on_change = on_change
         self._models = state.models()
@@ -99,8 +109,23 @@ class Installer:
         self.measurer = Measurer(
             *(settings, state, store, fetcher, self._listed, now),
             alone=self._one_at_a_time,
-            busy=lambda: any(model.busy for model in self._models.values()),
+            busy=self._is_busy,
             sweep=self._sweeper.soon,
+            on_change=self._measured,
+        )
+        self.shadows = Shadows(
+            *(settings, store, fetcher, self._listed, self._rooms, service),
+            around=Around(
+                models=lambda: self._models,
+                save=self._keep,
+                alone=self._one_at_a_time,
+                busy=lambda: self._is_busy() or bool(self.measurer.digests()),
+                self_test=self._self_test,
+                start=self._start_shadow,
+                sweep=self._sweeper.soon,
+            ),
+            meter=beside,
+            heat=heat,
             on_change=on_change,
         )
 
@@ -117,6 +142,7 @@ class Installer:
             if model.busy:
                 self._begin_task(name, self._resume(name, ended))
         self.measurer.take(self._state.measuring())
+        self.shadows.restore(killed=ended is Event.KILLED)
 
     async def desire(self, desired: Desired) -> None:
         """A newer desired state, verified and addressed to this device: it supersedes every other.
@@ -128,7 +154,14 @@ class Installer:
         ranks = {name: rank for rank, name in enumerate(wanted)}
         touched = [name for name, (_, actions) in steps.items() if actions]
         gone = self._models.keys() - wanted.keys()
-        models = {name: dataclasses.replace(model, rank=ranks[name]) for name, (model, _) in steps.items()}
+        beside = {shadow.model: shadow for shadow in desired.shadows}
+        models = {
+            name: dataclasses.replace(
+                model, rank=ranks[name], shadow=desire_shadow(model.shadow, beside.get(name), wanted[name].digest)
+            )
+            for name, (model, _) in steps.items()
+        }
+        shown = {name: model.shadow.wanted.digest for name, model in self._models.items() if model.shadow}
         keys = desired.keys if self._keys.take(desired.keys) else ""
         measuring = self.measurer.wanted(desired.measure)
         self._state.accept_desired(desired.number, models, keys, measuring)
@@ -143,20 +176,24 @@ class Installer:
             self._service.remove(name)
         for name in touched:
             self._begin(name, steps[name][1])
-        if gone:
+        if gone or any(self._shadow_of(name) != digest for name, digest in shown.items()):
             self._sweeper.soon()
         self.measurer.take(measuring)
+        self.shadows.look_again()
         self._on_change()
 
     def look_again(self) -> None:
         """New metadata was trusted, or it is another time: updates that wait look again."""
         self._news.set()
         self.measurer.look_again()
+        self.shadows.look_again()
 
     async def stop(self, *, clean: bool = True) -> None:
         """Leave every update where it is; its intent is on disk. `clean`: somebody asked the agent to end."""
         await self._cancel(*self._tasks)
         await self.measurer.stop()
+        await self.shadows.stop()
+        await self._golden.stop()
         await self._sweeper.stop()
         if clean:
             note_clean_stop(self._state)
@@ -164,6 +201,10 @@ class Installer:
     def slots(self) -> tuple[SlotReport, ...]:
         """Who stands in which slot."""
         return tuple(slot for name, model in sorted(self._models.items()) for slot in update.slots(name, model))
+
+    def golden(self) -> dict[str, bool]:
+        """Whether the golden set of each model in a slot held when it was run last, by digest."""
+        return self._golden.held(slot.digest for slot in self.slots())
 
     def updates(self) -> tuple[UpdateReport, ...]:
         """The newest update of every model."""
@@ -207,7 +248,9 @@ class Installer:
     async def _place(self, name: str, placed: update.Placed) -> Exception | None:
         """Let it answer, or say why it cannot."""
         try:
-            self._service.place(name, await self._load(placed.digest))
+            served = await self._load(placed.digest)
+            self._service.place(name, served)
+            self._golden.soon(served)
         except (AgentError, WireError) as e:
             log.error("%s: %s cannot answer: %s", name, placed.target, e)  # noqa: TRY400  a reason, not a bug
             return e
@@ -216,6 +259,25 @@ class Installer:
             log.exception("%s: %s cannot answer", name, placed.target)
             return e
         return None
+
+    def _is_busy(self) -> bool:
+        return any(model.busy for model in self._models.values())
+
+    def _measured(self) -> None:
+        self._on_change()
+        self.shadows.look_again()  # what is timed has the machine for itself
+
+    def _shadow_of(self, name: str) -> str:
+        model = self._models.get(name)
+        return model.shadow.wanted.digest if model is not None and model.shadow is not None else ""
+
+    async def _start_shadow(self, shadow: Shadow, say: Say) -> Runner:
+        return await Runner.start(self._store.folder, shadow.wanted, self._settings.workers, say)
+
+    def _keep(self, name: str, model: ModelState) -> None:
+        """A step that is taken also where the disk does not take it: the next start takes it again."""
+        self._models[name] = model
+        self._save_if_it_can(name)
 
     def _save_if_it_can(self, name: str) -> None:
         try:
@@ -245,6 +307,7 @@ class Installer:
 
     def _begin_task(self, name: str, work: Coroutine[None, None, None]) -> None:
         self.measurer.interrupt()
+        self.shadows.interrupt()
         self._tasks[name] = asyncio.create_task(work, name=f"update {name}")
 
     async def _cancel(self, *names: str) -> None:
@@ -257,6 +320,7 @@ class Installer:
     async def _save(self, name: str, model: ModelState) -> None:
         """Write a step, as soon as the disk takes it: nothing is done before."""
         while True:
+            model = dataclasses.replace(model, shadow=self._models[name].shadow)  # which goes its own way meanwhile
             try:
                 self._state.save_model(name, model)
                 break
@@ -333,7 +397,7 @@ class Installer:
                 async with deadline("switching", self._settings.switch_timeout):
                     self._service.try_out(name, await self._load(wanted.digest))
             case Action.WATCH:
-                await self._watch(name, wanted.digest)
+                await self._watch(name)
             case _:
                 raise AssertionError(action)
 
@@ -344,10 +408,21 @@ class Installer:
             found = await self._listed.find(wanted.target, wanted.digest)
             if not isinstance(found, Missing):
                 self._releases[name] = found
-                await self._rooms.check(name, self._models)
+                await self._check_room(name, self._one_at_a_time)
                 return found
             await self._note_waiting(name, found.reason)
             await self._news.wait()
+
+    async def _check_room(self, name: str, alone: AbstractAsyncContextManager[None]) -> None:
+        """Raises `Incompatible`. What is only in shadow gives way. `alone`: the lock, unless it is held."""
+        try:
+            await self._rooms.check(name, self._models)
+        except Incompatible:
+            if not await self._rooms.fits_without_shadows(name, self._models) or not self.shadows.give_way(name):
+                raise
+            async with alone:
+                await self._sweeper.now()
+            await self._rooms.check(name, self._models)
 
     async def _note_waiting(self, name: str, reason: str) -> None:
         waiting = update.waiting(self._models[name], reason)
@@ -368,7 +443,7 @@ class Installer:
         """Where an older signer left the size out, the manifest comes first, and no byte of the rest before it fits."""
         if not release.size and release.length <= WHOLE:
             await self._fetcher.fetch(single(release.digest, release.length), lambda _chunks: None)
-            await self._rooms.check(name, self._models)
+            await self._check_room(name, nullcontext())
 
     async def _say_when_still(self, name: str, download: Download) -> None:
         """A line that is down is no fault of the update, so it has no deadline; but nobody should have to guess."""
@@ -380,9 +455,12 @@ class Installer:
             await self._note_waiting(name, why if still else "")
 
     async def _self_test(self, digest: str) -> Outcome:
-        return await self_test(self._store.folder, digest, self._settings.selftest_timeout, self._settings.workers)
+        self._golden.note(digest, held=False)
+        found = await self_test(self._store.folder, digest, self._settings.selftest_timeout, self._settings.workers)
+        self._golden.note(digest, held=True)
+        return found
 
-    async def _watch(self, name: str, digest: str) -> None:
+    async def _watch(self, name: str) -> None:
         """Probation. Raises `Incompatible` when the candidate is not as good as the active model."""
         candidate, active = self._service.answering(name), self._service.before(name)
         rules = Rules(
@@ -392,10 +470,7 @@ class Installer:
         )
         await watch(candidate, active.figures if active else None, rules, self._settings.probation_time)
         async with deadline("probation", self._settings.switch_timeout):
-            await self._golden_again(candidate, digest)
-
-    async def _golden_again(self, candidate: Served, digest: str) -> None:
-        await golden_again(candidate, await asyncio.to_thread(Bundle.open, self._store, digest))
+            await self._golden.run(candidate)
 
     async def _end(self, name: str, action: Action) -> None:
         if action is Action.COMMIT:
@@ -405,6 +480,7 @@ class Installer:
             self._service.roll_back(name)
         await self._sweeper.now()
         self.measurer.look_again()
+        self.shadows.look_again()
         self._on_change()
 
     def _manifests(self) -> set[str]:

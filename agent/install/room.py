@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
 
 from agent.capacity import Need, Room, estimated_memory, misfits
 from agent.errors import AgentError, Incompatible
 from agent.install.releases import Releases
+from agent.shadowing import Shadow
 from agent.store.blobs import Blobs
 from agent.update import ModelState, Placed
 from wire.bundle import BundleManifest
 from wire.errors import WireError
 from wire.profile import Limits
 from wire.release import Release
+from wire.units import show_size
+
+SHADOW_ROOM: Final = 80 * 1024 * 1024
+"""Bytes of memory that the process of a model in shadow takes beside the model: an interpreter, numpy, its runtime."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +38,76 @@ class Rooms:
 
         A model whose release is still on its way counts with what stands in its slots.
         """
-        ranked = sorted(models.items(), key=lambda item: (item[1].rank, item[0]))
-        releases = {other: self._release(model) for other, model in ranked}
-
-        def decide() -> dict[str, str]:
-            return misfits([self.need(other, model, releases[other]) for other, model in ranked], self.room())
-
-        reason = (await asyncio.to_thread(decide)).get(name)
+        reason = await asyncio.to_thread(self._misfit, name, _ranked(models), self._releases(models), [])
         if reason is not None:
             raise Incompatible(f"{name} does not fit: {reason}")
+
+    async def check_shadow(self, name: str, models: Mapping[str, ModelState]) -> None:
+        """Whether the model in shadow of this one fits beside all that others need. Raises `Incompatible`."""
+        shadow = models[name].shadow
+        assert shadow is not None
+        coming = self.listed.peek(shadow.wanted.target, shadow.wanted.digest)
+        releases = self._releases(models)
+
+        def decide() -> str | None:
+            mine = self._shadow_need(name, shadow, coming, models)
+            if 0 < shadow.wanted.memory < mine.memory:
+                return f"it needs {show_size(mine.memory)} of memory, its budget is {show_size(shadow.wanted.memory)}"
+            others = [
+                self._stays(self._shadow_need(other, model.shadow, None, models))
+                for other, model in models.items()
+                if other != name and model.shadow is not None and model.shadow.here
+            ]
+            return self._misfit(mine.model, _ranked(models), releases, [*others, mine])
+
+        reason = await asyncio.to_thread(decide)
+        if reason is not None:
+            raise Incompatible(f"the shadow of {name} does not fit: {reason}")
+
+    async def fits_without_shadows(self, name: str, models: Mapping[str, ModelState]) -> bool:
+        """Whether this model would fit if the files of those in shadow were not here."""
+        shadows = [(other, model.shadow) for other, model in models.items() if model.shadow is not None]
+        releases = self._releases(models)
+
+        def decide() -> str | None:
+            freed = sum(self._shadow_need(other, shadow, None, models).coming for other, shadow in shadows)
+            return self._misfit(name, _ranked(models), releases, [], freed)
+
+        return await asyncio.to_thread(decide) is None
+
+    def _misfit(
+        self,
+        name: str,
+        ranked: Sequence[tuple[str, ModelState]],
+        releases: Mapping[str, Release | None],
+        after: Sequence[Need],
+        freed: int = 0,
+    ) -> str | None:
+        needs = [self.need(other, model, releases[other]) for other, model in ranked]
+        room = self.room()
+        return misfits([*needs, *after], replace(room, free=room.free + freed)).get(name)
+
+    def _releases(self, models: Mapping[str, ModelState]) -> dict[str, Release | None]:
+        return {name: self._release(model) for name, model in models.items()}
+
+    def _shadow_need(
+        self, name: str, shadow: Shadow, release: Release | None, models: Mapping[str, ModelState]
+    ) -> Need:
+        """What a model in shadow needs that no model in a slot has. Blocking: it reads manifests."""
+        digest = shadow.wanted.digest
+        placed = [p for model in models.values() for p in (model.active, model.previous) if p is not None]
+        held = {blob for p in placed for blob in self._files(p.digest)}
+        new = {blob: size for blob, size in self._files(digest).items() if blob not in held}
+        whole = release.length + release.size if release is not None else 0
+        coming = sum(new.values()) if new else whole
+        estimate = self._estimate(digest) or (estimated_memory(release.size) if release is not None else 0)
+        memory = shadow.memory or estimate + SHADOW_ROOM
+        return Need(
+            model=f"shadow of {name}", coming=coming, fetch=self.store.missing(new) if new else whole, memory=memory
+        )
+
+    def _stays(self, need: Need) -> Need:
+        return replace(need, held=need.coming, coming=0, fetch=0, stays=need.memory, wants=False)
 
     def _release(self, model: ModelState) -> Release | None:
         if model.update is None or not model.busy:
@@ -97,3 +164,7 @@ class Rooms:
             return BundleManifest.from_bytes(self.store.read(digest))
         except (AgentError, WireError):  # absent, or damaged: it comes again
             return None
+
+
+def _ranked(models: Mapping[str, ModelState]) -> list[tuple[str, ModelState]]:
+    return sorted(models.items(), key=lambda item: (item[1].rank, item[0]))

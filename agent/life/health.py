@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import psutil
 
 from wire.messages import Health
+
+ZONES: Final = Path("/sys/class/thermal")
 
 
 class HealthMeter:
@@ -28,7 +31,7 @@ class HealthMeter:
             agent_memory=self._self.memory_info().rss,
             disk_free=disk.free,
             disk_total=disk.total,
-            temperature_c=temperature(Path("/sys/class/thermal")),
+            temperature_c=temperature(ZONES),
         )
 
 

@@ -9,12 +9,12 @@ A disk that takes nothing does not stop it: what could not be kept is held for t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from agent.errors import Unavailable
 from agent.life import power
-from agent.life.health import HealthMeter
+from agent.life.health import ZONES, HealthMeter, temperature
 from agent.life.restarts import Run
 from agent.life.telemetry import Recorder, WindowMeter
 from agent.line.meter import LineMeter
@@ -42,6 +42,8 @@ class Life:
         sample: Callable[[], Health] | None,
     ) -> None:
         self.line = LineMeter()
+        self.golden: Callable[[], Mapping[str, bool]] = dict
+        """Whether the golden sets of the models held when they were run last, by digest; the core says who knows."""
         self.recorder = Recorder(
             *(state, meter),
             boot=boot,
@@ -75,7 +77,13 @@ class Life:
             uptime_s=round(self._clock.uptime() - self._began, 1),
             clock_offset_s=self._clock.offset(),
             window_s=self._window,
+            golden=self.golden(),
         )
+
+    def heat(self) -> tuple[float | None, bool | None]:
+        """Degrees Celsius now, and whether the processor's clock was held down at the last look."""
+        warm = temperature(ZONES) if self._real else self._sample().temperature_c
+        return warm, self._machine.throttled if self._machine is not None else None
 
     def close_window(self) -> None:
         """End a telemetry window."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from agent.errors import Malformed, NotFound, Unavailable
 from agent.life.agreement import AgreementMeter
+from agent.life.beside import ShadowMeter
 from agent.life.shapes import ShapeMeter, is_due
 from agent.line.voice import Voice
 from agent.store.queue import Queued
@@ -87,6 +88,7 @@ class WindowMeter:
         self._recent: OrderedDict[str, tuple[str, str, str | None]] = OrderedDict()
         self.agreement = AgreementMeter()
         self._shapes = ShapeMeter()
+        self.beside = ShadowMeter()
 
     def _of(self, model: str, digest: str) -> _Tally:
         tally = self._window.get((model, digest))
@@ -140,10 +142,11 @@ class WindowMeter:
         for key in (*beside, *looks):
             self._of(*key)
         window, self._window = self._window, {}
-        return tuple(
+        answered = (
             replace(_with(tally.stats(*key), *beside.get(key, ((), {}))), **looks.get(key, {}))
             for key, tally in sorted(window.items())
         )
+        return (*answered, *self.beside.close())
 
 
 def _with(stats: InferenceStats, agreement: tuple[Agreement, ...], routes: dict[str, int]) -> InferenceStats:

@@ -218,6 +218,7 @@ class LocalApi:
     def _metrics(self) -> bytes:
         return metrics.text(
             self._models(),
+            shadows=sorted(self._service.beside.items(), key=lambda item: item[0]),
             statuses=self.statuses,
             online=self._online(),
             version=self._version,

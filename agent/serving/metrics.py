@@ -9,6 +9,7 @@ from typing import Final
 import psutil
 
 from agent.serving.service import Served
+from agent.serving.shadow import Beside
 from agent.serving.tally import BOUNDS, Tally
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -19,6 +20,7 @@ Sample = tuple[str, Mapping[str, str], float]
 def text(
     models: Sequence[tuple[str, Served]],
     *,
+    shadows: Sequence[tuple[str, Beside]] = (),
     statuses: Mapping[int, int],
     online: bool,
     version: str,
@@ -69,8 +71,24 @@ def text(
             "From the parsed request to its answer.",
             [sample for labels, served in named for sample in _histogram(labels, served.tally)],
         ),
+        *_in_shadow(shadows),
     ]
     return "".join(line for family in families for line in family).encode()
+
+
+def _in_shadow(shadows: Sequence[tuple[str, Beside]]) -> Iterator[Iterator[str]]:
+    """What runs beside those that answer; nothing where nothing does."""
+    families = (
+        ("requests", ("run", "failed", "dropped"), "Requests that a model in shadow was asked too, and dropped ones."),
+        ("answers", ("compared", "agreed"), "Its answers that were held against the model's, and those that agreed."),
+    )
+    for name, outcomes, about in families if shadows else ():
+        samples = [
+            ("", {"model": model, "digest": beside.digest, "outcome": outcome}, beside.counts[outcome])
+            for model, beside in shadows
+            for outcome in outcomes
+        ]
+        yield _family(f"shoal_shadow_{name}_total", "counter", about, samples)
 
 
 def _histogram(labels: Mapping[str, str], tally: Tally) -> Iterator[Sample]:

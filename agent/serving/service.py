@@ -31,6 +31,7 @@ from agent.settings import WORKERS
 
 if TYPE_CHECKING:
     from agent.serving.oip import Layout
+    from agent.serving.shadow import Beside
     from wire.processing import Example, Result
 
 
@@ -211,6 +212,7 @@ class Begun:
 
     name: str
     served: Served
+    examples: tuple[Example, ...]
     job: Job
     started: float
 
@@ -223,6 +225,8 @@ class Service:
         self._bounds = bounds
         self._standing: dict[str, _Standing] = {}
         self.requests = {"answered": 0, "failed": 0}
+        self.beside: dict[str, Beside] = {}
+        """What runs in shadow of a model, by its name: it hears of every answer, once that is there."""
 
     # --- for the product app ----------------------------------------------------------------------------------
 
@@ -250,7 +254,7 @@ class Service:
         except Exception as e:  # whatever it is, it counts, and goes on to the caller
             self._failed(name, served, time.perf_counter() - started, e)
             raise
-        answer = self._answered(name, served, seconds := time.perf_counter() - started, results)
+        answer = self._answered(name, served, seconds := time.perf_counter() - started, examples, results)
         if seconds * 1000 > SLOW_MS:
             served.was_slow(started, time.thread_time() - ran if ran else None)
         return answer
@@ -260,7 +264,7 @@ class Service:
         if served.in_hand >= self._bounds.queue:
             served.tally.outcomes["busy"] += 1
             raise Busy(f"model {name}: {served.in_hand} requests wait already: ask again in {Busy.retry_after} s")
-        return Begun(name, served, served.begin(examples), time.perf_counter())
+        return Begun(name, served, examples, served.begin(examples), time.perf_counter())
 
     async def infer(self, name: str, examples: tuple[Example, ...]) -> Answer:
         """Answer one request by whatever answers under a name. Raises as `answering`, `begin` and `finish` do."""
@@ -289,18 +293,28 @@ class Service:
         except Exception as e:  # as above
             self._failed(name, served, time.perf_counter() - begun.started, e)
             raise
-        return self._answered(name, served, time.perf_counter() - begun.started, results)
+        return self._answered(name, served, time.perf_counter() - begun.started, begun.examples, results)
 
     def _overdue(self, begun: Begun) -> None:
         """The time of a request is up, and nobody waits for it: what runs yet hangs."""
         if begun.job.running():
             self._failed(begun.name, begun.served, self._bounds.seconds, TimeoutError())
 
-    def _answered(self, name: str, served: Served, seconds: float, results: tuple[Result, ...]) -> Answer:
+    def _answered(
+        self,
+        name: str,
+        served: Served,
+        seconds: float,
+        examples: tuple[Example, ...],
+        results: tuple[Result, ...],
+    ) -> Answer:
         self.requests["answered"] += 1
         served.tally.answered(seconds, len(results))
         self._meter.answered(name, served.digest, seconds * 1000, results)
         served.note(seconds * 1000)
+        beside = self.beside.get(name)
+        if beside is not None:
+            beside.take(examples, results)
         return Answer(name, served, results)
 
     def _failed(self, name: str, served: Served, seconds: float, error: Exception) -> None:

@@ -93,14 +93,15 @@ def merged_record(earlier: TelemetryRecord, later: TelemetryRecord) -> Telemetry
 
 
 def _merged_stats(stats: Iterable[InferenceStats]) -> tuple[InferenceStats, ...]:
-    found: dict[tuple[str, str], InferenceStats] = {}
+    found: dict[tuple[str, str, bool], InferenceStats] = {}
     for one in stats:
-        key = one.model, one.digest
-        found[key] = _added(found[key], one) if key in found else one
+        key = one.model, one.digest, one.shadow
+        found[key] = added(found[key], one) if key in found else one
     return tuple(found[key] for key in sorted(found))
 
 
-def _added(a: InferenceStats, b: InferenceStats) -> InferenceStats:
+def added(a: InferenceStats, b: InferenceStats) -> InferenceStats:
+    """What one model did in two stretches of time, both times as the one that answers, or in shadow."""
     return replace(
         a,
         requests=a.requests + b.requests,
@@ -114,4 +115,6 @@ def _added(a: InferenceStats, b: InferenceStats) -> InferenceStats:
         routes=dict(Counter(a.routes) + Counter(b.routes)),
         lengths=a.lengths.merge(b.lengths),
         languages=dict(Counter(a.languages) + Counter(b.languages)),
+        compared=a.compared + b.compared,
+        agreed=a.agreed + b.agreed,
     )

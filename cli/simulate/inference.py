@@ -10,6 +10,8 @@ import asyncio
 import hashlib
 import math
 import random
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,11 +20,15 @@ import numpy as np
 
 from agent.errors import Incompatible
 from agent.install.installer import Installer
+from agent.life.beside import Said
 from agent.serving.bundles import Bundle, Model
 from agent.serving.selftest import Outcome
 from agent.serving.service import Job, Meter, Served
+from agent.serving.shadow import Runner
+from agent.shadowing import Sampler, Shadow
 from wire.pipeline import SCORES
 from wire.processing import Example, Result, example_of, to_array
+from wire.shadow import ShadowModel
 
 EXAMPLE = "simulated"
 """What the models are asked: they do not look at it."""
@@ -44,6 +50,8 @@ class Behaviour:
     spread: float
     selftest: float
     failing: bool
+    agreement: float = 0.98
+    """Share of its answers in shadow that agree with those of the active model."""
     failed: dict[str, int] = field(default_factory=dict)
     """Self-tests that were made to fail, by digest."""
 
@@ -55,6 +63,10 @@ class Behaviour:
         scores = np.array([best, *[(1 - best) / max(1, len(names) - 1)] * (len(names) - 1)], np.float32)
         label = (self.chance.choice(names),) if labels else ()
         return DrawnResult(outputs={SCORES: scores}, labels=label, latency_ms=1000 * latency)
+
+    def agrees(self) -> bool:
+        """Draw whether an answer in shadow agrees."""
+        return self.chance.random() < self.agreement
 
 
 class _NoGraph(Model):
@@ -125,6 +137,35 @@ class DrawnMeter:
         self._meter.failed(model, digest)
 
 
+class SimulatedRunner(Runner):
+    """A model in shadow without a process: what it says, and whether it agrees, is drawn as soon as it is asked."""
+
+    def __init__(self, wanted: ShadowModel, say: Callable[[Sequence[Said]], None], behaviour: Behaviour) -> None:
+        self.digest, self.wanted = wanted.digest, wanted
+        self.counts = Counter()
+        self.memory, self.fault = 0, ""
+        self.ended = asyncio.get_running_loop().create_future()
+        self._say = say
+        self._sampler = Sampler(wanted.share)
+        self._behaviour = behaviour
+
+    def take(self, examples: Sequence[Example], results: Sequence[Result]) -> None:  # noqa: ARG002  the real one's words
+        """Draw it for one of the examples, if the request is in the share."""
+        if not self._sampler.takes():
+            return
+        drawn, agreed = self._behaviour.answer((), 0.0), self._behaviour.agrees()
+        self.counts.update(run=1, compared=1, agreed=int(agreed))
+        labels = results[0].labels if agreed else ("another",)
+        self._say([Said(ms=drawn.latency_ms, agreed=agreed, labels=labels)])
+
+    def allow(self, wanted: ShadowModel) -> None:
+        """Another share from here on."""
+        self.wanted, self._sampler = wanted, Sampler(wanted.share)
+
+    async def close(self) -> None:
+        """There is nothing to end."""
+
+
 class SimulatedInstaller(Installer):
     """The real installer, but for the process of the self-test and the runtime."""
 
@@ -134,6 +175,9 @@ class SimulatedInstaller(Installer):
 
     async def _load(self, digest: str) -> Served:
         return SimulatedServed(await asyncio.to_thread(Bundle.open, self._store, digest), self._behaviour)
+
+    async def _start_shadow(self, shadow: Shadow, say: Callable[[Sequence[Said]], None]) -> Runner:
+        return SimulatedRunner(shadow.wanted, say, self._behaviour)
 
     async def _self_test(self, digest: str) -> Outcome:
         await asyncio.sleep(self._behaviour.selftest)

@@ -35,6 +35,7 @@ from fleet.api import people as api_people
 from fleet.api import registry as api_registry
 from fleet.api import releases as api_releases
 from fleet.api import rollouts as api_rollouts
+from fleet.api import shadows as api_shadows
 from fleet.api import status as api_status
 from fleet.api.auth import authorize, visit_of
 from fleet.api.gate import Gate
@@ -51,7 +52,7 @@ ROUTERS = tuple(
         # The gateway comes first: each router before it costs every request of it some microseconds.
         *(gateway, gateway_admin, api_status, api_metrics, api_alerts, est, api_devices, api_inventory, api_batches),
         *(api_commands, api_authorities, api_releases, api_registry, api_rollouts, api_people, api_audit),
-        *(api_datasets, api_builds, api_measure, api_evidence, api_drift, api_blobs, api_console),
+        *(api_datasets, api_builds, api_measure, api_evidence, api_drift, api_shadows, api_blobs, api_console),
     )
 )
 _CODES = {404: "not-found", 405: "malformed"}

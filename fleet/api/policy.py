@@ -125,6 +125,8 @@ POLICY: Final[Mapping[tuple[str, str], Rule]] = {
     ("POST", "/api/v1/measuring"): may("rollouts.run"),
     ("GET", "/api/v1/measuring/{job}"): may("releases.read"),
     ("POST", "/api/v1/measuring/{job}/cancel"): may("rollouts.run"),
+    ("POST", "/api/v1/devices/{device}/shadows"): may("rollouts.run"),
+    ("DELETE", "/api/v1/devices/{device}/shadows/{model}"): may("rollouts.run"),
     # rollouts
     ("GET", "/api/v1/rollouts"): may("rollouts.read"),
     ("POST", "/api/v1/rollouts"): may("rollouts.run"),

@@ -10,6 +10,7 @@ came: neither grows with the fleet. Steps are at least as wide as the windows th
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -107,6 +108,22 @@ def model_page(session: Session, digests: Mapping[str, str], span: Span) -> dict
         count = devices.get((one.subject.digest, one.subject.profile, one.subject.shadow), 0)
         shown.append({**_named(one), "devices": count, **_told(one.total), "series": _by_step(one)})
     return {**_of(span), "profiles": shown}
+
+
+def in_use(session: Session, digests: Iterable[str], span: Span) -> dict[str, tuple[Window, int]]:
+    """What models did where they answered, over all devices, by digest; and how many devices that was."""
+    s, wanted = EvidenceSubject, list(digests)
+    subjects = session.execute(
+        select(s).where(col(s.device) == "", col(s.digest).in_(wanted), ~col(s.shadow))
+    ).scalars()
+    counts = Counter[str]()
+    for (digest, _, shadow), devices in _devices(session, wanted, span).items():
+        counts[digest] += 0 if shadow else devices
+    found: dict[str, tuple[Window, int]] = {}
+    for one in _series(session, subjects, span):
+        total, _ = found.setdefault(one.subject.digest, (Window(), counts[one.subject.digest]))
+        total.merge(one.total)
+    return found
 
 
 def _series(session: Session, subjects: Iterable[EvidenceSubject], span: Span) -> list[Series]:

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import select
 from sqlmodel import Session, col
 
-from fleet.evidence.rows import HEALTH, MODELS, Kind, T
+from fleet.evidence.rows import HEALTH, MODELS, Kind, T, parts
 from fleet.evidence.windows import HealthSum, Kept, Window, place, unasked
 from fleet.store.evidence_tables import EvidenceSubject, GoldenRow
 from fleet.store.upsert import upsert
@@ -222,13 +222,19 @@ def _name(model: str) -> str:
     return model.replace("\0", "")[:200]
 
 
-def note_golden(session: Session, device: str, held: Mapping[str, bool], now: datetime) -> None:
-    """Whether the golden sets of some models (by digest) held on a device, as it says. Only what changed is written."""
+def note_golden(session: Session, told: Mapping[str, Mapping[str, bool]], now: datetime) -> None:
+    """Whether the golden sets of models (by digest) held on devices, as they say. Only what changed is written."""
     g = GoldenRow
-    query = select(col(g.digest), col(g.held)).where(col(g.device) == device)
-    known = {row.digest: row.held for row in session.connection().execute(query)} if held else {}
-    news = [digest for digest in held if digest not in known][: max(0, MOST_SUBJECTS - len(known))]
-    changed = [digest for digest in held if digest in known and known[digest] != held[digest]]
-    at = show_instant(now)
-    rows = [{"device": device, "digest": digest, "held": held[digest], "at": at} for digest in (*news, *changed)]
+    known: dict[str, dict[str, bool]] = {device: {} for device, held in told.items() if held}
+    for some in parts(sorted(known)):
+        query = select(col(g.device), col(g.digest), col(g.held)).where(col(g.device).in_(some))
+        for device, digest, held in session.connection().execute(query):
+            known[device][digest] = held
+    rows, at = [], show_instant(now)
+    for device, mine in known.items():
+        room = MOST_SUBJECTS - len(mine)
+        for digest, held in told[device].items():
+            room -= digest not in mine
+            if mine.get(digest) != held and (digest in mine or room >= 0):
+                rows.append({"device": device, "digest": digest, "held": held, "at": at})
     upsert(session, g, rows)

@@ -13,6 +13,7 @@ import fleet.store.health_tables
 import fleet.store.registry_tables
 import fleet.store.rollout_tables
 import fleet.store.routed_table
+import fleet.store.shadow_table
 import fleet.store.tables
 import fleet.store.tag_table  # noqa: F401  registers the tables
 

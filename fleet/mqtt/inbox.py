@@ -291,7 +291,7 @@ class Inbox:
                 return Answer() if retained else Answer(ack=self.acks.of_report(row, reported))
         history.take_report(session, row, last, reported, self.clock())
         row.reported = reported.to_bytes().decode()
-        note_golden(session, row.id, _held(reported), self.clock())
+        note_golden(session, {row.id: _held(reported)}, self.clock())
         sealed = self.desired.take_sealing_key(session, row, reported.sealing_key)
         changed = self.rollouts.take_report(session, reported, known.owed.get(row.id, ()))
         measured = self.measuring.take_report(session, row, reported)
@@ -307,7 +307,8 @@ class Inbox:
     def _reply(self, session: Session, row: Device, payload: bytes) -> Answer:
         reply = open_statement(session, row, payload, Reply)
         if not self.commands.answer(session, row, reply):
-            note_golden(session, row.id, {test.digest: not test.fault for test in reply.tests}, self.clock())
+            held = {test.digest: not test.fault for test in reply.tests}
+            note_golden(session, {row.id: held}, self.clock())
             return Answer()
         devices.retired(session, row, self.clock())
         return Answer(desired=[row.id], revoked=True)

@@ -7,7 +7,7 @@ no signature says: which version people mean by a name, and what became of each.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from fleet.access import Caller
 from fleet.errors import Malformed, NotFound
 from fleet.health.status import Hearing
 from fleet.registry import aliases
+from fleet.registry.observed import Observe, Observed
 from fleet.registry.suggest import Candidate, Latency, Quality, wilson
 from fleet.store.blobs import BlobStore
 from fleet.store.tables import Device, EvidenceRow, RolloutDevice, RolloutRow
@@ -26,24 +27,9 @@ from wire.bundle import split_target
 from wire.errors import WireError
 from wire.evidence import Evidence, Measurement
 from wire.lineage import Lineage
-from wire.sketch import Sketch
 
 DEVICES_SHOWN: Final = 200
 ROLLOUTS_SHOWN: Final = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Observed:
-    """What the fleet's telemetry says of one release in use, over all devices that ran it."""
-
-    devices: int = 0
-    latency_ms: Sketch
-    feedback_total: int = 0
-    feedback_correct: int = 0
-
-
-Observe = Callable[[Session, Collection[str]], Mapping[str, Observed]]
-"""What is known of releases in use, by the digest of their manifest."""
 
 
 @dataclass(frozen=True, kw_only=True)

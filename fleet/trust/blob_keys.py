@@ -15,7 +15,10 @@ from typing import Final
 from fleet.trust.repository import Repository, blobs_of
 from wire.orders import DeltaOffer, DesiredModel, MeasureJob
 from wire.secrecy import blob_key
+from wire.shadow import ShadowModel
 
+Needing = DesiredModel | MeasureJob | ShadowModel
+"""What names a release that a device has to read."""
 _HELD: Final = 4096
 """Derived keys kept: deriving one costs as much as encrypting a chunk."""
 
@@ -31,8 +34,8 @@ class BlobKeys:
         """The key of a blob that is cut as `chunk_list` says, None for one chunk."""
         return self._derive(blob, chunk_list)
 
-    def ring(self, models: Iterable[DesiredModel | MeasureJob]) -> dict[str, bytes]:
-        """Every key that these models and jobs need. What is not listed any more has none: none of it is sent."""
+    def ring(self, models: Iterable[Needing]) -> dict[str, bytes]:
+        """Every key that these need. What is not listed any more has none: none of it is sent."""
         return {blob: self.of(blob, chunk_list) for blob, chunk_list in self._blobs(models)}
 
     def of_offers(self, offers: Sequence[DeltaOffer]) -> dict[str, bytes]:
@@ -40,11 +43,11 @@ class BlobKeys:
         keys = {offer.delta: self.of(offer.delta, offer.chunks) for offer in offers}
         return keys | {offer.chunks: self.of(offer.chunks, None) for offer in offers if offer.chunks is not None}
 
-    def covers(self, models: Iterable[DesiredModel | MeasureJob], blob: str) -> bool:
-        """Whether a blob belongs to one of these models and jobs."""
+    def covers(self, models: Iterable[Needing], blob: str) -> bool:
+        """Whether a blob belongs to one of these."""
         return any(blob == needed for needed, _ in self._blobs(models))
 
-    def _blobs(self, models: Iterable[DesiredModel | MeasureJob]) -> Iterator[tuple[str, str | None]]:
+    def _blobs(self, models: Iterable[Needing]) -> Iterator[tuple[str, str | None]]:
         for model in models:
             listed = self._repository.releases.get(model.target)
             if listed is not None and listed.release.digest == model.digest:

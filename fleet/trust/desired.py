@@ -15,11 +15,13 @@ from sqlmodel import Session, col, or_, select
 from sqlmodel.sql.expression import SelectOfScalar
 
 from fleet.errors import Conflict
+from fleet.store.shadow_table import DeviceShadow
 from fleet.store.tables import Device, MeasureRow
-from fleet.trust.blob_keys import BlobKeys
+from fleet.trust.blob_keys import BlobKeys, Needing
 from fleet.trust.orders import OrderSigner
 from wire.orders import DeltaOffer, Desired, DesiredModel, MeasureJob
 from wire.secrecy import public_key, seal_keys
+from wire.shadow import ShadowModel
 from wire.units import show_instant
 
 Offers = Callable[[Session, Device, Sequence[DesiredModel]], Sequence[DeltaOffer]]
@@ -38,20 +40,32 @@ class DesiredStates:
     lifetime: timedelta
     offers: Offers = _no_offers
 
-    def assign(self, session: Session, device: Device, models: Sequence[DesiredModel]) -> None:
+    def assign(
+        self,
+        session: Session,
+        device: Device,
+        models: Sequence[DesiredModel],
+        shadows: Sequence[ShadowModel] | None = None,
+    ) -> None:
         """Give a device its next desired state. The caller publishes it once the transaction is through.
 
-        Raises `Conflict` when it would be larger than a device takes.
+        `shadows`: what runs beside them; None: what does already. Of either only what has a model to run beside, and
+        is not that model itself: whoever assigns the release of a shadow promotes it. Raises `Conflict` when it would
+        be larger than a device takes.
         """
         jobs = jobs_of(session, device)
-        desired = self._statement(device, models, jobs, self.offers(session, device, models))
+        wanted = shadows_of(session, device) if shadows is None else shadows
+        beside = {model.model: model.digest for model in models}
+        shown = [shadow for shadow in wanted if beside.get(shadow.model, shadow.digest) != shadow.digest]
+        desired = self._statement(device, models, jobs, self.offers(session, device, models), shown)
         if desired is None:  # an offer may be left out, a model not
-            desired = self._statement(device, models, jobs, ())
+            desired = self._statement(device, models, jobs, (), shown)
         if desired is None:
             raise Conflict(
-                f"device {device.id}: {len(models)} models and {len(jobs)} measuring jobs with their keys are more "
-                f"than the {Desired.LIMIT} bytes that a desired state may have: give it fewer"
+                f"device {device.id}: {len(models)} models, {len(shown)} in shadow and {len(jobs)} measuring jobs with "
+                f"their keys are more than the {Desired.LIMIT} bytes that a desired state may have: give it fewer"
             )
+        _keep_shadows(session, device, shown)
         device.desired_epoch, device.desired_seq = desired.epoch, desired.seq
         device.desired_expires = desired.expires
         device.desired_models = json.dumps([m.to_value() for m in models])
@@ -59,14 +73,20 @@ class DesiredStates:
         session.add(device)
 
     def may_fetch(self, session: Session, device: Device, blob: str) -> bool:
-        """Whether a device may ask for chunks of a blob: of a model, a job, or a delta that is offered to it."""
+        """Whether a device may ask for chunks of a blob: of a model, a job, a shadow, or a delta offered to it."""
         models = models_of(device)
-        if self.blob_keys.covers(models, blob) or self.blob_keys.covers(jobs_of(session, device), blob):
-            return True
+        for some in (models, jobs_of(session, device), shadows_of(session, device)):
+            if self.blob_keys.covers(some, blob):
+                return True
         return any(blob in (offer.delta, offer.chunks) for offer in self.offers(session, device, models))
 
     def _statement(
-        self, device: Device, models: Sequence[DesiredModel], jobs: Sequence[MeasureJob], offers: Sequence[DeltaOffer]
+        self,
+        device: Device,
+        models: Sequence[DesiredModel],
+        jobs: Sequence[MeasureJob],
+        offers: Sequence[DeltaOffer],
+        shadows: Sequence[ShadowModel],
     ) -> Desired | None:
         """The device's next desired state; None when it is larger than a device takes."""
         dates = self.orders.dates(self.lifetime)
@@ -77,9 +97,10 @@ class DesiredStates:
             issued=dates.issued,
             expires=dates.expires,
             models=tuple(models),
-            keys=self._sealed(device, [*models, *jobs], offers),
+            keys=self._sealed(device, [*models, *jobs, *shadows], offers),
             measure=tuple(jobs),
             offers=tuple(offers),
+            shadows=tuple(shadows),
         )
         return desired if len(desired.to_bytes()) <= Desired.LIMIT else None
 
@@ -118,7 +139,7 @@ class DesiredStates:
             self.assign(session, device, models_of(device))
         return [device.id for device in signed]
 
-    def _sealed(self, device: Device, models: Sequence[DesiredModel | MeasureJob], offers: Sequence[DeltaOffer]) -> str:
+    def _sealed(self, device: Device, models: Sequence[Needing], offers: Sequence[DeltaOffer]) -> str:
         """Empty until the device said what to seal to: its first report brings the keys."""
         ring = self.blob_keys.ring(models) | self.blob_keys.of_offers(offers)
         return seal_keys(ring, public_key(device.sealing_key), device.id) if ring and device.sealing_key else ""
@@ -127,6 +148,21 @@ class DesiredStates:
 def models_of(device: Device) -> list[DesiredModel]:
     """The models of a device's desired state."""
     return [DesiredModel.from_value(value) for value in json.loads(device.desired_models)]
+
+
+def shadows_of(session: Session, device: Device) -> list[ShadowModel]:
+    """What a device runs in shadow of its models."""
+    mine = select(DeviceShadow.document).where(DeviceShadow.device == device.id).order_by(col(DeviceShadow.model))
+    return [ShadowModel.from_bytes(document.encode()) for document in session.exec(mine)]
+
+
+def _keep_shadows(session: Session, device: Device, shadows: Sequence[ShadowModel]) -> None:
+    for row in session.exec(select(DeviceShadow).where(DeviceShadow.device == device.id)).all():
+        session.delete(row)
+    session.flush()
+    for shadow in shadows:
+        document = shadow.to_bytes().decode()
+        session.add(DeviceShadow(device=device.id, model=shadow.model, rollout=shadow.rollout, document=document))
 
 
 def jobs_of(session: Session, device: Device) -> list[MeasureJob]:

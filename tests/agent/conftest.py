@@ -39,9 +39,10 @@ from agent.trust.clock import Clock
 from wire import topics
 from wire.chunks import ChunkList, from_bitmap, single
 from wire.dsse import open_by_key, seal
-from wire.messages import Presence, Reply, Reported, Statement, TelemetryBatch, TelemetryRecord, Want
+from wire.messages import InferenceStats, Presence, Reply, Reported, Statement, TelemetryBatch, TelemetryRecord, Want
 from wire.orders import Ack, Command, DeltaOffer, Desired, DesiredModel, MeasureJob
 from wire.secrecy import blob_key, encrypt_chunk, public_key, seal_keys
+from wire.shadow import ShadowModel
 from wire.units import show_instant
 
 DEVICE = "kitchen-1"
@@ -100,6 +101,7 @@ class SimFleet:
         self.bundles: list[TinyBundle] = []
         self.wanted: tuple[TinyBundle, ...] = ()
         self.measure: dict[str, TinyBundle] = {}
+        self.shadows: tuple[tuple[ShadowModel, TinyBundle], ...] = ()
         self.seq = self.ack_seq = self.command_seq = 0
         self.desired: bytes | None = None
         self.records: dict[tuple[str, int], int] = {}
@@ -133,7 +135,7 @@ class SimFleet:
     def desire(self, *bundles: TinyBundle, rollout: str | None = "r1", device: str = DEVICE, **changes: str) -> bytes:
         self.seq += 1
         self.wanted = bundles
-        needed = (*bundles, *self.measure.values())
+        needed = (*bundles, *self.measure.values(), *(bundle for _, bundle in self.shadows))
         keys = seal_keys(self.keys(*needed), self.sealing, device) if needed and self.sealing else ""
         statement = Desired(
             device=device,
@@ -146,10 +148,19 @@ class SimFleet:
                 MeasureJob(id=id_, target=b.target, digest=b.digest, rounds=5) for id_, b in self.measure.items()
             ),
             offers=self.offers,
+            shadows=tuple(shadow for shadow, _ in self.shadows),
         )
         if not self.faults.hold_desired:
             self.desired = self.sign(statement)
         return self.sign(statement)
+
+    def shadow(self, bundle: TinyBundle | None, **budget: Any) -> None:
+        """What the next desired state has in shadow; None: nothing."""
+        if bundle is None:
+            self.shadows = ()
+            return
+        model = ShadowModel(target=bundle.target, digest=bundle.digest, **{"share": 100, "cpu": 100, **budget})
+        self.shadows = ((model, bundle),)
 
     def command(self, action: str, *, device: str = DEVICE, **changes: str) -> bytes:
         self.command_seq += 1
@@ -433,7 +444,12 @@ class Device:
     async def until(self, condition: Callable[[], bool], seconds: float = 30) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < deadline, (self.phases(), self.events, self.sim.faults.fired)
+            assert time.monotonic() < deadline, (
+                self.phases(),
+                self.installer.shadows.view(),
+                self.events,
+                self.sim.faults.fired,
+            )
             await asyncio.sleep(0.01)
 
     async def until_phase(self, phase: str) -> None:
@@ -441,6 +457,11 @@ class Device:
 
     def phases(self) -> dict[str, str]:
         return {report.phase: report.reason for report in self.installer.updates()}
+
+    def meter_records(self) -> list[tuple[InferenceStats, ...]]:
+        """What the models did in each window that is on the disk."""
+        rows = self.state._rows("SELECT record FROM telemetry WHERE stream = 'inference' ORDER BY id")
+        return [TelemetryRecord.from_bytes(row[0]).inference for row in rows]
 
     def active(self) -> list[str]:
         return [slot.digest for slot in self.installer.slots() if slot.slot == "active"]

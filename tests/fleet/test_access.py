@@ -96,6 +96,8 @@ EXPECTED = {
     "POST /api/v1/measuring": "operator admin",
     "GET /api/v1/measuring/{job}": EVERYBODY,
     "POST /api/v1/measuring/{job}/cancel": "operator admin",
+    "POST /api/v1/devices/{device}/shadows": "operator admin",
+    "DELETE /api/v1/devices/{device}/shadows/{model}": "operator admin",
     "GET /api/v1/rollouts": EVERYBODY,
     "POST /api/v1/rollouts": "operator admin",
     "GET /api/v1/rollouts/{rollout}": EVERYBODY,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 from fleet_process import FleetProcess, Publisher, tiny_bundle, until
 from sqlmodel import Session
 
+from fleet import devices
 from fleet.builds.delta import DeltaMaker
 from fleet.deltas import LEAST, WAIT, Deltas, Made, Pair, is_worth, lacking, pairs
 from fleet.store.blobs import BlobStore
@@ -220,6 +222,19 @@ def test_a_release_waits_for_its_delta_until_there_is_one(world: World) -> None:
         (offer,) = world.deltas.offers(session, world.device, world.models)
         assert (offer.delta, offer.size, offer.chunks, offer.chunks_size) == (made.delta, 7, made.chunks, 8)
         assert world.deltas.listed == {made.delta: made.chunks, made.chunks: None}
+
+
+def test_a_release_that_stands_in_a_slot_of_the_device_waits_for_no_delta(world: World) -> None:
+    """It ran there in shadow, so it is to be switched to and not fetched."""
+    report = devices.last_report(world.device)
+    assert report is not None
+    shadow = SlotReport(model="kitchen", slot="candidate", target=world.two.target, digest=world.member.digest)
+    with world.database.transaction() as session:
+        assert not world.deltas.ready(session, world.device, world.member)
+        slots = (*active(world.one), shadow)
+        world.device.reported = replace(report, slots=slots).to_bytes().decode()
+        assert world.deltas.ready(session, world.device, world.member)
+        assert world.deltas.offers(session, world.device, world.models) == ()
 
 
 def test_a_release_goes_on_without_a_delta_that_failed_or_takes_too_long(world: World) -> None:

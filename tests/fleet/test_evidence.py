@@ -320,8 +320,8 @@ def test_golden_sets_are_shown_with_the_model_they_are_of(world: World) -> None:
     world.say("a", NOON - 30 * MINUTE, stats())
     world.say("a", NOON + 30 * MINUTE, stats(NEW))
     with world.database.transaction() as session:
-        note_golden(session, "a", {NEW: True}, NOON)
-        note_golden(session, "a", {NEW: False}, NOON)
+        note_golden(session, {"a": {NEW: True}}, NOON)
+        note_golden(session, {"a": {NEW: False}}, NOON)
     one = world.compare(NOON, "a")["a"]
     assert (known(one.before).golden, known(one.after).golden) == (None, False)
 

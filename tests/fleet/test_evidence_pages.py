@@ -26,6 +26,7 @@ from fleet.errors import Malformed
 from fleet.evidence.pages import MOST_STEPS, Span, device_page, model_page, share
 from fleet.evidence.recording import note_golden
 from fleet.evidence.windows import FINE, HOUR
+from fleet.registry.observed import observed_until
 from fleet.store.database import Database
 from wire.sketch import Histogram
 from wire.units import show_instant
@@ -56,7 +57,7 @@ def test_a_device_shows_its_models_apart_the_newest_first_and_how_it_was(world: 
     world.say("a", NOON + 20 * MINUTE, stats(NEW, 30), health=health(memory=70, crash=3))
     world.say("b", NOON + 20 * MINUTE, stats(NEW, 500))
     with world.database.transaction() as session:
-        note_golden(session, "a", {NEW: False}, NOON)
+        note_golden(session, {"a": {NEW: False}}, NOON)
     page = of_device(world)
     new, old = page["models"]
     assert [(one["digest"], one["requests"], one["errors"]) for one in (new, old)] == [(NEW, 30, 1), (OLD, 10, 1)]
@@ -66,6 +67,23 @@ def test_a_device_shows_its_models_apart_the_newest_first_and_how_it_was(world: 
     assert 0.85 < old["confidence_mean"] < 0.95
     assert 19 < old["p50_ms"] < 21
     assert [(step["memory"], step["restarts"]) for step in page["health"]] == [(50, 0), (70, 2)]
+
+
+def test_the_registry_is_told_what_released_models_did_in_use(world: World) -> None:
+    for device, requests in (("a", 10), ("b", 20)):
+        world.say(device, NOON, stats(OLD, requests, feedback_total=8, feedback_correct=6))
+    world.say("a", NOON, replace(stats(OLD, 500), shadow=True))  # answered nobody
+    world.say("a", NOON + 20 * MINUTE, replace(stats(NEW, 5), shadow=True))
+    observe = observed_until(lambda: world.now)
+    with world.database.transaction() as session:
+        found = observe(session, [OLD, NEW])
+    assert found.keys() == {OLD}
+    old = found[OLD]
+    assert (old.devices, old.latency_ms.count, old.feedback_total, old.feedback_correct) == (2, 30, 16, 12)
+    assert old.latency_ms.quantile(0.5) == pytest.approx(20, rel=0.05)
+    world.now += timedelta(days=200)
+    with world.database.transaction() as session:
+        assert observe(session, [OLD]) == {}
 
 
 def test_a_version_shows_what_all_devices_of_a_profile_did_and_shadow_apart(world: World) -> None:

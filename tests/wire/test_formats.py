@@ -26,6 +26,7 @@ from wire.pipeline import Audio, Calibration, Golden, GoldenCase, Image, Labels,
 from wire.processing import Result, golden_fault, to_tensor
 from wire.profile import Profile
 from wire.secrecy import KeyRing
+from wire.shadow import ShadowModel, ShadowReport
 from wire.signing import release_role
 from wire.sketch import LAST, Histogram, Sketch
 
@@ -39,7 +40,7 @@ STATE = messages.MachineState(at=TIME, throttled=False, throttle_bits=5, cpu_mhz
 HEALTH = messages.Health(
     cpu_percent=1.5, memory_used=1, memory_total=2, agent_memory=1, disk_free=1, disk_total=2, temperature_c=40.5,
     machine=STATE, line=life.LineState(rtt_ms=12.5, rtt_worst_ms=90.0, reconnects=2), restarts={"watchdog": 1},
-    uptime_s=60.5, clock_offset_s=-0.5,
+    uptime_s=60.5, clock_offset_s=-0.5, golden={DIGEST: True},
 )  # fmt: skip
 TIMING = messages.Timing(
     runtime="r 1", rounds=3, n=3, p50_ms=1.5, p50_low=1.0, p50_high=2.0, p99_ms=2.0, p99_low=1.5, p99_high=2.5,
@@ -121,6 +122,7 @@ SAMPLES: dict[str, Document] = {
         offers=(
             orders.DeltaOffer(blob=DIGEST, base=DIGEST, delta=DIGEST, size=WHOLE + 1, chunks=DIGEST, chunks_size=9),
         ),
+        shadows=(ShadowModel(target=TARGET, digest=DIGEST, rollout="r", share=5, cpu=7, memory=9, max_c=60.5),),
     ),
     "delta header": delta.DeltaHeader(
         base=DIGEST, base_size=9, target=DIGEST, target_size=9, width=4,
@@ -132,6 +134,7 @@ SAMPLES: dict[str, Document] = {
         slots=(messages.SlotReport(model="tiny", slot="active", target=TARGET, digest=DIGEST),),
         updates=(messages.UpdateReport(target=TARGET, digest=DIGEST, phase="failed", reason="r"),),
         measured=(messages.MeasureReport(id="m", target=TARGET, digest=DIGEST, phase="done", timing=TIMING),),
+        shadows=(ShadowReport(target=TARGET, digest=DIGEST, rollout="r", phase="paused", reason="hot", memory=1),),
         security=(messages.SecurityEvent(at=TIME, subject="s", reason="r"),),
     ),
     "ack": orders.Ack(
@@ -173,6 +176,7 @@ TABLES = (
     "restarts",
     "routes",
     "languages",
+    "golden",
 )
 """Fields that are tables of one type, not documents: a new key there is an entry, not an unknown field."""
 

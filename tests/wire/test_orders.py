@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -20,6 +21,7 @@ from wire.errors import Incompatible, Malformed, Untrusted
 from wire.messages import MachineState, Timing
 from wire.orders import MAX_JOBS, MAX_OFFERS, Ack, Command, DeltaOffer, Desired, DesiredModel, MeasureJob, Order
 from wire.release import Release, floors
+from wire.shadow import ShadowModel
 from wire.units import instant
 
 ISSUED = "2026-11-22T08:00:00.000Z"
@@ -97,6 +99,35 @@ def test_a_desired_state_that_names_a_model_twice_is_malformed() -> None:
     model = DesiredModel(target=TARGET, digest=digest(b"m"))
     with pytest.raises(Malformed, match="one model name stands twice"):
         Desired(**HEAD, models=(model, replace(model, target="models/other/kitchen/1.0.0/x86-64")))
+
+
+def test_what_is_in_shadow_has_a_model_beside_it_is_one_a_name_and_within_bounds() -> None:
+    model = DesiredModel(target=TARGET, digest=digest(b"m"))
+    shadow = ShadowModel(target=TARGET.replace("1.0.0", "2.0.0"), digest=digest(b"s"))
+    assert Desired(**HEAD, models=(model,), shadows=(shadow,)).shadows == (shadow,)
+    with pytest.raises(Malformed, match="of none that stands in it"):
+        Desired(**HEAD, models=(), shadows=(shadow,))
+    with pytest.raises(Malformed, match="one a name"):
+        Desired(**HEAD, models=(model,), shadows=(shadow, replace(shadow, share=3)))
+    for wrong in ({"share": 0}, {"share": 101}, {"cpu": 0}, {"memory": -1}, {"max_c": math.nan}, {"max_c": 121.0}):
+        with pytest.raises(Malformed, match="expected"):
+            replace(shadow, **wrong)
+
+
+def test_an_agent_that_does_not_know_of_shadows_passes_them_over() -> None:
+    """A shadow in the list of models would be installed by an older agent, and would answer."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class OlderDesired(Order):
+        PAYLOAD_TYPE = Desired.PAYLOAD_TYPE
+        models: tuple[DesiredModel, ...]
+
+    model = DesiredModel(target=TARGET, digest=digest(b"m"))
+    shadow = ShadowModel(target=TARGET.replace("1.0.0", "2.0.0"), digest=digest(b"s"))
+    desired = Desired(**HEAD, models=(model,), shadows=(shadow,))
+    older = OlderDesired.from_bytes(desired.to_bytes())
+    assert older.models == (model,)
+    assert Desired.from_bytes(older.to_bytes()).shadows == (shadow,)
 
 
 # --- releases

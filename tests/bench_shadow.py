@@ -1,0 +1,174 @@
+"""`scripts/bench shadow`: what a model in shadow costs the model that answers, in the slowest answers.
+
+Four real agent processes with the same model, enrolled with a real fleet: two without a shadow (`off`, `same`), one
+with the default budget (20 % of the requests, 10 % of one core), one with 100 % of both. The same client asks them in
+turn over their Unix sockets, never two at a time. Two loads: requests one right after the other (`busy`), where a ratio
+is the median over the rounds of the ratio of p99 to that of `off`; and requests with pauses of 20 to 120 ms (`paced`),
+too few in a round for that, where it is the ratio of p99 over all rounds. Two models: one that takes about 80 us, one
+that takes some milliseconds.
+
+`p99_ratio` is the worst of the four at the default budget, `p99_ratio_same` the worst of the four of an agent that
+differs in nothing: as far as that one is from 1, the machine was too noisy to tell. `compared_per_min` says that the
+shadows did run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import quick_model
+from agent_process import AgentProcess, World
+from bench_local_api import binary_request
+from fleet_process import until
+from raw_http import RawClient, post
+from tiny_bundle import TinyBundle
+
+TARGET = 1.1
+MODES: dict[str, dict[str, int]] = {"off": {}, "same": {}, "default": {}, "full": {"share": 100, "cpu": 100}}
+SHADOWED = ("default", "full")
+Times = dict[str, list[list[float]]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=20, help="rounds over all agents, in turn (default 20)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of a busy round at each (default 1)")
+    parser.add_argument("--paced", type=int, default=8, help="paced rounds (default 8)")
+    parser.add_argument("--model", choices=list(MODELS), action="append", help="only this one (default: both)")
+    options = parser.parse_args()
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; measured")
+    figures: dict[str, float] = {}
+    for name in options.model or MODELS:
+        write, request = MODELS[name][0], MODELS[name][1]()
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-bench-")))
+            agents = deployed(folder, stack, write)
+            busy = measured(agents, request, options.rounds, partial(for_seconds, request, options.seconds))
+            paced = measured(agents, request, options.paced, partial(with_pauses, request))
+            figures |= report(name, "busy", *busy, of_rounds) | report(name, "paced", *paced, of_all)
+    for name, mode in (("p99_ratio", "default"), ("p99_ratio_same", "same")):
+        figures[name] = max(v for k, v in figures.items() if k.endswith(f"p99_{mode}"))
+    print(f"p99_ratio {figures['p99_ratio']:.3f}, at most {TARGET}; without any shadow {figures['p99_ratio_same']:.3f}")
+    print(f"load of the machine {os.getloadavg()[0]:.1f}")
+    print(json.dumps({"bench": "shadow", "figures": {name: round(value, 3) for name, value in figures.items()}}))
+
+
+def deployed(folder: Path, stack: ExitStack, write: Any) -> dict[str, AgentProcess]:
+    """One agent for each mode, with version one active, and version two in shadow where there is one."""
+    world = World(folder, stack)
+    world.start_fleet()
+    released: dict[str, TinyBundle] = {}
+    for version in ("1.0.0", "2.0.0"):
+        released[version] = write(folder / version, version)
+        world.publisher.release_layout(folder / version)
+    agents = {mode: world.agent(mode, SHOAL_AGENT_WINDOW="5 s") for mode in MODES}
+    world.roll_out("1.0.0")
+    for mode, agent in agents.items():
+        until(lambda agent=agent: agent.update()["phase"] == "committed", what="the model on the device", within=120)
+        if mode in SHADOWED:
+            body = {"target": released["2.0.0"].target, **MODES[mode]}
+            world.fleet.api("POST", f"/api/v1/devices/{mode}/shadows", body)
+            until(lambda agent=agent: shadow(agent)["phase"] == "running", what="the shadow", within=300)
+    return agents
+
+
+def shadow(agent: AgentProcess) -> Any:
+    return next(iter(agent.status().get("shadows", [])), {"phase": "", "requests": {}})
+
+
+def slow_request() -> bytes:
+    row = np.ones((1, 256), np.float32)
+    tensor = {"name": "row", "datatype": "FP32", "shape": [1, 256], "parameters": {"binary_data_size": row.nbytes}}
+    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    fields = {"inference-header-content-length": str(len(head))}
+    return post("/v2/models/kitchen/infer", head + row.tobytes(), fields)
+
+
+def for_seconds(request: bytes, seconds: float, client: RawClient) -> list[float]:
+    times: list[float] = []
+    until_then = time.perf_counter() + seconds
+    while time.perf_counter() < until_then:
+        times += client.time(request, 20)
+    return times
+
+
+def with_pauses(request: bytes, client: RawClient) -> list[float]:
+    times = []
+    for _ in range(80):
+        time.sleep(random.uniform(0.02, 0.12))
+        times += client.time(request, 1)
+    return times
+
+
+def measured(agents: dict[str, AgentProcess], request: bytes, rounds: int, ask: Any) -> tuple[Times, dict[str, float]]:
+    """Seconds of each request, by mode and round; requests a minute that were compared."""
+    times: Times = {mode: [] for mode in MODES}
+    taken = dict.fromkeys(MODES, 0.0)
+    before = {mode: shadow(agent)["requests"].get("compared", 0) for mode, agent in agents.items()}
+    with ExitStack() as stack:
+        clients = {mode: stack.enter_context(RawClient(a.state / "agent.sock")) for mode, a in agents.items()}
+        for client in clients.values():
+            client.time(request, 200)
+        order = list(MODES)
+        for _ in range(rounds):
+            random.shuffle(order)
+            for mode in order:
+                began = time.perf_counter()
+                times[mode].append(ask(clients[mode]))
+                time.sleep(0.4)  # what waits there is run meanwhile, and not in the next one's round
+                taken[mode] += time.perf_counter() - began
+    after = {mode: shadow(agent)["requests"].get("compared", 0) for mode, agent in agents.items()}
+    return times, {mode: (after[mode] - before[mode]) / taken[mode] * 60 for mode in MODES}
+
+
+def percentile(times: Iterable[float], q: float) -> float:
+    ordered = sorted(times)
+    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+
+
+def of_rounds(mine: list[list[float]], off: list[list[float]], q: float) -> float:
+    """Each round is held against the one of the same minute: what else the machine does then is in both."""
+    return statistics.median(percentile(a, q) / percentile(b, q) for a, b in zip(mine, off, strict=True))
+
+
+def of_all(mine: list[list[float]], off: list[list[float]], q: float) -> float:
+    return percentile(chain(*mine), q) / percentile(chain(*off), q)
+
+
+def report(model: str, load: str, times: Times, compared: dict[str, float], ratio: Any) -> dict[str, float]:
+    figures = {}
+    print(f"{model}, {load}: {len(times['off'])} rounds of {statistics.median(map(len, times['off'])):.0f} requests")
+    print(f"  {'':10}{'p50 us':>10}{'p99 us':>10}{'p50 ratio':>11}{'p99 ratio':>11}{'compared/min':>14}")
+    for mode in MODES:
+        us = [percentile(chain(*times[mode]), q) * 1e6 for q in (0.5, 0.99)]
+        ratios = [ratio(times[mode], times["off"], q) for q in (0.5, 0.99)]
+        print(f"  {mode:10}{us[0]:10.0f}{us[1]:10.0f}{ratios[0]:11.3f}{ratios[1]:11.3f}{compared[mode]:14.0f}")
+        if mode != "off":
+            figures |= {f"{model}_{load}_p{n}_{mode}": r for n, r in zip((50, 99), ratios, strict=True)}
+        if mode in SHADOWED:
+            figures[f"{model}_{load}_compared_per_min_{mode}"] = compared[mode]
+    return figures
+
+
+MODELS: dict[str, tuple[Any, Any]] = {
+    "quick": (quick_model.write, binary_request),
+    "slow": (quick_model.write_slow, slow_request),
+}
+"""How its bundle is written, and what asks it."""
+
+if __name__ == "__main__":
+    main()
