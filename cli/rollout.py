@@ -164,11 +164,11 @@ def watch(
     wave, limit = _wave(until), _seconds(timeout)
 
     def over(value: dict[str, Any]) -> bool:
-        return value["state"] in ENDED or (wave is not None and value["wave"] + 1 >= wave)
+        return value["state"] in ENDED or _has_begun(value, wave)
 
     value = _watched(Fleet.connect(data), rollout, limit, over)
     show(value, as_json, rollout_view(value))
-    if wave is None or value["wave"] + 1 < wave or value["state"] not in ("running", "done"):
+    if not _has_begun(value, wave) or value["state"] in ("aborted", "rolled-back"):
         _check(value, until)
 
 
@@ -297,19 +297,34 @@ def _wave(until: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def _has_begun(value: dict[str, Any], wave: int | None) -> bool:
+    """Whether a wave has: one that waits for an approval has not."""
+    return wave is not None and value["wave"] + 1 >= wave and value["state"] != "awaiting"
+
+
 def _act(rollout: str, what: str, body: dict[str, str], data: Path | None, *, as_json: bool) -> None:
     value = Fleet.connect(data).post(f"/api/v1/rollouts/{rollout}/{what}", body)
     show(value, as_json, rollout_view(value))
 
 
 def _watched(fleet: Fleet, rollout: str, timeout_s: float, over: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """The rollout once it is `over`. Raises `Unavailable` after `timeout_s` seconds."""
+    """The rollout once it is `over`. Raises `Unavailable` after `timeout_s` seconds.
+
+    A fleet that answered once and does not now may be starting again: it is asked until the time is over.
+    """
     deadline = time.monotonic() + timeout_s
-    while not over(value := fleet.get(f"/api/v1/rollouts/{rollout}")):
+    path = f"/api/v1/rollouts/{rollout}"
+    value = fleet.get(path)
+    while not over(value):
         if time.monotonic() > deadline:
             what = f"rollout {rollout}: still {value['state']} after {timeout_s:.0f} s"
             raise Unavailable(f"{what} ({value['verdict']}: {reason_of(value)})")
         time.sleep(_POLL_S)
+        try:
+            value = fleet.get(path)
+        except Unavailable:
+            if time.monotonic() > deadline:
+                raise
     return dict(value)
 
 

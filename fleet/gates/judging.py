@@ -19,7 +19,7 @@ from functools import lru_cache
 
 from fleet.gates.gross import gross
 from fleet.gates.history import History, Trial
-from fleet.gates.measures import ABSOLUTE, LABELS, MEASURES, WORDS, allowed, before, plain, shown
+from fleet.gates.measures import ABSOLUTE, LABELS, MEASURES, REQUESTS, WORDS, allowed, before, plain, shown
 from fleet.gates.observing import observe, trials_of
 from fleet.gates.peers import Look
 from fleet.gates.thresholds import KINDS, Gates, show
@@ -53,7 +53,7 @@ def judge(
     if not look.candidates:
         return Judgement(profile=profile, verdict="HOLD", reasons=("no device runs the candidate yet",)), history
     history = observe(look, history)
-    findings = [*_plainly(look, history), *_tested(gates, history), *_missing(look)]
+    findings = [*_plainly(look, history), *_tested(gates, history), *_missing(look), *_unranked(look, history)]
     return _joined(look, profile, findings, history), history
 
 
@@ -223,6 +223,16 @@ def _missing(look: Look) -> Iterator[Finding]:
         )
     if "accuracy" in gates.limits:
         yield from _labels(look)
+
+
+def _unranked(look: Look, history: History) -> Iterator[Finding]:
+    """Devices that did something before, and of which none was compared with anything, are no evidence."""
+    gates, was = look.gates, sum(before(c.before, REQUESTS) > 0 for c in look.candidates)
+    asked = [name for name in ("latency", "errors") if name in gates.limits]
+    if asked and was >= gates.devices and not any(name in history.found for name in asked):
+        yield Finding(
+            "HOLD", f"none of {was} devices was compared: no device without the candidate had a load like theirs"
+        )
 
 
 def _labels(look: Look) -> Iterator[Finding]:

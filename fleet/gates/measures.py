@@ -132,11 +132,6 @@ def plain(name: str, effect: float) -> float:
     return math.exp(effect) if KINDS[name].unit == "times" and name != "tail" else effect
 
 
-def beyond(name: str, effect: float, limit: float) -> bool:
-    """Whether an estimate is over the limit."""
-    return effect > allowed(name, limit)
-
-
 def _latency(one: Comparison, span: Tally) -> float | None:
     if one.before is None or span[_TIMED] <= 0 or not one.before.latency_ms.count:
         return None

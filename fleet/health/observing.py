@@ -20,6 +20,7 @@ from sqlmodel import Session, col, func, select
 
 from fleet import devices, inventory
 from fleet.evidence.packing import Total, sketch_of
+from fleet.evidence.windows import SPANS
 from fleet.gateway.records import ANSWERED, BLOCKED, CACHED, FAILED, REFUSED
 from fleet.health.alerting import Seen
 from fleet.health.rules import Rule
@@ -165,12 +166,12 @@ def _used(free: float | None, whole: float | None) -> float | None:
 
 
 def _restarts(rule: Rule, looking: Looking) -> Seen:
-    since, scope = _begin(rule, looking), looking.scope(rule)
+    scope = looking.scope(rule)
     s, h = EvidenceSubject, HealthWindow
     query = (
         sqlalchemy.select(col(s.device), func.sum(h.restarts))
         .join(s, col(s.id) == col(h.subject))
-        .where(col(h.begins) + col(h.span) > since)
+        .where(_lately(h, rule, looking))
         .group_by(col(s.device))
     )
     counts = {device: int(n) for device, n in looking.session.connection().execute(query) if device in scope}
@@ -215,7 +216,7 @@ def _behaviours(rule: Rule, looking: Looking) -> Mapping[str, Behaviour]:
     query = (
         sqlalchemy.select(col(s.model), col(s.digest), col(s.device), *(col(n) for n in numbers))
         .join(s, col(s.id) == col(w.subject))
-        .where(col(w.begins) + col(w.span) > _begin(rule, looking))
+        .where(_lately(w, rule, looking))
     )
     scope = looking.scope(rule) if rule.where or rule.group else None
     query = query.where(col(s.device) == "") if scope is None else query.where(col(s.device) != "")
@@ -307,8 +308,10 @@ def _gateway(rule: Rule, looking: Looking) -> Seen:
     return Seen(rule=rule, wrong={"gateway": text} if n > rule.threshold else {})
 
 
-def _begin(rule: Rule, looking: Looking) -> float:
-    return looking.now.timestamp() - rule.over
+def _lately(table: Any, rule: Rule, looking: Looking) -> Any:
+    """Windows that reach into the time of a rule: in words that an index serves, as there may be millions."""
+    since = looking.now.timestamp() - rule.over
+    return sqlalchemy.or_(*(sqlalchemy.and_(table.span == span, table.begins > since - span) for span in SPANS))
 
 
 _KINDS: Final[Mapping[str, Callable[[Rule, Looking], Seen]]] = {

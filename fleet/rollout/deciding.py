@@ -151,7 +151,10 @@ def _without(look: Look, fallen: Mapping[str, object]) -> Look:
     return replace(
         look,
         course=course,
-        members=[m for m in look.members if m.profile not in fallen],
+        # They stay among those that were reached within the hour.
+        members=[
+            replace(m, state="returned") if m.profile in fallen and m.state in HOLDING else m for m in look.members
+        ],
         waiting=[w for w in look.waiting if w.profile not in fallen],
     )
 

@@ -14,7 +14,7 @@ from fleet import queries
 from fleet.errors import NotFound
 from fleet.queries import Query, Standing
 from fleet.rollout.table import OPEN
-from fleet.store.rollout_tables import RolloutEvent, RolloutProfile
+from fleet.store.rollout_tables import RolloutProfile
 from fleet.store.tables import Device, DeviceStats, RolloutDevice, RolloutRow
 from fleet.tags import tags_of
 from wire.bundle import split_target
@@ -157,9 +157,3 @@ def devices(session: Session, ids: Collection[str]) -> dict[str, Device]:
     named = list(ids)
     groups = (named[i : i + _TOGETHER] for i in range(0, len(named), _TOGETHER))
     return {d.id: d for g in groups for d in session.exec(select(Device).where(col(Device.id).in_(g))).all()}
-
-
-def latest_events(session: Session, device: str, count: int) -> Sequence[RolloutEvent]:
-    """The newest events of a device, the newest first."""
-    mine = select(RolloutEvent).where(RolloutEvent.device == device)
-    return session.exec(mine.order_by(col(RolloutEvent.id).desc()).limit(count)).all()

@@ -8,12 +8,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import pytest
 from fleet_process import FleetProcess, initialise_trust, tiny_bundle
 from joining import enrol, new_key
 
-from cli.rollout import _seconds, parse_gates
+from cli.client import Fleet
+from cli.errors import Unavailable
+from cli.rollout import _seconds, _watched, parse_gates
 
 Shoal = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -111,6 +114,8 @@ def test_nobody_but_another_person_approves(shoal: Shoal) -> None:
     result = shoal("approve", id_)
     assert (result.returncode, "a program cannot approve" in " ".join(result.stderr.split())) == (1, True)
     assert json.loads(shoal("show", id_, "--json").stdout)["state"] == "awaiting"
+    unbegun = shoal("watch", id_, "--until", "wave:1", "--timeout", "0.1 s")
+    assert (unbegun.returncode, "still awaiting" in " ".join(unbegun.stderr.split())) == (4, True)
     shoal("abort", id_, "--reason", "test over")
 
 
@@ -120,3 +125,18 @@ def test_gates_are_presets_or_limits() -> None:
     assert parse_gates(["install", "installs=5 %"]) == {"preset": "install", "installs": "5 %"}
     assert _seconds("90") == 90.0
     assert _seconds("2 h") == 7200.0
+
+
+def test_a_fleet_that_starts_again_does_not_end_a_watch() -> None:
+    class Starting:
+        """Answers, is away, and answers again."""
+
+        said: ClassVar[list[str | None]] = ["running", None, "done"]
+
+        def get(self, path: str) -> dict[str, Any]:
+            state = self.said.pop(0)
+            if state is None:
+                raise Unavailable(f"{path}: the fleet does not answer")
+            return {"state": state}
+
+    assert _watched(cast(Fleet, Starting()), "r-1", 60, lambda value: value["state"] == "done") == {"state": "done"}

@@ -183,6 +183,19 @@ def test_only_so_many_are_reached_within_an_hour(world: World) -> None:
     assert reached == [3, 3, 6, 6, 7]
 
 
+def test_what_was_brought_back_counts_in_the_hour_too(world: World) -> None:
+    world.release("1.0.0", "pi", "x86-64")
+    world.join(*names(8))
+    world.join(*(f"pi-{n}" for n in range(8)), profile="pi")
+    rollout = world.start(waves="100", per_hour=8)
+    first = world.members(rollout)
+    assert len(first) == 8
+    world.report(*(d for d in first if d.startswith("pi-")), phase="failed")
+    world.report(*(d for d in first if not d.startswith("pi-")))
+    assert {s for d, s in world.members(rollout).items() if d.startswith("pi-")} == {"returned"}
+    assert len(world.members(rollout)) == 8
+
+
 def test_conditions_hold_a_device_by_its_name_and_the_others_go_on(world: World) -> None:
     world.join("a", "b", "c")
     for name, power in (("a", "mains"), ("b", "battery")):

@@ -90,6 +90,15 @@ def test_without_devices_to_compare_with_the_limits_are_wider_and_it_is_said() -
     assert look(candidates(40, slower=1.5)).verdict == "ABORT"
 
 
+def test_devices_of_which_none_could_be_compared_hold() -> None:
+    """A candidate three times as slow passed where the others had been idle, or a hundred times as busy."""
+    idle = [replace(c, before=None, after=None) for c in controls(60)]
+    for others in (idle, controls(60, was={"requests": 100 * REQUESTS})):
+        held = look(candidates(20, slower=3.0) + others)
+        assert held.verdict == "HOLD"
+        assert told(held, "none of 20 devices was compared")
+
+
 def test_a_first_installation_is_judged_by_absolute_limits() -> None:
     passed = look(candidates(12, first=True))
     assert passed.verdict == "PROCEED"
