@@ -39,7 +39,9 @@ def device(number: int, arm: Arm, *, first: bool = False, **other: Any) -> Compa
     was = other.pop("was", {})
     before = None if first else behaviour(number, SINCE - timedelta(days=1), SINCE, **was)
     after = behaviour(number + 3, SINCE, other.pop("ends", NOW), **other)
-    return Comparison(device=f"{arm}-{number}", profile="pi", arm=arm, since=SINCE, before=before, after=after)
+    return Comparison(
+        device=f"{arm}-{number}", profile="pi", arm=arm, since=SINCE, before=before, after=after, incumbent=not first
+    )
 
 
 def candidates(n: int, **other: Any) -> list[Comparison]:

@@ -203,7 +203,7 @@ class Device:
         """What the fleet's evidence would say."""
         return Comparison(
             device=self.name, profile=self.profile, arm=self._arm, since=self.since,
-            before=self.before, after=self.after,
+            before=self.before, after=self.after, incumbent=not self._world.first,
         )  # fmt: skip
 
     def report(self, when: datetime) -> bool:

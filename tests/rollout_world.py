@@ -24,6 +24,8 @@ from sqlmodel import Session, col, delete, select
 
 from fleet.access import Caller
 from fleet.errors import NotFound
+from fleet.gates.history import History
+from fleet.gates.judging import judge
 from fleet.gates.thresholds import parse
 from fleet.gates.values import Comparison, Judgement, Verdict
 from fleet.lease import Lease
@@ -80,7 +82,10 @@ class Repository:
 
 
 class World:
-    """`says`: what the gates say of a profile. `asked` keeps who was compared with whom."""
+    """`says`: what the gates say of a profile. `asked` keeps who was compared with whom.
+
+    With `evidence`, of a device, its arm and its moment, the real gates say it.
+    """
 
     def __init__(self, database: Database | None = None, *, holder: str = "one", lease: bool = True) -> None:
         self.database = database or Database("sqlite://")
@@ -88,6 +93,7 @@ class World:
         self.repository, self.desired = Repository(), Desired()
         self.says: dict[str, Verdict] = {}
         self.asked: list[dict[str, Any]] = []
+        self.evidence: Callable[[str, str, datetime], Comparison] | None = None
         self.lease = Lease("rollouts", holder, timedelta(seconds=30), lambda: self.now) if lease else None
         self.begin()
 
@@ -232,11 +238,15 @@ class World:
 
     def _compare(self, _session: Session, **asked: Any) -> list[Comparison]:
         self.asked.append(asked)
-        return []
+        arms = (("candidate", asked["candidates"]), ("control", asked["controls"]))
+        tell = self.evidence
+        return [tell(d, arm, since) for arm, devices in arms for d, since in devices.items()] if tell else []
 
     def _judge(
-        self, _gates: object, profile: str, _comparisons: object, history: Any, _now: object
+        self, gates: Any, profile: str, comparisons: Sequence[Comparison], history: Any, now: datetime
     ) -> tuple[Judgement, Any]:
+        if self.evidence is not None:
+            return judge(gates, profile, comparisons, History(), now)
         verdict = self.says.get(profile, "HOLD")
         return Judgement(profile=profile, verdict=verdict, reasons=(f"the gates say {verdict} of {profile}",)), history
 

@@ -27,6 +27,8 @@ from fleet.store.upsert import upsert
 
 _Moments = Mapping[str, datetime]
 _COMPARED: Final = NUMBERS.index("compared")
+FURTHEST: Final = timedelta(days=14)
+"""How far back a device is looked at that did nothing in the time that was asked for."""
 
 
 def comparisons(
@@ -42,7 +44,8 @@ def comparisons(
     """Each device before and after its moment, with the model that it had and the one that it has.
 
     A candidate runs `candidate_digest` after it, in shadow if nowhere else; before, the version of `model` that it ran
-    last. A control is looked at with that one on both sides. None stands where nothing is known.
+    last. A control is looked at with that one on both sides. Of a device that did nothing in the time `before`, the
+    last 14 days are told instead; None stands where nothing is known.
     """
     asked = {
         device: _Asked(device, arm, since)
@@ -53,6 +56,7 @@ def comparisons(
     _hold(session, asked, subjects)
     _read_models(session, subjects, candidate_digest, before.total_seconds())
     _read_health(session, asked, before.total_seconds())
+    _look_further(session, asked, subjects, candidate_digest)
     _read_golden(session, asked)
     return [_comparison(one, profile, candidate_digest) for one in asked.values()]
 
@@ -128,6 +132,15 @@ def _hold(session: Session, asked: Mapping[str, _Asked], subjects: _Subjects) ->
         held |= {tuple(row) for row in session.connection().execute(query)}
     missing = wanted - held
     upsert(session, h, [{"subject": number, "begins": begins, "day": day} for number, begins in sorted(missing)])
+
+
+def _look_further(session: Session, asked: Mapping[str, _Asked], subjects: _Subjects, candidate: str) -> None:
+    """Devices that nobody asked anything in the time before: an idle weekend is no reason to know nothing of them."""
+    idle = {device: one for device, one in asked.items() if not one.before.keys() - {candidate}}
+    if idle:
+        theirs = {number: found for number, found in subjects.items() if found[0].device in idle and not found[2]}
+        _read_models(session, theirs, candidate, FURTHEST.total_seconds())
+        _read_health(session, idle, FURTHEST.total_seconds())
 
 
 def _read_models(session: Session, subjects: _Subjects, candidate: str, back: float) -> None:

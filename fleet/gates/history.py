@@ -22,8 +22,9 @@ from wire.document import Document
 
 KEPT = 400
 """Newest effects of a trial that are kept for its estimate."""
-Mode = Literal["compared", "alone", "first", "unranked"]
-"""Ranked among peers; held against before, for want of devices without the candidate; no model before; no peer left."""
+Mode = Literal["compared", "alone", "first", "unranked", "unknown"]
+"""Ranked among peers; held against before, for want of devices without the candidate; no model before; no peer left;
+a model before, and nothing known of it yet."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,9 @@
 
 `ABORT`: something is plainly broken, or a test is significant and the estimate is over the limit as well. `PROCEED`:
 enough devices with enough fresh evidence, and nothing even suspicious. `HOLD`: anything else, missing evidence above
-all; the reasons say what is missing. An equal model is aborted by the tests with a chance of at most `gates.alpha`,
-over all gates, sizes of evidence, looks and profiles of a rollout together: it is divided over them (Bonferroni), and
-each test holds at all looks.
+all, also of before; the reasons say what is missing. Only where no model ran before, nothing is waited for. An equal
+model is aborted by the tests with a chance of at most `gates.alpha`, over all gates, sizes of evidence, looks and
+profiles of a rollout together: it is divided over them (Bonferroni), and each test holds at all looks.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from functools import lru_cache
 
 from fleet.gates.gross import gross
 from fleet.gates.history import History, Trial
-from fleet.gates.measures import ABSOLUTE, LABELS, MEASURES, REQUESTS, WORDS, allowed, before, plain, shown
+from fleet.gates.measures import ABSOLUTE, LABELS, MEASURES, WORDS, allowed, before, plain, shown
 from fleet.gates.observing import observe, trials_of
-from fleet.gates.peers import Look
+from fleet.gates.peers import Look, is_known
 from fleet.gates.thresholds import KINDS, Gates, show
 from fleet.gates.values import Comparison, Judgement, Verdict
 from wire.units import show_seconds
@@ -207,12 +207,22 @@ def _broken(look: Look, found: dict[str, str], limit: float) -> Finding:
 
 def _missing(look: Look) -> Iterator[Finding]:
     """What has to come before going on, and what there is."""
-    gates, n = look.gates, len(look.candidates)
-    fresh = [c for c in look.candidates if c.after is not None and look.now - c.after.ends <= gates.fresh]
-    enough = sum(c.after is not None and c.after.requests >= gates.requests for c in fresh)
+    gates, had = look.gates, [c for c in look.candidates if c.incumbent]
+    if len(had) < len(look.candidates):
+        yield Finding(None, _first(look))
+    if not had:
+        return
+    n, enough = len(had), [c for c in had if _speaks_enough(look, c)]
+    known = sum(map(is_known, enough))
     asked = max(min(gates.devices, math.ceil(_OF_FEW * n)), math.ceil(gates.covered * n))
-    there = f"{enough} of {n} devices have {gates.requests} requests or more, none older than {_show(gates.fresh)}"
-    yield Finding(*(("HOLD", f"{there}: {asked} are asked for") if enough < asked else (None, there)))
+    there = f"{len(enough)} of {n} devices have {_much(look)}"
+    yield Finding(*(("HOLD", f"{there}: {asked} are asked for") if len(enough) < asked else (None, there)))
+    if silent := [c.device for c in had if not is_known(c)]:
+        told = f"no evidence of before on {len(silent)} of {n} devices, which ran another model: {_names(silent)}"
+        short = len(enough) >= asked > known
+        yield Finding(
+            *(("HOLD", f"{told}; {known} of the others say enough, {asked} are asked for") if short else (None, told))
+        )
     if n < gates.devices:
         few = f"{n} devices are too few for a test of {gates.devices}: only what is plainly broken is seen"
         held = gates.small == "hold"
@@ -225,9 +235,26 @@ def _missing(look: Look) -> Iterator[Finding]:
         yield from _labels(look)
 
 
+def _speaks_enough(look: Look, one: Comparison) -> bool:
+    after = one.after
+    return after is not None and look.now - after.ends <= look.gates.fresh and after.requests >= look.gates.requests
+
+
+def _much(look: Look) -> str:
+    return f"{look.gates.requests} requests or more, none older than {_show(look.gates.fresh)}"
+
+
+def _first(look: Look) -> str:
+    """Nobody may ever ask a model that is new: what there is, is judged, and nothing is waited for."""
+    first = [c for c in look.candidates if not c.incumbent]
+    enough = sum(_speaks_enough(look, c) for c in first)
+    told = f"no version of the model was there before on {len(first)} devices: {enough} of them have {_much(look)}"
+    return told if enough else f"{told}, so that it installs is all there is to judge by"
+
+
 def _unranked(look: Look, history: History) -> Iterator[Finding]:
     """Devices that did something before, and of which none was compared with anything, are no evidence."""
-    gates, was = look.gates, sum(before(c.before, REQUESTS) > 0 for c in look.candidates)
+    gates, was = look.gates, sum(map(is_known, look.candidates))
     asked = [name for name in ("latency", "errors") if name in gates.limits]
     if asked and was >= gates.devices and not any(name in history.found for name in asked):
         yield Finding(

@@ -6,7 +6,7 @@
 2. Once it and they have reached a size of evidence, it is ranked among them by their changes since before. It counts
    there once, whatever comes later.
 3. With no device left to compare with, its change alone is tried, with a wider limit; a device that ran no model before
-   is tried by absolute limits.
+   is tried by absolute limits. One that ran a model of which nothing is known is tried by neither.
 
 Which devices get the candidate first is drawn by a hash, so equal models make all places as likely: it is a randomised
 experiment in small blocks, and what happens to all devices at one time cancels.
@@ -14,7 +14,7 @@ experiment in small blocks, and what happens to all devices at one time cancels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
@@ -34,7 +34,7 @@ from fleet.gates.measures import (
     minus,
     wider,
 )
-from fleet.gates.peers import PATIENT, Look, begin, changes, waits
+from fleet.gates.peers import PATIENT, Look, begin, changes, is_known, waits
 from fleet.gates.sequential import Interval, mean, place, rank_bets, share_bets
 from fleet.gates.sequential import median as estimate_median
 from fleet.gates.thresholds import Gates
@@ -60,7 +60,9 @@ def observe(look: Look, history: History) -> History:
         block = blocks.get(one.device)
         if block is None and len(blocks) >= MOST:
             continue
-        block = _counted_anew(one, block) if block is not None else begin(look, one, blocks)
+        block = (
+            _told_late(look, one, _counted_anew(one, block), blocks) if block is not None else begin(look, one, blocks)
+        )
         if not _is_due(look, one, block):
             continue
         found = _advance(look, one, block, trials)
@@ -79,6 +81,13 @@ def _counted_anew(one: Comparison, block: Block) -> Block:
     if block.since == one.since.timestamp():
         return block
     return replace(block, since=one.since.timestamp(), mode="unranked", peers={}, start={}, due=_FIRST_DUE)
+
+
+def _told_late(look: Look, one: Comparison, block: Block, blocks: Mapping[str, Block]) -> Block:
+    """A device was away, and what it did before came after what it does now: it is compared from now on."""
+    if block.mode != "unknown" or not is_known(one):
+        return block
+    return replace(begin(look, one, blocks), taken=block.taken, gross=block.gross)
 
 
 def _is_due(look: Look, one: Comparison, block: Block) -> bool:

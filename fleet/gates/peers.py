@@ -43,6 +43,11 @@ class Look:
         return self._tallies[key]
 
 
+def is_known(one: Comparison) -> bool:
+    """Whether there is something to hold a device against."""
+    return before(one.before, REQUESTS) > 0
+
+
 def begin(look: Look, one: Comparison, blocks: Mapping[str, Block]) -> Block:
     """The block of a device that is seen with the candidate for the first time."""
     mode, peers = _choose(look, one, blocks)
@@ -80,8 +85,10 @@ def _speaks(look: Look, peer: Comparison) -> bool:
 
 
 def _choose(look: Look, one: Comparison, blocks: Mapping[str, Block]) -> tuple[Mode, list[Comparison]]:
-    if before(one.before, REQUESTS) <= 0:
+    if not one.incumbent:
         return "first", []
+    if not is_known(one):
+        return "unknown", []
     if not look.controls:
         return "alone", []
     used = {(name, since) for b in blocks.values() for name, since in b.peers.items()}

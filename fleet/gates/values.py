@@ -48,6 +48,7 @@ class Comparison:
     """One device of one profile, before and after the moment `since`.
 
     For a candidate `since` is when it committed; for a control it is when the wave began. None: nothing is known.
+    `incumbent`: another model was there before. With one, `before` of None is missing evidence; without, there is none.
     """
 
     device: str
@@ -56,6 +57,7 @@ class Comparison:
     since: datetime
     before: Behaviour | None
     after: Behaviour | None
+    incumbent: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

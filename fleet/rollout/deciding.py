@@ -10,7 +10,6 @@ profile says `PROCEED`, and the wave has stood for its soak. Whatever else there
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -34,14 +33,13 @@ _HOUR: Final = timedelta(hours=1)
 
 @dataclass(frozen=True)
 class Member:
-    """A device that was reached, and how it goes. `incumbent`: another version of the model was there before."""
+    """A device that was reached, and how it goes."""
 
     device: str
     profile: str
     state: MemberState
     admitted: datetime
     reason: str = ""
-    incumbent: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,9 +128,9 @@ def decide(look: Look) -> Decision:
     return replace(decision, back=back, aborted=fallen, reasons=(*decision.reasons, *told))
 
 
-def judged_profiles(members: Iterable[Member]) -> Counter[str]:
-    """Profiles that gates have something to compare in, and of how many devices."""
-    return Counter(m.profile for m in members if m.state == "committed" and m.incumbent)
+def judged_profiles(members: Iterable[Member]) -> set[str]:
+    """Profiles in which a device has the release: gates may have something to look at."""
+    return {m.profile for m in members if m.state == "committed"}
 
 
 def _expired(look: Look) -> Look:
@@ -187,8 +185,7 @@ def _of_gates(look: Look, mine: Sequence[Member], judged: Judged | None, failed:
     if not look.terms.gates.measuring:
         return _Word("PROCEED", tuple(failed))
     if not judged_profiles(mine):
-        told = "no version of the model was there before: that it installs is all there is to judge by"
-        return _Word("PROCEED", (*failed, told) if mine else ())
+        return _Word("PROCEED", (*failed, "no device has the release, so that is all there is to judge by"))
     if judged is None or judged.wave != look.course.wave or not _is_valid(look, judged):
         last = judged.judgement.reasons if judged is not None and judged.judgement.verdict == "HOLD" else ()
         return _Word("HOLD", (*failed, *(last or ("the gates are asked within a moment",))))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import cast
 
@@ -165,11 +165,11 @@ class Looker:
         return not timedelta() <= scene.now - instant(kept.judged) < self.judge_every
 
     def _ask(self, session: Session, row: RolloutRow, scene: Scene, kept: RolloutProfile) -> Judged:
-        """Compare the devices of a profile that had the model before with themselves and with those that wait."""
+        """Compare the devices of a profile that have the release with themselves before and with those that wait."""
         mine = [one.member for one in scene.reached if one.member.profile == kept.profile]
-        candidates = {
-            m.device: instant(m.committed) for m in mine if m.state == "committed" and m.before and m.committed
-        }
+        candidates = {m.device: instant(m.committed) for m in mine if m.state == "committed" and m.committed}
+        # What ran the very same release before has nothing else to be held against.
+        first = {m.device for m in mine if not m.before or m.digest in m.before}
         digest = next(m.digest for m in reversed(mine) if m.device in candidates)
         peers = [
             d.id for d in scene.queue if d.profile == kept.profile and reading.incumbent(d.desired_models, row.name)
@@ -183,6 +183,7 @@ class Looker:
             controls=dict.fromkeys(peers[-CONTROLS:], instant(row.wave_started)),
             before=BEFORE,
         )
+        comparisons = [replace(c, incumbent=c.arm == "control" or c.device not in first) for c in comparisons]
         history = self.gating.recall(kept.history)
         judgement, history = self.gating.judge(scene.terms.gates, kept.profile, comparisons, history, scene.now)
         kept.verdict, kept.reasons = judgement.verdict, json.dumps(judgement.reasons)
@@ -275,7 +276,7 @@ def _save(session: Session, row: RolloutRow, scene: Scene, decision: Decision) -
 
 def _member(row: RolloutDevice) -> Member:
     state = cast(MemberState, row.state)
-    return Member(row.device, row.profile, state, instant(row.admitted), row.reason, incumbent=bool(row.before))
+    return Member(row.device, row.profile, state, instant(row.admitted), row.reason)
 
 
 def _course(row: RolloutRow, profiles: Mapping[str, RolloutProfile]) -> Course:

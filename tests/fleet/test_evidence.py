@@ -304,6 +304,24 @@ def test_a_device_that_says_nothing_is_shown_as_nothing(world: World) -> None:
     assert (one.before, one.after) == (None, None)
 
 
+def test_a_device_that_was_idle_for_days_is_shown_as_it_was_when_it_was_asked_last(world: World) -> None:
+    """Accident: idle on Sunday, rolled out on Monday, and nothing was held against anything."""
+    for name, idle in (("a", 3), ("b", 13)):
+        world.say(name, NOON - timedelta(days=idle), stats(requests=40), health=health(memory=50))
+    world.add("c")
+    world.say("c", NOON - timedelta(days=20), stats(requests=40))
+    world.keep(hours=1)
+    for name in ("a", "b", "c"):
+        world.say(name, NOON + 20 * MINUTE, stats(NEW, 7), health=health(memory=60))
+    found = world.compare(NOON, "a", "c", controls=("b",))
+    assert [known(found[name].before).requests for name in ("a", "b")] == [40, 40]
+    assert (known(found["a"].before).memory, known(found["a"].after).memory) == (50, 60)
+    assert known(found["a"].after).requests == 7
+    assert found["c"].before is None, "longer ago than two weeks"
+    world.say("a", NOON - 30 * MINUTE, stats(requests=3))
+    assert known(world.compare(NOON, "a")["a"].before).requests == 3, "the last day where it did something"
+
+
 def test_shadow_counts_as_after_until_the_candidate_answers_itself(world: World) -> None:
     world.now = NOON + timedelta(hours=1)
     shadow = replace(stats(NEW, 8), shadow=True, compared=8, agreed=6)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import timedelta
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from sqlmodel import func, select
 
 from fleet.access import Caller
 from fleet.errors import Conflict, Forbidden, Malformed
+from fleet.gates.values import Behaviour, Comparison
 from fleet.rollout.exposure import order
 from fleet.rollout.views import plan_view, view
 from fleet.store.rollout_tables import RolloutEvent
@@ -368,10 +369,50 @@ def measured(world: World, **terms: Any) -> str:
 
 def test_first_installs_have_nothing_to_be_compared_with_and_say_so(world: World) -> None:
     world.join("a", "b")
+    world.evidence = tells()
     rollout = measured(world, waves="50%,100%")
     world.answer_all(rollout)
-    assert (world.rollout(rollout).state, world.asked) == ("done", [])
+    assert world.rollout(rollout).state == "done"
     assert "that it installs is all there is to judge by" in world.reasons(rollout)
+
+
+def test_a_first_install_that_fails_its_requests_comes_back(world: World) -> None:
+    world.join(*names(10))
+    world.evidence = tells(requests=2000, errors=1900)
+    rollout = measured(world, waves="50%,100%", soak="1 h")
+    world.answer_all(rollout)
+    assert (world.rollout(rollout).state, set(world.versions().values())) == ("aborted", {""})
+    assert "first_errors" in world.reasons(rollout)
+
+
+def test_devices_that_ran_another_version_and_were_idle_hold_the_wave(world: World) -> None:
+    world.join(*names(10))
+    run(world, "1.0.0")
+    world.evidence = tells(requests=2000)
+    rollout = measured(world, waves="50%,100%")
+    world.answer_all(rollout)
+    assert (world.rollout(rollout).verdict, len(world.members(rollout))) == ("HOLD", 5)
+    assert "no evidence of before on 5 of 5 devices" in world.reasons(rollout)
+
+
+def test_what_ran_the_same_release_before_is_held_against_nothing(world: World) -> None:
+    world.join("a", "b")
+    run(world, "1.0.0")
+    world.evidence = tells()
+    rollout = world.start("1.0.0", gates="measured", waves="50%,100%")
+    world.answer_all(rollout)
+    assert world.rollout(rollout).state == "done"
+
+
+def tells(**after: int) -> Callable[[str, str, datetime], Comparison]:
+    """Devices of which nothing is known of before: with no requests since, or so many."""
+
+    def tell(device: str, arm: Any, since: datetime) -> Comparison:
+        end = since + timedelta(minutes=1)
+        now = Behaviour(digest="", begins=since, ends=end, **after) if after and arm == "candidate" else None
+        return Comparison(device=device, profile="x86-64", arm=arm, since=since, before=None, after=now)
+
+    return tell
 
 
 def test_without_evidence_a_wave_holds_and_with_it_it_goes_on(world: World) -> None:

@@ -99,6 +99,42 @@ def test_devices_of_which_none_could_be_compared_hold() -> None:
         assert told(held, "none of 20 devices was compared")
 
 
+def test_devices_that_ran_a_model_of_which_nothing_is_known_hold() -> None:
+    """Accident: nobody asked them anything for two weeks. Three times as slow and 30 points worse, all went on."""
+    bad = candidates(20, slower=3.0, feedback_correct=1400)
+    held = look([replace(c, before=None) for c in bad] + controls(200))
+    assert held.verdict == "HOLD"
+    assert told(held, "no evidence of before on 20 of 20 devices, which ran another model: candidate-0")
+
+
+def test_a_few_idle_devices_hold_nobody_and_the_others_are_judged() -> None:
+    some = [replace(c, before=None) if i < 3 else c for i, c in enumerate(candidates(20))]
+    passed = look(some + controls(200))
+    assert passed.verdict == "PROCEED"
+    assert told(passed, "no evidence of before on 3 of 20 devices")
+    bad = [replace(c, before=None) if i < 3 else c for i, c in enumerate(candidates(20, slower=3.0))]
+    assert look(bad + controls(200)).verdict == "ABORT"
+
+
+def test_a_device_whose_evidence_of_before_comes_late_is_compared_then() -> None:
+    """Accident: it was away, and sends the newest records first."""
+    complete = candidates(12, slower=1.2)
+    _, history = judge(Gates(), "pi", [replace(c, before=None) for c in complete] + controls(110), History(), NOW)
+    assert {block.mode for block in history.blocks.values()} == {"unknown"}
+    judgement, _ = judge(Gates(), "pi", complete + controls(110), history, NOW)
+    assert judgement.verdict == "ABORT", judgement.reasons
+
+
+def test_a_first_installation_that_nobody_asks_anything_does_not_hold_and_a_bad_one_is_stopped() -> None:
+    silent = [replace(c, after=None) for c in candidates(12, first=True)]
+    passed = look(silent)
+    assert passed.verdict == "PROCEED"
+    assert told(passed, "no version of the model was there before on 12 devices: 0 of them have 128 requests")
+    assert told(passed, "that it installs is all there is to judge by")
+    assert look(candidates(12, first=True, errors=900)).verdict == "ABORT"
+    assert look(silent[:6] + candidates(12)[6:] + controls(60)).verdict == "PROCEED", "the others have all evidence"
+
+
 def test_a_first_installation_is_judged_by_absolute_limits() -> None:
     passed = look(candidates(12, first=True))
     assert passed.verdict == "PROCEED"
