@@ -1,9 +1,7 @@
 """Models in shadow: a release runs beside the model of a device on a share of its requests, and answers nobody.
 
-    shadows.begin(session, device, ShadowRequest(target=..., share=20), rollout="r-1")
-    heard(device, digest)                             # how it goes, as the device said last
+    shadows.begin(session, device, ShadowRequest(target=..., share=20))
     shadows.end(session, device, "kitchen")
-    shadows.end_rollout(session, "r-1")               # on every device that it was begun on for a rollout
 
 Each gives a device a new desired state where it changes anything; the commit, and publishing it, are the caller's.
 What a shadow says comes as telemetry, `InferenceStats(shadow=True)`. To promote it, assign its release as the model:
@@ -15,16 +13,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session
 
-from fleet import devices
 from fleet.errors import Conflict, NotFound
-from fleet.store.shadow_table import DeviceShadow
 from fleet.store.tables import Device
 from fleet.trust.desired import DesiredStates, models_of, shadows_of
 from fleet.trust.identity import LISTENED
 from fleet.trust.repository import Repository
-from wire.shadow import ShadowModel, ShadowReport
+from wire.shadow import ShadowModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +41,7 @@ class Shadows:
     repository: Repository
     desired: DesiredStates
 
-    def begin(self, session: Session, device: Device, request: ShadowRequest, *, rollout: str | None = None) -> bool:
+    def begin(self, session: Session, device: Device, request: ShadowRequest) -> bool:
         """Have a device run a release in shadow, in place of another one of that model.
 
         Whether its desired state is new: it is not for the same again. Raises wire's `Malformed` for a target or a
@@ -57,7 +53,7 @@ class Shadows:
             raise NotFound(
                 f"{request.target[:200]}: no such release is listed: `shoal model list` shows those there are"
             )
-        shadow = ShadowModel(digest=listed.release.digest, rollout=rollout, **asdict(request))
+        shadow = ShadowModel(digest=listed.release.digest, **asdict(request))
         _check(device, shadow, listed.manifest.profile)
         before = shadows_of(session, device)
         if shadow in before:
@@ -65,41 +61,20 @@ class Shadows:
         self._give(session, device, [*(one for one in before if one.model != shadow.model), shadow])
         return True
 
-    def end(self, session: Session, device: Device, model: str, *, rollout: str | None = None) -> bool:
-        """Have a device end what it runs in shadow of a model: only that of a `rollout`, if one is named.
+    def end(self, session: Session, device: Device, model: str) -> bool:
+        """Have a device end what it runs in shadow of a model.
 
         Whether its desired state is new. A device that left the fleet has none.
         """
         before = shadows_of(session, device)
-        after = [one for one in before if one.model != model or (rollout is not None and one.rollout != rollout)]
+        after = [one for one in before if one.model != model]
         if len(after) == len(before) or device.state not in LISTENED:
             return False
         self._give(session, device, after)
         return True
 
-    def end_rollout(self, session: Session, rollout: str) -> list[str]:
-        """End whatever runs in shadow for a rollout. The devices whose desired state is new, to be published."""
-        return [
-            device.id
-            for device in in_shadow(session, rollout)
-            for model in {one.model for one in shadows_of(session, device) if one.rollout == rollout}
-            if self.end(session, device, model, rollout=rollout)
-        ]
-
     def _give(self, session: Session, device: Device, shadows: Sequence[ShadowModel]) -> None:
         self.desired.assign(session, device, models_of(device), shadows)
-
-
-def in_shadow(session: Session, rollout: str) -> Sequence[Device]:
-    """The devices that are to run something in shadow for a rollout."""
-    mine = select(Device).join(DeviceShadow).where(DeviceShadow.rollout == rollout)
-    return session.exec(mine.distinct().order_by(col(Device.id))).all()
-
-
-def heard(device: Device, digest: str) -> ShadowReport | None:
-    """How a release in shadow goes by the device's last report; None when that says nothing of it."""
-    report = devices.last_report(device)
-    return next((one for one in report.shadows if one.digest == digest), None) if report is not None else None
 
 
 def _check(device: Device, shadow: ShadowModel, profile: str) -> None:

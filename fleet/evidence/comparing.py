@@ -28,7 +28,7 @@ from fleet.store.upsert import upsert
 _Moments = Mapping[str, datetime]
 _COMPARED: Final = NUMBERS.index("compared")
 FURTHEST: Final = timedelta(days=14)
-"""How far back a device is looked at that did nothing in the time that was asked for."""
+"""How far back a device is looked at that did nothing in the time that was asked for, and a candidate in shadow."""
 
 
 def comparisons(
@@ -43,8 +43,9 @@ def comparisons(
 ) -> list[Comparison]:
     """Each device before and after its moment, with the model that it had and the one that it has.
 
-    A candidate runs `candidate_digest` after it, in shadow if nowhere else; before, the version of `model` that it ran
-    last. A control is looked at with that one on both sides. Of a device that did nothing in the time `before`, the
+    A candidate runs `candidate_digest` after it; before, the version of `model` that it ran last. What was compared
+    while it ran `candidate_digest` in shadow, from 14 days before on, stands with what it did after. A control is
+    looked at with the version that it ran last on both sides. Of a device that did nothing in the time `before`, the
     last 14 days are told instead; None stands where nothing is known.
     """
     asked = {
@@ -54,9 +55,13 @@ def comparisons(
     }
     subjects = _subjects(session, asked, profile, model)
     _hold(session, asked, subjects)
-    _read_models(session, subjects, candidate_digest, before.total_seconds())
+    active = {number: found for number, found in subjects.items() if not found[2]}
+    _read_models(session, active, candidate_digest, before.total_seconds())
+    # A shadow ends when the candidate is committed: what it said was said before.
+    shadows = {number: found for number, found in subjects.items() if found[2] and found[1] == candidate_digest}
+    _read_models(session, shadows, candidate_digest, FURTHEST.total_seconds())
     _read_health(session, asked, before.total_seconds())
-    _look_further(session, asked, subjects, candidate_digest)
+    _look_further(session, asked, active, candidate_digest)
     _read_golden(session, asked)
     return [_comparison(one, profile, candidate_digest) for one in asked.values()]
 
@@ -92,7 +97,7 @@ class _Asked:
     health_subject: int | None = None
     before: dict[str, _Side] = field(default_factory=dict)
     after: dict[str, _Side] = field(default_factory=dict)
-    shadow: _Side | None = None
+    shadow: Sequence[int] = (0, 0)
     health: tuple[_Health, _Health] = field(default_factory=lambda: (_Health(), _Health()))
     golden: dict[str, bool] = field(default_factory=dict)
 
@@ -138,7 +143,7 @@ def _look_further(session: Session, asked: Mapping[str, _Asked], subjects: _Subj
     """Devices that nobody asked anything in the time before: an idle weekend is no reason to know nothing of them."""
     idle = {device: one for device, one in asked.items() if not one.before.keys() - {candidate}}
     if idle:
-        theirs = {number: found for number, found in subjects.items() if found[0].device in idle and not found[2]}
+        theirs = {number: found for number, found in subjects.items() if found[0].device in idle}
         _read_models(session, theirs, candidate, FURTHEST.total_seconds())
         _read_health(session, idle, FURTHEST.total_seconds())
 
@@ -154,8 +159,8 @@ def _read_models(session: Session, subjects: _Subjects, candidate: str, back: fl
         side = _Side(begins, ends, [int(n) for n in numbers], latency)
         if not shadow:
             (one.after if after else one.before)[digest] = side
-        elif after and digest == candidate:
-            one.shadow = side
+        elif digest == candidate:
+            one.shadow = [a + b for a, b in zip(one.shadow, side.numbers[_COMPARED:], strict=True)]
 
 
 def _read_health(session: Session, asked: Mapping[str, _Asked], back: float) -> None:
@@ -220,12 +225,9 @@ def _comparison(one: _Asked, profile: str, candidate: str) -> Comparison:
     )
 
 
-def _with_shadow(active: _Side | None, shadow: _Side | None) -> _Side | None:
-    """What a candidate did; the answers that were compared come from its time in shadow."""
-    if active is None or shadow is None:
-        return active or shadow
-    told = [*active.numbers[:_COMPARED], *shadow.numbers[_COMPARED:]]
-    return replace(active, numbers=told)
+def _with_shadow(active: _Side | None, shadow: Sequence[int]) -> _Side | None:
+    """What a candidate did; the answers that were compared come from its time in shadow, which answered nobody."""
+    return replace(active, numbers=[*active.numbers[:_COMPARED], *shadow]) if active is not None else None
 
 
 def _behaviour(digest: str | None, side: _Side | None, health: _Health, golden: Mapping[str, bool]) -> Behaviour | None:

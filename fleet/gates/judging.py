@@ -53,7 +53,13 @@ def judge(
     if not look.candidates:
         return Judgement(profile=profile, verdict="HOLD", reasons=("no device runs the candidate yet",)), history
     history = observe(look, history)
-    findings = [*_plainly(look, history), *_tested(gates, history), *_missing(look), *_unranked(look, history)]
+    findings = [
+        *_plainly(look, history),
+        *_tested(gates, history),
+        *_missing(look),
+        *_unranked(look, history),
+        *_unshadowed(look, history),
+    ]
     return _joined(look, profile, findings, history), history
 
 
@@ -260,6 +266,18 @@ def _unranked(look: Look, history: History) -> Iterator[Finding]:
         yield Finding(
             "HOLD", f"none of {was} devices was compared: no device without the candidate had a load like theirs"
         )
+
+
+def _unshadowed(look: Look, history: History) -> Iterator[Finding]:
+    """Who asks for agreement by name wants it told, and not passed over."""
+    if "agreement" not in look.gates.limits or look.gates.unshadowed != "hold" or "agreement" in history.found:
+        return
+    n, least = len(look.candidates), ABSOLUTE["agreement"].sizes[0]
+    yield Finding(
+        "HOLD",
+        f"agreement: none of {n} devices has {least} answers that were compared in shadow: abort, run it there first "
+        "(`shoal device shadow DEVICE TARGET`) and start again; or start again with agreement=off",
+    )
 
 
 def _labels(look: Look) -> Iterator[Finding]:

@@ -70,7 +70,8 @@ class Gates:
     `profiles` profiles. `devices` with `requests` each and evidence not older than `fresh` are asked for before going
     on (four of five, where fewer have the candidate), and `covered` of those that have it. A loss of accuracy is waited
     for until `labels` times `devices` labels have come, if they can come within `patience`. `small`: what a profile
-    does when fewer than `devices` have the candidate.
+    does when fewer than `devices` have the candidate. `unshadowed`: what it does when no answer of it was compared in
+    shadow; a rollout that sets the limit of agreement by name holds then.
     """
 
     limits: Mapping[str, float] = field(default_factory=lambda: {name: kind.limit for name, kind in KINDS.items()})
@@ -85,6 +86,7 @@ class Gates:
     labels: int = 2000
     patience: timedelta = timedelta(hours=24)
     small: str = "proceed"
+    unshadowed: str = "proceed"
 
     @property
     def measuring(self) -> bool:
@@ -127,7 +129,7 @@ def parse(value: Mapping[str, Any] | str) -> Gates:
     if not isinstance(value, Mapping):
         raise Malformed(f"gates: expected a preset or a table, got {type(value).__name__}")
     gates = _preset(value.get("preset", "measured"))
-    limits, settings = dict(gates.limits), {}
+    limits, settings = dict(gates.limits), _meant(value)
     for key, given in value.items():
         if key in KINDS:
             limits.pop(key, None)
@@ -139,6 +141,11 @@ def parse(value: Mapping[str, Any] | str) -> Gates:
             raise Malformed(f"gates.{key}: no such gate; there are {', '.join((*KINDS, *_SETTINGS))}")
     ordered = {name: limits[name] for name in KINDS if name in limits}
     return replace(gates, limits=ordered, **settings)
+
+
+def _meant(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that follow from what is said: who names agreement wants to hear of it."""
+    return {"unshadowed": "hold"} if value.get("agreement", "off") != "off" else {}
 
 
 def _preset(name: object) -> Gates:
@@ -191,7 +198,7 @@ def _duration(key: str, given: object) -> timedelta:
     return timedelta(seconds=found)
 
 
-def _small(key: str, given: object) -> str:
+def _go_or_hold(key: str, given: object) -> str:
     if given not in ("proceed", "hold"):
         raise Malformed(f"gates.{key}: expected proceed or hold, got {given!r}"[:200])
     return str(given)
@@ -220,5 +227,6 @@ _SETTINGS: Mapping[str, tuple[Callable[[str, object], Any], Callable[[Any], Any]
     "fresh": (_duration, _show_duration),
     "labels": (_count(0, 1_000_000), int),
     "patience": (_duration, _show_duration),
-    "small": (_small, str),
+    "small": (_go_or_hold, str),
+    "unshadowed": (_go_or_hold, str),
 }

@@ -7,14 +7,10 @@ from sqlmodel import Field, SQLModel
 
 
 class DeviceShadow(SQLModel, table=True):
-    """What runs beside one model of a device's desired state: `document` is a `wire.shadow.ShadowModel`.
-
-    `rollout` is that of the document, for whoever looks for all of one rollout.
-    """
+    """What runs beside one model of a device's desired state: `document` is a `wire.shadow.ShadowModel`."""
 
     __tablename__ = "device_shadow"
 
     device: str = Field(primary_key=True, foreign_key="device.id")
     model: str = Field(primary_key=True)
-    rollout: str | None = Field(default=None, index=True)
     document: str = Field(sa_type=Text)

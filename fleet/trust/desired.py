@@ -162,7 +162,7 @@ def _keep_shadows(session: Session, device: Device, shadows: Sequence[ShadowMode
     session.flush()
     for shadow in shadows:
         document = shadow.to_bytes().decode()
-        session.add(DeviceShadow(device=device.id, model=shadow.model, rollout=shadow.rollout, document=document))
+        session.add(DeviceShadow(device=device.id, model=shadow.model, document=document))
 
 
 def jobs_of(session: Session, device: Device) -> list[MeasureJob]:

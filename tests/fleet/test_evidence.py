@@ -322,15 +322,20 @@ def test_a_device_that_was_idle_for_days_is_shown_as_it_was_when_it_was_asked_la
     assert known(world.compare(NOON, "a")["a"].before).requests == 3, "the last day where it did something"
 
 
-def test_shadow_counts_as_after_until_the_candidate_answers_itself(world: World) -> None:
+def test_what_was_compared_in_shadow_before_the_commit_stands_with_the_candidate(world: World) -> None:
+    """A shadow ends when its release is committed: what it said after that is nothing."""
     world.now = NOON + timedelta(hours=1)
     shadow = replace(stats(NEW, 8), shadow=True, compared=8, agreed=6)
-    world.say("a", NOON + 10 * MINUTE, stats(), shadow)
-    after = known(world.compare(NOON, "a")["a"].after)
-    assert (after.requests, after.compared, after.agreed) == (8, 8, 6)
+    for back in (timedelta(days=20), timedelta(days=3), 30 * MINUTE, -10 * MINUTE):
+        world.say("a", NOON - back, stats(), shadow)
+    other = replace(stats("sha256:" + "c" * 64, 99), shadow=True, compared=99, agreed=1)
+    world.say("a", NOON - 40 * MINUTE, other)
+    assert world.compare(NOON, "a")["a"].after is None, "it answered nobody"
     world.say("a", NOON + 20 * MINUTE, stats(NEW, 3))
-    after = known(world.compare(NOON, "a")["a"].after)
-    assert (after.requests, after.compared, after.agreed) == (3, 8, 6)
+    one = world.compare(NOON, "a")["a"]
+    after = known(one.after)
+    assert (after.requests, after.compared, after.agreed) == (3, 24, 18)
+    assert (known(one.before).compared, known(one.before).requests) == (0, 10)
 
 
 def test_golden_sets_are_shown_with_the_model_they_are_of(world: World) -> None:

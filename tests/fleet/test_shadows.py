@@ -18,7 +18,7 @@ from sqlmodel import Session
 
 from fleet import devices
 from fleet.errors import Conflict
-from fleet.shadows import ShadowRequest, Shadows, in_shadow
+from fleet.shadows import ShadowRequest, Shadows
 from fleet.store.database import Database
 from fleet.store.tables import Device
 from fleet.trust.desired import DesiredStates, shadows_of
@@ -147,7 +147,7 @@ def test_a_shadow_that_is_ended_is_gone_with_its_keys_and_stays_beside_other_cha
     assert desired_after(device, lambda d: not d.shadows).measure
 
 
-# --- for rollouts, without a fleet process ----------------------------------------------------------------------------
+# --- without a fleet process ----------------------------------------------------------------------------
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 OLD, NEW = (
@@ -180,30 +180,27 @@ SHADOWS = Shadows(REPOSITORY, DESIRED)
 ASKED = ShadowRequest(target=NEW.target, share=20)
 
 
-def test_the_shadows_of_a_rollout_end_together_and_those_of_somebody_else_stay(session: Session) -> None:
+def test_a_shadow_ends_with_its_promotion_or_when_it_is_ended(session: Session) -> None:
     a, b, c = (session.get_one(Device, name) for name in "abc")
-    assert SHADOWS.begin(session, a, ASKED, rollout="r-1")
-    assert not SHADOWS.begin(session, a, ASKED, rollout="r-1")
-    assert SHADOWS.begin(session, b, ASKED, rollout="r-1")
-    assert SHADOWS.begin(session, c, ASKED)
-    assert [device.id for device in in_shadow(session, "r-1")] == ["a", "b"]
+    for device in (a, b, c):
+        assert SHADOWS.begin(session, device, ASKED)
+        assert not SHADOWS.begin(session, device, ASKED)
     DESIRED.assign(session, b, [NEW])  # its turn came
     assert shadows_of(session, b) == []
     seq = a.desired_seq
-    assert SHADOWS.end_rollout(session, "r-1") == ["a"]
+    assert SHADOWS.end(session, a, "kitchen")
     assert a.desired_seq == seq + 1
-    assert SHADOWS.end_rollout(session, "r-1") == []
+    assert not SHADOWS.end(session, a, "kitchen")
     assert [one.digest for one in shadows_of(session, c)] == [NEW.digest]
 
 
 def test_a_device_that_left_and_came_back_runs_nothing_in_shadow_any_more(session: Session) -> None:
     """Accident: it is enrolled anew under its name, and a rollout gives it the model again."""
     a = session.get_one(Device, "a")
-    SHADOWS.begin(session, a, ASKED, rollout="r-1")
+    SHADOWS.begin(session, a, ASKED)
     devices.leave(session, a, "retired", "it was sold", NOW)
-    assert in_shadow(session, "r-1") == []
     with pytest.raises(Conflict, match="it is retired"):
-        SHADOWS.begin(session, a, ASKED, rollout="r-1")
+        SHADOWS.begin(session, a, ASKED)
     a.state = "enrolled"
     DESIRED.assign(session, a, [OLD])
     assert shadows_of(session, a) == []

@@ -14,9 +14,7 @@ def upgrade() -> None:
         "device_shadow",
         sa.Column("device", sa.String(), nullable=False),
         sa.Column("model", sa.String(), nullable=False),
-        sa.Column("rollout", sa.String(), nullable=True),
         sa.Column("document", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(["device"], ["device.id"]),
         sa.PrimaryKeyConstraint("device", "model"),
     )
-    op.create_index("ix_device_shadow_rollout", "device_shadow", ["rollout"])

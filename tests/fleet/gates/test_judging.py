@@ -125,6 +125,19 @@ def test_a_device_whose_evidence_of_before_comes_late_is_compared_then() -> None
     assert judgement.verdict == "ABORT", judgement.reasons
 
 
+def test_agreement_that_was_asked_for_by_name_holds_where_nothing_was_compared() -> None:
+    equal, asked = candidates(6) + controls(60), parse({"agreement": "95 %"})
+    held = look(equal, asked)
+    assert held.verdict == "HOLD"
+    assert told(held, "agreement: none of 6 devices has 32 answers that were compared in shadow")
+    assert told(held, "`shoal device shadow DEVICE TARGET`")
+    assert look(equal).verdict == "PROCEED"
+    assert look(equal, parse({"agreement": "off"})).verdict == "PROCEED"
+    compared = candidates(6, compared=100, agreed=99) + controls(60)
+    assert look(compared, asked).verdict == "PROCEED"
+    assert look(candidates(20, compared=512, agreed=300) + controls(200), asked).verdict == "ABORT"
+
+
 def test_a_first_installation_that_nobody_asks_anything_does_not_hold_and_a_bad_one_is_stopped() -> None:
     silent = [replace(c, after=None) for c in candidates(12, first=True)]
     passed = look(silent)
