@@ -63,25 +63,6 @@ def judge(
     return _joined(look, profile, findings, history), history
 
 
-def judge_installs(
-    gates: Gates, profile: str, tried: int, failed: Sequence[str], silent: Sequence[str] = ()
-) -> Judgement:
-    """The verdict on installing, of `tried` devices: `failed` are sentences, one for each that did not keep it.
-
-    `silent` are the devices that have not answered yet.
-    """
-    limit, share = gates.limits.get("installs"), 100 * len(failed) / max(tried, 1)
-    numbers = {"installs_failed": float(len(failed)), "installs_failed_percent": share, "silent": float(len(silent))}
-    verdict: Verdict = "PROCEED"
-    reasons = [f"{len(failed)} of {tried} devices failed to install, {share:.3g} %", *failed[:_NAMED]]
-    if limit is not None:
-        reasons[0] += f", at most {show('installs', limit)}"
-        verdict = "ABORT" if share > limit else "HOLD" if silent else "PROCEED"
-    if silent:
-        reasons.append(f"no answer yet from {_names(silent)}")
-    return Judgement(profile=profile, verdict=verdict, reasons=tuple(reasons), numbers=numbers)
-
-
 def _joined(look: Look, profile: str, findings: Sequence[Finding], history: History) -> Judgement:
     """The worst verdict; its own reasons stand first."""
     numbers = _numbers(look, history)

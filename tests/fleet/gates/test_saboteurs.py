@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from gate_devices import LABELS, NOW, REQUESTS, candidates, controls
+from gate_devices import LABELS, NOW, REQUESTS, SINCE, candidates, controls
 
 from fleet.gates.history import History
-from fleet.gates.judging import judge, judge_installs
+from fleet.gates.judging import judge
 from fleet.gates.measures import MEASURES
-from fleet.gates.thresholds import KINDS, Gates
-from fleet.gates.values import Comparison, Verdict
+from fleet.gates.thresholds import KINDS, Gates, parse
+from fleet.gates.values import Comparison, Judgement, Verdict
+from fleet.rollout import deciding
+from fleet.rollout.deciding import Course, Decision, Judged, Member, MemberState, decide
+from fleet.rollout.terms import parse_terms
 
 WORSE: dict[str, dict[str, Any]] = {
     "latency": {"slower": 1.2},
@@ -80,16 +84,42 @@ def test_what_is_worse_on_all_devices_alike_is_not_the_candidates_fault(name: st
     assert found == ("HOLD" if name == "gross" else "PROCEED"), reasons
 
 
+def installing(gates: Gates, failed: int, silent: int = 0) -> Decision:
+    """A wave of 40 that answered, but for those that are silent; the other gates say `PROCEED`."""
+    states: list[MemberState] = ["failed"] * failed + ["sent"] * silent
+    states += ["committed"] * (40 - len(states))
+    members = [Member(f"pi-{i}", "pi", state, SINCE, "no room") for i, state in enumerate(states)]
+    passed = Judgement(profile="pi", verdict="PROCEED", reasons=())
+    return decide(
+        deciding.Look(
+            terms=parse_terms({"gates": gates.to_value(), "waves": "100"}, parse),
+            course=Course("r", "running", 0, SINCE),
+            members=members,
+            waiting=(),
+            hinders=lambda _: "",
+            judged={"pi": Judged(passed, NOW, 0)},
+            now=NOW,
+            settle_after=NOW - SINCE,
+            valid=timedelta(hours=1),
+        )
+    )
+
+
 def test_installing_has_a_gate_of_its_own() -> None:
-    gates, told = Gates(), ["pi-1: self-test: a score is 0.9 away", "pi-2: no room"]
-    stopped = judge_installs(gates, "pi", 20, told)
-    assert (stopped.verdict, stopped.reasons[1:]) == ("ABORT", tuple(told))
-    assert judge_installs(gates.without("installs"), "pi", 20, told).verdict == "PROCEED"
-    assert judge_installs(gates, "pi", 40, told).verdict == "PROCEED"
-    held = judge_installs(gates, "pi", 40, told, ["pi-3"])
-    assert held.verdict == "HOLD"
-    assert "pi-3" in held.reasons[-1]
-    assert judge_installs(gates.without("installs"), "pi", 40, told, ["pi-3"]).verdict == "PROCEED"
+    gates = Gates()
+    stopped = installing(gates, 3)
+    assert (stopped.verdict, stopped.course.state, len(stopped.back)) == ("ABORT", "aborted", 40)
+    assert stopped.reasons == ("pi-0: no room", "pi-1: no room", "pi-2: no room")
+    passed = installing(gates.without("installs"), 3)
+    assert (passed.verdict, passed.course.state, passed.back) == ("PROCEED", "done", ())
+    assert installing(gates, 2).verdict == "PROCEED"
+
+
+def test_what_was_not_answered_is_no_success_whatever_the_limit() -> None:
+    """Who is silent holds the wave by itself: there is no gate to take away."""
+    held = installing(Gates(), 2, silent=1)
+    assert (held.verdict, held.back) == ("HOLD", ())
+    assert "no answer yet from pi-2" in held.reasons[-1]
 
 
 def test_the_saboteurs_have_all_the_evidence_that_any_gate_asks_for() -> None:
