@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -63,19 +63,38 @@ def device_view(device: str, page: Mapping[str, Any]) -> list[RenderableType]:
 
 
 def model_view(version: str, page: Mapping[str, Any]) -> list[RenderableType]:
-    """Each profile in a row, then each by steps."""
+    """Each profile in a row, what is known of how good it is there, then each by steps."""
     profiles = page["profiles"]
-    rows = [_row(one, one["devices"]) for one in profiles]
+    rows = [_row(one, one["devices"])[:-2] for one in profiles]
     return [
-        table(version, ("Profile", "#Devices", *_COLUMNS[2:]), rows, empty="no evidence"),
+        table(version, ("Profile", "#Devices", *_COLUMNS[2:-2]), rows, empty="no evidence"),
+        table("How good it is", _FIGURES, list(_figures(profiles)), empty="nobody said so"),
         *(_series(f"{version} on {one['profile']}{_shadow(one)}", one["series"]) for one in profiles),
     ]
+
+
+def _figures(profiles: list[Mapping[str, Any]]) -> Iterator[list[object]]:
+    """Each kind in a row of its own: they mean different things."""
+    for one in profiles:
+        for kind, told in one["figures"].items():
+            between = None if told["low"] is None else f"{100 * told['low']:.1f} to {100 * told['high']:.1f}"
+            value = f"{100 * told['value']:.1f}"
+            yield [
+                f"{one['profile']}{_shadow(one)}",
+                kind,
+                value,
+                between,
+                told["n"],
+                told["labelled"],
+                told["devices"],
+            ]
 
 
 def _show(page: Any, as_json: bool, view: list[RenderableType]) -> None:
     show(page, as_json, Group(*view))
 
 
+_FIGURES = ("Profile", "Figure", "#%", "#95 % interval", "#Answers", "#Labelled", "#Devices")
 _COLUMNS = ("Model", "Golden set", *("#Requests", "#Errors %", "#p50 ms", "#p99 ms", "#Sure", "Accuracy", "Agreement"))
 
 

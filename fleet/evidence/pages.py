@@ -4,7 +4,8 @@
     model_page(session, {"raspberry-pi-4": "sha256:..."}, Span(since, until, step))
 
 A page of a device reads the windows of that device, one of a model those that were added up over all devices as they
-came: neither grows with the fleet. Steps are at least as wide as the windows that are kept of that time.
+came, and for its figures those of a few devices (`fleet.evidence.quality`): neither grows with the fleet. Steps are at
+least as wide as the windows that are kept of that time.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from sqlmodel import Session, col
 
 from fleet.errors import Malformed
 from fleet.evidence.packing import sketch_of
+from fleet.evidence.quality import quality
 from fleet.evidence.rows import HEALTH, MODELS
 from fleet.evidence.windows import FINE, NUMBERS, SPANS, HealthSum, Window, begin
 from fleet.store.evidence_tables import EvidenceSubject, GoldenRow
@@ -106,7 +108,9 @@ def model_page(session: Session, digests: Mapping[str, str], span: Span) -> dict
     shown = []
     for one in sorted(series, key=lambda one: (one.subject.profile, one.subject.shadow)):
         count = devices.get((one.subject.digest, one.subject.profile, one.subject.shadow), 0)
-        shown.append({**_named(one), "devices": count, **_told(one.total), "series": _by_step(one)})
+        figures = quality(session, one.subject, one.total, span.since, span.until)
+        told = {**_told(one.total), "figures": figures}
+        shown.append({**_named(one), "devices": count, **told, "series": _by_step(one)})
     return {**_of(span), "profiles": shown}
 
 

@@ -23,11 +23,13 @@ from rich.console import Console
 
 from cli.evidence import device_view, model_view
 from fleet.errors import Malformed
+from fleet.evidence import quality
 from fleet.evidence.pages import MOST_STEPS, Span, device_page, model_page, share
 from fleet.evidence.recording import note_golden
 from fleet.evidence.windows import FINE, HOUR
 from fleet.registry.observed import observed_until
 from fleet.store.database import Database
+from wire.agreement import Agreement
 from wire.sketch import Histogram
 from wire.units import show_instant
 
@@ -97,6 +99,51 @@ def test_a_version_shows_what_all_devices_of_a_profile_did_and_shadow_apart(worl
     assert shown == [("jetson", False, 1, 40), ("pi", False, 2, 30), ("pi", True, 1, 5)]
     assert [p["profile"] for p in of_model(world, "jetson")["profiles"]] == ["jetson"], "only what the version is for"
     assert of_model(world, "pi")["profiles"][1]["agreement"]["value"] == 0.8
+
+
+def test_the_figures_of_a_version_stand_apart_each_with_its_interval(world: World) -> None:
+    names = [f"d{n}" for n in range(30)]
+    world.add(*names)
+    asked = (Agreement(stratum=9, answers=100, checked=40, agreed=36, right_agreed=10, wrong_differed=1),)
+    for name in names:
+        world.say(name, NOON, stats(OLD, 100, feedback_total=20, feedback_correct=18, agreement=asked))
+        world.say(name, NOON + 20 * MINUTE, replace(stats(OLD, 50), shadow=True, compared=50, agreed=40))
+    page = of_model(world, "pi")
+    active, shadow = page["profiles"]
+    assert active["figures"].keys() == {"feedback accuracy", "cloud agreement", "corrected accuracy"}
+    assert shadow["figures"].keys() == {"shadow agreement"}
+    known = {**active["figures"], **shadow["figures"]}
+    told = {kind: (round(one["value"], 2), one["n"], one["devices"]) for kind, one in known.items()}
+    assert told["feedback accuracy"] == (0.9, 600, 30)
+    assert told["shadow agreement"] == (0.8, 1500, 30)
+    assert told["cloud agreement"] == (0.9, 1200, None)
+    assert known["corrected accuracy"]["labelled"] == 330
+    assert all(one["low"] < one["value"] < one["high"] for one in known.values())
+    text = _drawn(model_view("intents/kitchen/1.0.0", page))
+    for kind in known:
+        assert kind in text
+    assert "90.0" in text
+
+
+def test_the_figures_of_many_devices_are_those_of_a_sample_and_the_same_each_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality, "DRAWN", 6)
+    names = [f"d{n}" for n in range(20)]
+    world.add(*names)
+    for n, name in enumerate(names):
+        world.say(name, NOON, stats(OLD, 100, feedback_total=20, feedback_correct=n))
+    world.keep(hours=24 * 3)
+    (one,) = of_model(world, "pi", hours=24 * 30)["profiles"]
+    assert (one["figures"]["feedback accuracy"]["devices"], one["figures"]["feedback accuracy"]["n"]) == (6, 120)
+    assert of_model(world, "pi", hours=24 * 30)["profiles"] == [one]
+    assert one["accuracy"]["n"] == 400
+
+
+def test_counts_that_cannot_be_make_no_figure(world: World) -> None:
+    """Attack: a device says that more answers were right than there were."""
+    world.say("a", NOON, stats(OLD, 10, feedback_total=5, feedback_correct=50))
+    assert of_model(world, "pi")["profiles"][0]["figures"] == {}
 
 
 def test_steps_add_up_to_the_whole_whatever_the_windows_are_by_now(world: World) -> None:
