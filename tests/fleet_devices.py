@@ -47,14 +47,15 @@ LABEL, OTHER = "light", "music"
 
 @dataclass(frozen=True)
 class Kind:
-    """What the devices of a profile are like. `ms`: the median of an answer; `hourly`: requests; `labelled`: of them.
+    """What the devices of a profile are like. `ms`: the median of an answer; `hourly`: requests; `labelled`: feedback
+    comes on each.
 
     `spread`: how devices differ in speed and load, as the deviation of a logarithm.
     """
 
     ms: float
     hourly: float
-    labelled: float = 0.0
+    labelled: bool = False
     right: float = 0.92
     spread: float = 0.25
 
@@ -100,17 +101,14 @@ class SimulatedDevice:
         self.name, self.profile, self.window = name, profile, window
         self._kind, self._around, self._rng = kind, around, rng
         self.key = ec.generate_private_key(ec.SECP256R1())
-        state, signer = _state(around.empty_disk), CryptoSigner(self.key)
+        self._state = state = _state(around.empty_disk)
+        signer = CryptoSigner(self.key)
         clock = Clock(state, wall=around.now)
         self._boot = f"boot-{name}"
         self._meter = WindowMeter()
-        self._recorder = Recorder(
-            state, self._meter, boot=self._boot, limit=QUEUE, now=around.now, health=self._health
-        )
+        self._recorder = Recorder(state, self._meter, boot=self._boot, limit=QUEUE, now=around.now, health=self._health)
         self._voice = Voice(name, state, cast(Any, _Line(around.say)), lambda: signer)
-        self._acks = Acks(
-            device=name, boot=self._boot, trusted=around.trusted, clock=clock, on_ask=lambda _at: None
-        )
+        self._acks = Acks(device=name, boot=self._boot, trusted=around.trusted, clock=clock, on_ask=lambda _at: None)
         self._outbox = Outbox(state, self._voice, self._acks, timeout=SILENCE)
         self._outbox.open = True
         self._speed = rng.normal(0.0, kind.spread)
@@ -165,6 +163,12 @@ class SimulatedDevice:
             self._jitter = self._rng.normal(0.0, 0.04)
             self._recorder.close_window()
             self._outbox.kick()
+
+    def produced(self) -> int:
+        """How many records it has made, by its own ledger; each was delivered."""
+        ledger = self._state.ledger()
+        assert all(one.delivered == one.produced for one in ledger)
+        return sum(one.produced for one in ledger)
 
     def send_every(self, window: timedelta) -> None:
         """Another length of window from now on."""

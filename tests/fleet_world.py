@@ -2,14 +2,14 @@
 
     with whole_fleet(tmp_path, now, window) as world:
         world.release("1.0.0", "raspberry-pi-4")
-        world.join("pi-1", "raspberry-pi-4", Kind(ms=35, hourly=120))
-        rollout = world.start("1.0.0", gates="install")
-        world.pass_time(hours=2)
-        world.view(rollout)["state"], world.device("pi-1").active
+        world.join({"pi-1": ("raspberry-pi-4", Kind(ms=35, hourly=120))}, seed=1)
+        rollout = world.start("1.0.0", "r-000000000001", gates="install")
+        world.pass_time(hours=2, step=timedelta(minutes=13))
+        world.view(rollout)["state"], world.devices["pi-1"].active
 
-Everything of the fleet is what `fleet.assembly` makes and `fleet.up` calls: inbox, telemetry, evidence, gates, rollouts,
-housekeeping, the signed desired states, over the database with its migrations. What is false: the broker, which is
-`Line`, and the clock, which moves in steps of `STEP`.
+Everything of the fleet is what `fleet.assembly` makes and `fleet.up` calls: inbox, telemetry, evidence, gates,
+rollouts, housekeeping, the signed desired states, over the database with its migrations. What is false: the broker,
+which is `Line`, and the clock, which moves in steps.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 from fleet_devices import Kind, SimulatedDevice, Surroundings, Worse
 from fleet_process import Publisher, tiny_bundle
+from sqlmodel import select
 
 from agent.store.state import StateFile
 from fleet import assembly
@@ -39,7 +40,7 @@ from fleet.serial import TOGETHER
 from fleet.services import Services
 from fleet.settings import load
 from fleet.store.folder import hold
-from fleet.store.tables import Device
+from fleet.store.tables import Device, DeviceStats, SecurityRow
 from fleet.trust.enrolment import new_row
 from fleet.up import tick
 from wire import topics
@@ -48,8 +49,6 @@ from wire.messages import Presence
 from wire.orders import Desired
 from wire.trust import TrustedSet
 
-STEP = timedelta(minutes=7)
-"""No part of an hour, nor of the windows of evidence."""
 OPERATOR = Caller("token:ops", frozenset({"operator"}))
 
 
@@ -62,7 +61,7 @@ class Line:
         self.session = session
         self.published: list[tuple[str, bytes]] = []
 
-    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, wait: float = 0) -> None:
+    def publish(self, topic: str, payload: bytes, **_how: object) -> None:
         """Keep it until it is delivered."""
         self.published.append((topic, payload))
 
@@ -128,6 +127,23 @@ class World:
             envelope = session.get_one(Device, device).desired_envelope
         return open_by_role(envelope.encode(), Desired, self.trusted.targets())
 
+    def reported(self, device: str) -> bytes:
+        """What the fleet heard last of how a device runs."""
+        with self.services.database.transaction() as session:
+            return session.get_one(Device, device).reported.encode()
+
+    def stored(self) -> dict[str, int]:
+        """How many records of each device the fleet counted, those that came twice apart."""
+        with self.services.database.transaction() as session:
+            rows = session.exec(select(DeviceStats)).all()
+        assert not any(row.duplicates for row in rows)
+        return {row.device: row.records for row in rows}
+
+    def refusals(self) -> list[str]:
+        """What the fleet did not believe."""
+        with self.services.database.transaction() as session:
+            return [f"{row.device}: {row.reason}" for row in session.exec(select(SecurityRow))]
+
     # --- devices ------------------------------------------------------------------------------------------------------
 
     def join(self, names: Mapping[str, tuple[str, Kind]], seed: int) -> None:
@@ -154,7 +170,7 @@ class World:
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
-    def pass_time(self, hours: float, step: timedelta = STEP) -> None:
+    def pass_time(self, hours: float, step: timedelta) -> None:
         """Let time pass in steps: devices live, what they say is taken, the fleet does its housekeeping."""
         asyncio.run(self._pass(round(timedelta(hours=hours) / step), step))
 
@@ -213,10 +229,10 @@ class _Api:
         """As `FleetProcess.api`."""
         match method, path.removeprefix("/api/v1/").partition("/"):
             case "GET", ("trust", "", ""):
-                return releases._trust(self.services)  # noqa: SLF001
+                return releases._trust(self.services)
             case "POST", ("trust", "", ""):
                 documents = {name: text.encode() for name, text in body["documents"].items()}
-                return releases._admit(self.services, documents)  # noqa: SLF001
+                return releases._admit(self.services, documents)
             case "PUT", ("blobs", _, digest):
                 with self.services.blobs.receive(digest, limit=1 << 20) as receiver:
                     receiver.write(body)
