@@ -242,8 +242,8 @@ def busy(when: datetime) -> float:
 
 
 def rest(when: datetime) -> float:
-    """The share of requests that a day has of those of a workday: a third on Sundays."""
-    return 1 / 3 if when.weekday() == SUNDAY else 1.0
+    """The share of requests that a day has of those of a workday: a fifth on Sundays."""
+    return 1 / 5 if when.weekday() == SUNDAY else 1.0
 
 
 def _state(empty: sqlite3.Connection) -> StateFile:

@@ -15,6 +15,7 @@ which is `Line`, and the clock, which moves in steps.
 from __future__ import annotations
 
 import asyncio
+import gc
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -162,11 +163,11 @@ class World:
                 self.said.append(Message(topics.State(name).topic, born, retained=False))
         services.outbox.desired(names)
 
-    def send_every(self, window: timedelta) -> None:
-        """Devices close their windows of telemetry at another pace from now on."""
-        self.window = window
+    def send_every(self, window: timedelta, *profiles: str) -> None:
+        """Devices, of all profiles or of some, close their windows of telemetry at another pace from now on."""
         for device in self.devices.values():
-            device.send_every(window)
+            if device.profile in profiles or not profiles:
+                device.send_every(window)
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
@@ -216,7 +217,12 @@ def whole_fleet(folder: Path, now: datetime, window: timedelta) -> Iterator[Worl
         ):
             publisher = Publisher(cast(Any, _Api(services)), "intents", expires=now + timedelta(days=30))
             publisher.publish_roles()
-            yield World(services, publisher, empty_disk, clock, window)
+            gc.collect()
+            gc.freeze()  # as a fleet does once it is ready
+            try:
+                yield World(services, publisher, empty_disk, clock, window)
+            finally:
+                gc.unfreeze()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 A model answers on all of them through a quiet Sunday. On Monday morning a candidate comes: 1.3 times slower on one
 profile, 2 points less accurate on another, equal on two; later its repaired successor goes to those that lack it. A
-first wave of a fifth is some 25 devices of each profile, with four peers for each: three times what a verdict takes.
+first wave of a fifth is 16 to 28 devices of a profile, with four peers for each: twice what a verdict takes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import cycle
 from typing import Any
 
 import pytest
@@ -20,15 +19,17 @@ from fleet_world import World, whole_fleet
 from wire.bundle import split_target
 from wire.messages import Reported
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
 SLOW, INACCURATE = "raspberry-pi-4", "jetson-orin-nano"
-KINDS = {
-    SLOW: Kind(ms=35, hourly=100),
-    INACCURATE: Kind(ms=12, hourly=700, labelled=True),
-    "raspberry-pi-zero-2w": Kind(ms=120, hourly=100),
-    "x86-64": Kind(ms=6, hourly=100),
+FLEET = {
+    SLOW: (140, Kind(ms=35, hourly=120)),
+    INACCURATE: (80, Kind(ms=12, hourly=1000, labelled=True)),
+    "raspberry-pi-zero-2w": (140, Kind(ms=120, hourly=120)),
+    "x86-64": (140, Kind(ms=6, hourly=120)),
 }
+"""How many devices of each profile."""
 SUNDAY = datetime(2026, 11, 22, 6, tzinfo=UTC)
-DEVICES = 500
 STEP = timedelta(minutes=13)
 """No part of an hour, nor of the windows of evidence."""
 BAD, REPAIRED = "r-00000000bad0", "r-00000000900d"
@@ -66,17 +67,17 @@ class Story:
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     """Two days of a fleet."""
-    with whole_fleet(tmp_path_factory.mktemp("five-hundred"), SUNDAY, timedelta(hours=6)) as world:
-        kinds = cycle(KINDS.items())
-        world.join({f"device-{i:03}": next(kinds) for i in range(DEVICES)}, seed=7)
-        world.release("1.0.0", *KINDS)
+    with whole_fleet(tmp_path_factory.mktemp("five-hundred"), SUNDAY, timedelta(hours=12)) as world:
+        world.join({f"{p}-{i}": (p, kind) for p, (count, kind) in FLEET.items() for i in range(count)}, seed=7)
+        assert len(world.devices) == 500
+        world.release("1.0.0", *FLEET)
         first = world.start("1.0.0", "r-000000000001", gates="install", waves="100%")
         world.pass_time(hours=0.8, step=STEP)
         assert world.view(first)["state"] == "done"
         world.pass_time(hours=24, step=timedelta(minutes=61))
 
         world.send_every(timedelta(hours=1))
-        world.release("2.0.0", *KINDS)
+        world.release("2.0.0", *FLEET)
         world.worse = {
             ("2.0.0", SLOW): Worse(slower=1.3),
             ("2.0.0", INACCURATE): Worse(less_accurate=2.0),
@@ -84,6 +85,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         bad = _roll_out(world, "2.0.0", BAD)
         world.pass_time(hours=0.7, step=STEP)
         now = {name: (wanted(world, name), reported(world, name)) for name in world.devices}
+        world.send_every(timedelta(hours=6), *(FLEET.keys() - {SLOW, INACCURATE}))  # it is of no interest any more
         world.release("2.1.0", SLOW, INACCURATE)
         yield Story(world, bad, now, _roll_out(world, "2.1.0", REPAIRED))
 
@@ -149,7 +151,7 @@ def test_every_touched_device_of_these_profiles_is_back_and_the_others_finish(st
             assert story.released[name] == ("2.0.0", "2.0.0")
     for profile in (SLOW, INACCURATE):
         was = sum(devices[name].profile == profile for name in touched)
-        assert 5 < was < DEVICES / len(KINDS) / 2, f"{was} devices of {profile} had it"
+        assert 5 < was < FLEET[profile][0] / 2, f"{was} devices of {profile} had it"
 
 
 def test_the_same_candidate_without_its_faults_finishes_there(story: Story) -> None:
@@ -170,4 +172,4 @@ def test_no_message_of_any_device_was_refused_and_no_record_counted_twice_or_los
     assert world.refusals() == []
     produced = {name: device.produced() for name, device in world.devices.items()}
     assert world.stored() == produced
-    assert min(produced.values()) > 20
+    assert min(produced.values()) >= 10
