@@ -166,8 +166,8 @@ def _golden(look: Look, limit: float) -> Iterator[Finding]:
     was = {c.device: c.before.golden for c in look.candidates if c.before is not None}
     now = {c.device: c.after.golden for c in look.candidates if c.after is not None}
     failed = [d for d, held in now.items() if held is False and was.get(d) is not False]
-    ran = [d for d, held in was.items() if held is not None]
-    silent = [d for d in ran if now.get(d) is None]
+    ran = [d for d in now if was.get(d) is not None]  # who says nothing yet is told of by `_missing`
+    silent = [d for d in ran if now[d] is None]
     n, most = len(look.candidates), f"at most {show('golden', limit)}"
     if failed:
         worse = 100 * len(failed) > limit * n
@@ -219,7 +219,7 @@ def _missing(look: Look) -> Iterator[Finding]:
             None, "no device without the candidate is left to compare with: against before only, wider limits"
         )
     if "accuracy" in gates.limits:
-        yield from _labels(look)
+        yield from _labels(look, asked)
 
 
 def _speaks_enough(look: Look, one: Comparison) -> bool:
@@ -261,12 +261,15 @@ def _unshadowed(look: Look, history: History) -> Iterator[Finding]:
     )
 
 
-def _labels(look: Look) -> Iterator[Finding]:
-    """Labels that are on their way are waited for, as long as patience lasts."""
-    gates = look.gates
-    asked = gates.labels * min(gates.devices, len(look.candidates))
-    have = sum(c.after.feedback_total for c in look.candidates if c.after is not None)
-    if have >= asked:
+def _labels(look: Look, asked: int) -> Iterator[Finding]:
+    """Labels that are on their way are waited for, as long as patience lasts: so many devices want theirs.
+
+    All together would say little: the more devices share them, the worse each is known, and devices are what counts.
+    """
+    gates, n = look.gates, len(look.candidates)
+    have = [c.after.feedback_total for c in look.candidates if c.after is not None]
+    enough = sum(labels >= gates.labels for labels in have)
+    if enough >= asked:
         return
     given = sum(before(c.before, LABELS) for c in look.candidates)
     if not given:
@@ -275,16 +278,15 @@ def _labels(look: Look) -> Iterator[Finding]:
     span = sum((c.before.ends - c.before.begins).total_seconds() for c in look.candidates if c.before)
     expected = given / max(span, 1.0) * gates.patience.total_seconds()
     waited = look.now - min(c.since for c in look.candidates)
-    if expected * len(look.candidates) < asked:
+    if expected * n < gates.labels * min(gates.devices, n):
         yield Finding(
             None, f"accuracy: about {expected:,.0f} labels a device in {_show(gates.patience)}, too few to wait"
         )
     elif waited < gates.patience:
-        yield Finding("HOLD", f"accuracy: {have:,} of {asked:,} labels that a small loss takes; they are coming")
+        there = f"accuracy: {enough} of {n} devices have {gates.labels:,} labels, {sum(have):,} in all"
+        yield Finding("HOLD", f"{there}: {asked} are asked for; they are coming")
     else:
-        yield Finding(
-            None, f"accuracy: {have:,} of {asked:,} labels after {_show(gates.patience)}: not waited for longer"
-        )
+        yield Finding(None, f"accuracy: {sum(have):,} labels after {_show(gates.patience)}, and no more are waited for")
 
 
 def _numbers(look: Look, history: History) -> dict[str, float]:

@@ -68,10 +68,10 @@ class Gates:
 
     `alpha` is the chance that an equal model is ever aborted by the gates that test, over a whole rollout of up to
     `profiles` profiles. `devices` with `requests` each and evidence not older than `fresh` are asked for before going
-    on (four of five, where fewer have the candidate), and `covered` of those that have it. A loss of accuracy is waited
-    for until `labels` times `devices` labels have come, if they can come within `patience`. `small`: what a profile
-    does when fewer than `devices` have the candidate. `unshadowed`: what it does when no answer of it was compared in
-    shadow; a rollout that sets the limit of agreement by name holds then.
+    on (four of five, where fewer have the candidate), and `covered` of those that have it. Where feedback came before,
+    as many are asked to have `labels` each; that is waited for `patience`, if `labels` times `devices` can come in it.
+    `small`: what a profile does when fewer than `devices` have the candidate. `unshadowed`: what it does when no answer
+    of it was compared in shadow; a rollout that sets the limit of agreement by name holds then.
     """
 
     limits: Mapping[str, float] = field(default_factory=lambda: {name: kind.limit for name, kind in KINDS.items()})

@@ -63,8 +63,13 @@ def test_labels_that_are_coming_are_waited_for_and_not_for_ever() -> None:
     few = candidates(6, feedback_total=200, feedback_correct=182) + controls(60)
     held = look(few)
     assert held.verdict == "HOLD"
-    assert told(held, "1,200 of 10,000 labels")
+    assert told(held, "0 of 6 devices have 2,000 labels, 1,200 in all: 5 are asked for")
     assert look(few, parse({"patience": "2 h"})).verdict == "PROCEED"
+    many = {"feedback_total": 2000, "feedback_correct": 1820}
+    assert look(candidates(6, **many)[:4] + few[4:]).verdict == "HOLD"
+    assert look(candidates(6, **many)[:5] + few[5:]).verdict == "PROCEED"
+    shared = {"feedback_total": 500, "feedback_correct": 455}
+    assert look(candidates(20, **shared) + controls(100)).verdict == "HOLD", "all together they have 10,000"
     rare = {"feedback_total": 20, "feedback_correct": 18}
     unlabelled = look(candidates(6, was=rare, **rare) + controls(60))
     assert unlabelled.verdict == "PROCEED"
