@@ -20,7 +20,7 @@ from functools import lru_cache
 from fleet.gates.gross import gross
 from fleet.gates.history import History, Trial
 from fleet.gates.measures import ABSOLUTE, LABELS, MEASURES, WORDS, allowed, before, plain, shown
-from fleet.gates.observing import observe, trials_of
+from fleet.gates.observing import DAY, observe, trials_of
 from fleet.gates.peers import Look, is_known
 from fleet.gates.thresholds import KINDS, Gates, show
 from fleet.gates.values import Comparison, Judgement, Verdict
@@ -216,7 +216,9 @@ def _missing(look: Look) -> Iterator[Finding]:
         yield Finding("HOLD" if held else None, f"{few}; approve by hand, or lower gates.devices" if held else few)
     if not look.controls:
         yield Finding(
-            None, "no device without the candidate is left to compare with: against before only, wider limits"
+            None,
+            "no device without the candidate is left to compare with: against before only, wider limits, and after "
+            f"{DAY:.0f} h, so that the same hours are compared",
         )
     if "accuracy" in gates.limits:
         yield from _labels(look, asked)
@@ -244,9 +246,8 @@ def _unranked(look: Look, history: History) -> Iterator[Finding]:
     gates, was = look.gates, sum(map(is_known, look.candidates))
     asked = [name for name in ("latency", "errors") if name in gates.limits]
     if asked and was >= gates.devices and not any(name in history.found for name in asked):
-        yield Finding(
-            "HOLD", f"none of {was} devices was compared: no device without the candidate had a load like theirs"
-        )
+        why = "no device without the candidate had a load like theirs" if look.controls else "a day is not over yet"
+        yield Finding("HOLD", f"none of {was} devices was compared: {why}")
 
 
 def _unshadowed(look: Look, history: History) -> Iterator[Finding]:

@@ -5,8 +5,9 @@
 1. A device seen with the candidate for the first time gets up to nine peers without it (`fleet.gates.peers`).
 2. Once it and they have reached a size of evidence, it is ranked among them by their changes since before. It counts
    there once, whatever comes later.
-3. With no device left to compare with, its change alone is tried, with a wider limit; a device that ran no model before
-   is tried by absolute limits. One that ran a model of which nothing is known is tried by neither.
+3. With no device left to compare with, its change alone is tried, with a wider limit, and once it has seen the same
+   hours of a day as before: a busy hour is not the model's fault. A device that ran no model before is tried by
+   absolute limits. One that ran a model of which nothing is known is tried by neither.
 
 Which devices get the candidate first is drawn by a hash, so equal models make all places as likely: it is a randomised
 experiment in small blocks, and what happens to all devices at one time cancels.
@@ -46,6 +47,8 @@ TAIL = 0.01
 """The share of answers above the p99 of before, if nothing changed."""
 GROSS_SIZES = (32, 128, 512, 2048)
 """Requests at which a device is looked at for what is plainly broken."""
+DAY = 24.0
+"""Hours in which a device without peers has seen what it saw before."""
 _NEVER = float(1 << 40)
 _FIRST_DUE = (0.0, 0.0, 0.0, 0.0)
 
@@ -113,6 +116,9 @@ def _advance(look: Look, one: Comparison, block: Block, trials: dict[str, Trial]
         name, measure, _ = gate
         kind = measure.kind
         for size in measure.sizes[taken.get(name, 0) :]:
+            if has[kind] >= size and block.mode == "alone" and name in MEASURES and has[HOURS] < DAY:
+                due[HOURS] = min(due[HOURS], began[HOURS] + DAY)
+                break
             peer = _take(look, one, block, gate, size, trials) if has[kind] >= size else ""
             if peer is not None:
                 due[kind] = min(due[kind], began[kind] + (PATIENT * size if peer else size))
