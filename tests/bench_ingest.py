@@ -2,10 +2,10 @@
 
 Each device has an MQTT connection of its own over mutual TLS (`tests/ingest_load.py`, a process beside the fleet) and
 sends as an agent does: one signed message, then it waits for the signed acknowledgement, then the next. A report is
-one such message: a minute of one model (60 requests with latency, confidence, labels, lengths) and the device's
-health, with the ledger of both. The fleet verifies it, stores it and acknowledges it, exactly as always; devices are
-enrolled by the fleet's own code before it starts. The messages are signed before the clock starts; the load shares this
-machine.
+one such message: a minute of one model (60 requests with their latencies, feedback on two) and the device's health,
+with the ledger of both; in one of sixty, as in an agent's hour, what inputs and answers looked like. The fleet verifies
+it, stores it and acknowledges it, exactly as always; devices are enrolled by the fleet's own code before it starts. The
+messages are signed before the clock starts; the load shares this machine.
 
 `reports_per_s_*`: reports acknowledged by the seconds from the first sent to the last acknowledged.
 `cpu_us_per_report_*`: CPU of the fleet process (not of broker and database) for each. `lost`: reports that were
