@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 import orjson
-from sqlalchemy import insert, select, tuple_
+from sqlalchemy import select, tuple_
 from sqlmodel import Session, col
 
 from fleet import agreements, routed
@@ -30,7 +30,7 @@ from fleet.seen import Seen
 from fleet.store.evidence_tables import SeenRow
 from fleet.store.speakers import Speaker
 from fleet.store.tables import Device, DeviceStats, TelemetryRow
-from fleet.store.upsert import upsert
+from fleet.store.upsert import append, upsert
 from wire.messages import InferenceStats, TelemetryBatch, TelemetryRecord
 from wire.units import instant, show_instant
 
@@ -167,8 +167,7 @@ class Intake:
         return {device: Sums.of(*values) for device, *values in found}
 
     def _write(self, seen: dict[Boot, Seen], sums: dict[str, Sums]) -> None:
-        if self.raw:
-            self.session.connection().execute(insert(TelemetryRow), self.raw)
+        append(self.session, TelemetryRow, self.raw)
         day = int(self.now.timestamp() // 86_400)
         rows = [
             {"device": device, "boot": boot, "streams": one.to_text(), "day": day}

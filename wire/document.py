@@ -349,19 +349,31 @@ def _document_reader(cls: type[Document]) -> Reader:
     missing = dataclasses.MISSING
     fields = [f for f in dataclasses.fields(cls) if f.name != "extra"]
     needed = frozenset(f.name for f in fields if f.default is missing and f.default_factory is missing)
+    plain = {f.name: f.default for f in fields if f.default is not missing}
+    made = [(f.name, f.default_factory) for f in fields if f.default_factory is not missing]
     readers = {f.name: _reader(hints[f.name]) for f in fields}
+    check = getattr(cls, "__post_init__", None)
 
     def read(value: Any) -> Document:
         if type(value) is not dict or not needed <= value.keys():
             raise _WrongError
-        known: dict[str, Any] = {}
+        known = plain.copy()
         extra: dict[str, Any] = {}
         for name, item in value.items():
-            if (reader := readers.get(name)) is None:
-                extra[name] = item
+            if name in readers:
+                known[name] = readers[name](item)
             else:
-                known[name] = reader(item)
-        return cls(**known, extra=extra)
+                extra[name] = item
+        for name, make in made:
+            if name not in known:
+                known[name] = make()
+        known["extra"] = extra
+        # What `__init__` does, without asking for each field whether a frozen class may set it: half of all reading.
+        document = object.__new__(cls)
+        document.__dict__.update(known)
+        if check is not None:
+            check(document)
+        return document
 
     return read
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
-from sqlalchemy import BindParameter, bindparam, select, update
+from sqlalchemy import BindParameter, Dialect, bindparam, select, update
 from sqlmodel import Session, col
 
 from fleet.store.tables import Device
+from fleet.store.upsert import send, worded
 
 
 @dataclass(slots=True)
@@ -49,8 +51,14 @@ def read(session: Session, devices: Sequence[str]) -> dict[str, Speaker]:
 
 def write(session: Session, speakers: Iterable[Speaker]) -> None:
     """What telemetry changes of a device."""
-    table = Device.__table__  # type: ignore[attr-defined]
     rows = [{"of": one.id, **{name: getattr(one, name) for name in _WRITTEN}} for one in speakers]
     if rows:
-        values: dict[str, BindParameter[object]] = {name: bindparam(name) for name in _WRITTEN}
-        session.connection().execute(update(table).where(table.c.id == bindparam("of")).values(values), rows)
+        connection = session.connection()
+        send(connection, *_update(connection.dialect), rows)
+
+
+@lru_cache
+def _update(dialect: Dialect) -> tuple[str, Sequence[str] | None]:
+    table = Device.__table__  # type: ignore[attr-defined]
+    values: dict[str, BindParameter[object]] = {name: bindparam(name) for name in _WRITTEN}
+    return worded(update(table).where(table.c.id == bindparam("of")).values(values), (), dialect)
