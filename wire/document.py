@@ -185,12 +185,7 @@ def _encode(value: object) -> object:
     if type(value) in _PLAIN:
         return value
     if isinstance(value, Document):
-        found = dict(value.extra)
-        for name in _names(type(value)):
-            one = getattr(value, name)
-            if one is not None and not (name in value.LEAN and one == _empty(type(value), name)):
-                found[name] = one if type(one) in _PLAIN else _encode(one)
-        return found
+        return _encode_document(value)
     if type(value) is dict and set(map(type, value.values())) == {int} and set(map(type, value)) == {str}:
         return dict(value)
     if isinstance(value, Mapping):
@@ -198,6 +193,17 @@ def _encode(value: object) -> object:
     if isinstance(value, (tuple, list)):
         return [_encode(v) for v in value]
     return value
+
+
+def _encode_document(value: Document) -> dict[str, object]:
+    found, fields, lean = dict(value.extra), vars(value), value.LEAN
+    for name in _names(type(value)):
+        one = fields[name]
+        if type(one) in _PLAIN:
+            found[name] = one
+        elif one is not None and not (name in lean and one == _empty(type(value), name)):
+            found[name] = _encode(one)
+    return found
 
 
 _EMPTY: dict[tuple[type, str], object] = {}
