@@ -1,18 +1,20 @@
-"""The MQTT client, reading much at a time: paho asks its socket for one byte, then one more, then the rest of a packet.
+"""The MQTT client, reading and writing much at a time.
 
-Each of those was a call into TLS, which gives the interpreter away and waits for its turn to get it back.
+paho asks its socket for one byte, then one more, then the rest of a packet, and writes each packet by itself. Each of
+those is a call into TLS, which gives the interpreter away and waits for its turn to get it back.
 """
 
 from __future__ import annotations
 
 import ssl
+from collections.abc import Mapping
 from typing import Any, Final, cast
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import MQTTErrorCode
 
 AT_ONCE: Final = 64 * 1024
-"""Bytes of one read."""
+"""Bytes of one read, and of one write, about."""
 PACKETS: Final = 100
 """How many are taken in a row at most: what is to be sent waits meanwhile."""
 
@@ -59,3 +61,31 @@ class BufferedClient(mqtt.Client):
             if not self._sock.held:
                 break
         return code
+
+    def _packet_write(self) -> MQTTErrorCode:
+        """Write what waits, small packets at the head of the queue as one.
+
+        Only those of which paho notes nothing once they are out: receipts, and what the broker sends a receipt for.
+        """
+        joined = bytearray()
+        while self._out_packet and len(joined) < AT_ONCE and _is_quiet(self._out_packet[0]):
+            packet = self._out_packet.popleft()
+            joined += packet["packet"][packet["pos"] :]
+        if joined:
+            self._out_packet.appendleft(
+                {
+                    "command": mqtt.PUBACK,
+                    "mid": 0,
+                    "qos": 0,
+                    "pos": 0,
+                    "to_process": len(joined),
+                    "packet": joined,
+                    "info": None,
+                }
+            )
+        return super()._packet_write()
+
+
+def _is_quiet(packet: Mapping[str, Any]) -> bool:
+    kind = packet["command"] & 0xF0
+    return bool(kind == mqtt.PUBACK or (kind == mqtt.PUBLISH and packet["qos"]))
