@@ -80,13 +80,18 @@ def _add(session: Session, window: str, told: Mapping[str, Sequence[tuple[Infere
     upsert(session, DriftLook, rows)
 
 
+_LOOKS: Final = sqlalchemy.select(
+    *map(col, (DriftLook.device, DriftLook.digest, DriftLook.model, DriftLook.look))
+).where(
+    col(DriftLook.window) == sqlalchemy.bindparam("of"),
+    col(DriftLook.device).in_(sqlalchemy.bindparam("devices", expanding=True)),
+)
+
+
 def _there(session: Session, window: str, devices: Sequence[str]) -> dict[str, dict[str, tuple[str, Look]]]:
     """Model and look of what is known of devices in a window, by device and digest."""
-    d, found = DriftLook, dict[str, dict[str, tuple[str, Look]]]()
-    query = sqlalchemy.select(col(d.device), col(d.digest), col(d.model), col(d.look)).where(
-        col(d.window) == window, col(d.device).in_(devices)
-    )
-    for device, digest, model, look in session.connection().execute(query):
+    found = dict[str, dict[str, tuple[str, Look]]]()
+    for device, digest, model, look in session.connection().execute(_LOOKS, {"of": window, "devices": devices}):
         found.setdefault(device, {})[digest] = model, Look.parse(look)
     return found
 

@@ -39,13 +39,15 @@ class Speaker:
 
 
 _READ = tuple(Speaker.__dataclass_fields__)
+_SPEAKING = select(*(col(getattr(Device, name)) for name in _READ)).where(
+    col(Device.id).in_(bindparam("devices", expanding=True)), col(Device.next_certificate) == ""
+)
 _WRITTEN = ("ack_seq", "batch_starts", "batch_sent", "last_seen", "online", "gone", "interval_s")
 
 
 def read(session: Session, devices: Sequence[str]) -> dict[str, Speaker]:
     """Those of some devices, by id."""
-    columns = select(*(col(getattr(Device, name)) for name in _READ))
-    rows = session.connection().execute(columns.where(col(Device.id).in_(devices), col(Device.next_certificate) == ""))
+    rows = session.connection().execute(_SPEAKING, {"devices": devices})
     return {row[0]: Speaker(*row) for row in rows}
 
 
