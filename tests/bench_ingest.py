@@ -49,6 +49,9 @@ MEBI = 1024 * 1024
 
 def main() -> None:
     options = _options()
+    if options.parts:
+        sys.stdout.write(json.dumps({"parts_us": parts()}) + "\n")
+        return
     figures: dict[str, Any] = {"devices": options.devices}
     lost = 0
     for name in options.databases:
@@ -74,7 +77,17 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--reports", type=int, default=40, help="reports of each device (default 40)")
     parser.add_argument("--databases", nargs="+", choices=("sqlite", "postgres"), default=["sqlite", "postgres"])
     parser.add_argument("--no-plan", action="store_true", help="leave the planning of a rollout out")
+    parser.add_argument("--parts", action="store_true", help="only what the parts of a report cost, without a broker")
     return parser.parse_args()
+
+
+def parts() -> dict[str, float]:
+    """See `tests/ingest_parts.py`: 250 devices on SQLite."""
+    with tempfile.TemporaryDirectory(prefix="shoal-bench-") as name:
+        folder, names = Path(name), [f"bench-{n:05}" for n in range(250)]
+        enrol(folder, "", folder, names)
+        found: dict[str, float] = import_module("ingest_parts").parts(folder, "", names, DIGEST)
+        return found
 
 
 def measure(folder: Path, url: str, options: argparse.Namespace) -> dict[str, Any]:
