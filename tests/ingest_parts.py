@@ -6,6 +6,7 @@ is timed, 50 checks of a signature, so that runs on a busy machine can be told f
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 import time
@@ -157,6 +158,9 @@ def parts(folder: Path, url: str, names: list[str], digest: str, count: int = 6)
         inbox = made(database, folder, out)
         first, *turns = rounds(folder, names, digest, count + 1)
         inbox.take(first)  # every device has its rows
+        gc.collect()  # as `fleet.up` does
+        gc.freeze()
+        gc.set_threshold(10_000, 20, 20)
         with measured(found):
             for turn in turns:
                 for at in range(0, len(turn), TOGETHER):
