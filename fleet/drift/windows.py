@@ -81,7 +81,7 @@ def _add(session: Session, window: str, told: Mapping[str, Sequence[tuple[Infere
 
 
 _LOOKS: Final = sqlalchemy.select(
-    *map(col, (DriftLook.device, DriftLook.digest, DriftLook.model, DriftLook.look))
+    col(DriftLook.device), col(DriftLook.digest), col(DriftLook.model), col(DriftLook.look)
 ).where(
     col(DriftLook.window) == sqlalchemy.bindparam("of"),
     col(DriftLook.device).in_(sqlalchemy.bindparam("devices", expanding=True)),
