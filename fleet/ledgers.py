@@ -61,6 +61,11 @@ class _Row:
     document: str = ""
 
 
+_OF_DEVICES: Final = sqlalchemy.select(*(col(getattr(LedgerRow, f.name)) for f in fields(_Row))).where(
+    col(LedgerRow.device).in_(sqlalchemy.bindparam("devices", expanding=True))
+)
+
+
 @dataclass
 class Ledgers:
     """The ledgers of the devices of one transaction, by device and stream."""
@@ -72,8 +77,7 @@ class Ledgers:
     @classmethod
     def of(cls, session: Session, devices: Iterable[str]) -> Self:
         """Those of some devices, read at once; `write` writes them."""
-        columns = sqlalchemy.select(*(col(getattr(LedgerRow, f.name)) for f in fields(_Row)))
-        rows = (_Row(*row) for row in session.connection().execute(columns.where(col(LedgerRow.device).in_(devices))))
+        rows = (_Row(*row) for row in session.connection().execute(_OF_DEVICES, {"devices": list(devices)}))
         return cls(session, {(row.device, row.stream): row for row in rows})
 
     def note_stored(self, device: str, records: Iterable[TelemetryRecord]) -> None:

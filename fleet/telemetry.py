@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 import orjson
-from sqlalchemy import insert, select, tuple_
+from sqlalchemy import bindparam, select, tuple_
 from sqlmodel import Session, col
 
 from fleet import agreements, routed
@@ -30,7 +30,7 @@ from fleet.seen import Seen
 from fleet.store.evidence_tables import SeenRow
 from fleet.store.speakers import Speaker
 from fleet.store.tables import Device, DeviceStats, TelemetryRow
-from fleet.store.upsert import upsert
+from fleet.store.upsert import append, upsert
 from wire.messages import InferenceStats, TelemetryBatch, TelemetryRecord
 from wire.units import instant, show_instant
 
@@ -41,6 +41,15 @@ MOST = 1 << 40
 FULL = 1 << 62
 """Where sums stop rising: the lies of one device must not overflow the database, or what reads all devices from it."""
 SUMS: Final = ("requests", "errors", "feedback_total", "feedback_correct")
+_SEEN: Final = select(col(SeenRow.device), col(SeenRow.boot), col(SeenRow.streams)).where(
+    tuple_(col(SeenRow.device), col(SeenRow.boot)).in_(bindparam("boots", expanding=True))
+)
+_SUMS: Final = select(
+    *(
+        col(getattr(DeviceStats, name))
+        for name in ("device", "latency", "health", "inference_at", "health_at", "records", "duplicates", *SUMS)
+    )
+).where(col(DeviceStats.device).in_(bindparam("devices", expanding=True)))
 Boot = tuple[str, str]
 """A device and a start of its agent."""
 
@@ -152,23 +161,16 @@ class Intake:
     def _seen(self) -> dict[Boot, Seen]:
         boots = {(one.device.id, one.batch.boot) for one in self.batches}
         found = {boot: Seen() for boot in boots}
-        query = select(col(SeenRow.device), col(SeenRow.boot), col(SeenRow.streams)).where(
-            tuple_(col(SeenRow.device), col(SeenRow.boot)).in_(sorted(boots))
-        )
-        for device, boot, streams in self.session.connection().execute(query):
+        for device, boot, streams in self.session.connection().execute(_SEEN, {"boots": sorted(boots)}):
             found[device, boot] = Seen.from_text(streams)
         return found
 
     def _sums(self, devices: Sequence[str]) -> dict[str, Sums]:
-        d = DeviceStats
-        ages = (d.inference_at, d.health_at)
-        columns = (d.device, d.latency, d.health, *ages, d.records, d.duplicates, *(getattr(d, name) for name in SUMS))
-        found = self.session.connection().execute(select(*map(col, columns)).where(col(d.device).in_(devices)))
+        found = self.session.connection().execute(_SUMS, {"devices": devices})
         return {device: Sums.of(*values) for device, *values in found}
 
     def _write(self, seen: dict[Boot, Seen], sums: dict[str, Sums]) -> None:
-        if self.raw:
-            self.session.connection().execute(insert(TelemetryRow), self.raw)
+        append(self.session, TelemetryRow, self.raw)
         day = int(self.now.timestamp() // 86_400)
         rows = [
             {"device": device, "boot": boot, "streams": one.to_text(), "day": day}

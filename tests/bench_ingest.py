@@ -2,10 +2,10 @@
 
 Each device has an MQTT connection of its own over mutual TLS (`tests/ingest_load.py`, a process beside the fleet) and
 sends as an agent does: one signed message, then it waits for the signed acknowledgement, then the next. A report is
-one such message: a minute of one model (60 requests with latency, confidence, labels, lengths) and the device's
-health, with the ledger of both. The fleet verifies it, stores it and acknowledges it, exactly as always; devices are
-enrolled by the fleet's own code before it starts. The messages are signed before the clock starts; the load shares this
-machine.
+one such message: a minute of one model (60 requests with their latencies, feedback on two) and the device's health,
+with the ledger of both; in one of sixty, as in an agent's hour, what inputs and answers looked like. The fleet verifies
+it, stores it and acknowledges it, exactly as always; devices are enrolled by the fleet's own code before it starts. The
+messages are signed before the clock starts; the load shares this machine.
 
 `reports_per_s_*`: reports acknowledged by the seconds from the first sent to the last acknowledged.
 `cpu_us_per_report_*`: CPU of the fleet process (not of broker and database) for each. `lost`: reports that were
@@ -49,6 +49,9 @@ MEBI = 1024 * 1024
 
 def main() -> None:
     options = _options()
+    if options.parts:
+        sys.stdout.write(json.dumps({"parts_us": parts()}) + "\n")
+        return
     figures: dict[str, Any] = {"devices": options.devices}
     lost = 0
     for name in options.databases:
@@ -74,7 +77,17 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--reports", type=int, default=40, help="reports of each device (default 40)")
     parser.add_argument("--databases", nargs="+", choices=("sqlite", "postgres"), default=["sqlite", "postgres"])
     parser.add_argument("--no-plan", action="store_true", help="leave the planning of a rollout out")
+    parser.add_argument("--parts", action="store_true", help="only what the parts of a report cost, without a broker")
     return parser.parse_args()
+
+
+def parts() -> dict[str, float]:
+    """See `tests/ingest_parts.py`: 250 devices on SQLite."""
+    with tempfile.TemporaryDirectory(prefix="shoal-bench-") as name:
+        folder, names = Path(name), [f"bench-{n:05}" for n in range(250)]
+        enrol(folder, "", folder, names)
+        found: dict[str, float] = import_module("ingest_parts").parts(folder, "", names, DIGEST)
+        return found
 
 
 def measure(folder: Path, url: str, options: argparse.Namespace) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import ssl
 import struct
 import sys
 import time
+import zlib
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -31,7 +32,8 @@ from securesystemslib.signer import CryptoSigner
 from wire import topics
 from wire.dsse import seal
 from wire.ledger import StreamLedger
-from wire.messages import Health, InferenceStats, TelemetryBatch, TelemetryRecord
+from wire.life import LineState
+from wire.messages import Health, InferenceStats, MachineState, TelemetryBatch, TelemetryRecord
 from wire.sketch import Histogram, Sketch
 from wire.units import show_instant
 
@@ -150,13 +152,19 @@ def read(device: Device) -> bool:
 
 
 def messages(job: Job, device: Device, signer: CryptoSigner, stats: InferenceStats, count: int) -> None:
-    """Sign what is sent in a round: each a minute of one model, and the health of the device, as an agent sends it."""
+    """Sign what is sent in a round: each a minute of one model, and the health of the device, as an agent sends it.
+
+    What inputs and answers look like is told once an hour (`agent.life.shapes`), here by each in a minute of its own.
+    """
     topic = topics.Telemetry(device.name).topic
+    told_at = zlib.crc32(device.name.encode()) % 60
+    minute = InferenceStats.from_value({k: v for k, v in stats.to_value().items() if k not in InferenceStats.LEAN})
     for _ in range(count):
         device.sent += 1
         n = device.sent
         start, end = (show_instant_of(job.start + 60 * (n + i) / 10) for i in (0, 1))
-        window = TelemetryRecord(seq=2 * n - 1, start=start, end=end, stream="inference", inference=(stats,))
+        said = stats if n % 60 == told_at else minute
+        window = TelemetryRecord(seq=2 * n - 1, start=start, end=end, stream="inference", inference=(said,))
         health = TelemetryRecord(seq=2 * n, start=start, end=end, stream="health", health=HEALTH)
         ledger = tuple(StreamLedger(stream=s, produced=n, delivered=n - 1, waiting=1) for s in ("inference", "health"))
         nonce = f"{device.name}-{n}"
@@ -182,8 +190,25 @@ HEALTH = Health(
     disk_free=8 << 30,
     disk_total=16 << 30,
     temperature_c=48.5,
+    machine=MachineState(
+        at="2026-11-22T08:00:00.000Z",
+        throttled=False,
+        throttle_bits=0,
+        temperature_c=48.5,
+        cpu_mhz=600.0,
+        cpu_max_mhz=1500.0,
+        governor="ondemand",
+        power="mains",
+        load=0.42,
+    ),
+    line=LineState(rtt_ms=21.4, rtt_worst_ms=38.9, reconnects=1),
     restarts={"clean": 1},
+    uptime_s=86_400.5,
+    clock_offset_s=0.012,
+    window_s=60.0,
+    golden={"sha256:" + "0" * 64: True},
 )
+"""What a Raspberry Pi says (`agent.life.life`)."""
 
 
 def show_instant_of(seconds: float) -> str:
@@ -198,12 +223,12 @@ def stats_of(job: Job, chance: Any) -> InferenceStats:
         requests=60,
         errors=1,
         latency_ms=Sketch.of(latencies),
-        confidence=Histogram.of([min(1.0, chance.gauss(0.85, 0.08)) for _ in range(60)]),
-        labels={"light-on": 25, "light-off": 21, "dim": 14},
+        confidence=Histogram.of([min(1.0, chance.gauss(0.85, 0.08)) for _ in range(3600)]),
+        labels={"light-on": 1500, "light-off": 1260, "dim": 840},
         feedback_total=2,
         feedback_correct=2,
-        lengths=Sketch.of([chance.randint(4, 20) for _ in range(60)]),
-        languages={"en": 60},
+        lengths=Sketch.of([chance.randint(4, 20) for _ in range(3600)]).coarse(),
+        languages={"en": 3600},
     )
 
 

@@ -185,12 +185,7 @@ def _encode(value: object) -> object:
     if type(value) in _PLAIN:
         return value
     if isinstance(value, Document):
-        found = dict(value.extra)
-        for name in _names(type(value)):
-            one = getattr(value, name)
-            if one is not None and not (name in value.LEAN and one == _empty(type(value), name)):
-                found[name] = one if type(one) in _PLAIN else _encode(one)
-        return found
+        return _encode_document(value)
     if type(value) is dict and set(map(type, value.values())) == {int} and set(map(type, value)) == {str}:
         return dict(value)
     if isinstance(value, Mapping):
@@ -198,6 +193,17 @@ def _encode(value: object) -> object:
     if isinstance(value, (tuple, list)):
         return [_encode(v) for v in value]
     return value
+
+
+def _encode_document(value: Document) -> dict[str, object]:
+    found, fields, lean = dict(value.extra), vars(value), value.LEAN
+    for name in _names(type(value)):
+        one = fields[name]
+        if type(one) in _PLAIN:
+            found[name] = one
+        elif one is not None and not (name in lean and one == _empty(type(value), name)):
+            found[name] = _encode(one)
+    return found
 
 
 _EMPTY: dict[tuple[type, str], object] = {}
@@ -349,19 +355,31 @@ def _document_reader(cls: type[Document]) -> Reader:
     missing = dataclasses.MISSING
     fields = [f for f in dataclasses.fields(cls) if f.name != "extra"]
     needed = frozenset(f.name for f in fields if f.default is missing and f.default_factory is missing)
+    plain = {f.name: f.default for f in fields if f.default is not missing}
+    made = [(f.name, f.default_factory) for f in fields if f.default_factory is not missing]
     readers = {f.name: _reader(hints[f.name]) for f in fields}
+    check = getattr(cls, "__post_init__", None)
 
     def read(value: Any) -> Document:
         if type(value) is not dict or not needed <= value.keys():
             raise _WrongError
-        known: dict[str, Any] = {}
+        known = plain.copy()
         extra: dict[str, Any] = {}
         for name, item in value.items():
-            if (reader := readers.get(name)) is None:
-                extra[name] = item
+            if name in readers:
+                known[name] = readers[name](item)
             else:
-                known[name] = reader(item)
-        return cls(**known, extra=extra)
+                extra[name] = item
+        for name, make in made:
+            if name not in known:
+                known[name] = make()
+        known["extra"] = extra
+        # What `__init__` does, without asking for each field whether a frozen class may set it: half of all reading.
+        document = object.__new__(cls)
+        document.__dict__.update(known)
+        if check is not None:
+            check(document)
+        return document
 
     return read
 

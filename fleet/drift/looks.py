@@ -9,13 +9,13 @@ against each other.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, Self
 
-from wire.document import dump_json
+import orjson
+
 from wire.evidence import Reference
 from wire.messages import InferenceStats
 from wire.units import show_instant
@@ -31,6 +31,8 @@ LONGEST_KEY: Final = 100
 """Characters of a label that are kept."""
 _SMALLEST: Final = 0.05
 """What faded to less is forgotten."""
+_FULL: Final = 1 << 62
+"""Where a count stops rising: JSON and databases take 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,11 @@ class Look:
     @classmethod
     def parse(cls, text: str) -> Self:
         """The inverse of `text`."""
-        return cls(**json.loads(text))
+        return cls(**orjson.loads(text))
 
     def text(self) -> str:
         """As JSON, without what is empty."""
-        return dump_json({k: v for k, v in vars(self).items() if v}).decode()
+        return orjson.dumps({k: v for k, v in vars(self).items() if v}, option=orjson.OPT_SORT_KEYS).decode()
 
     def __bool__(self) -> bool:
         return any(vars(self).values())
@@ -83,6 +85,12 @@ class Look:
         return Look(**{k: _scaled(v, share) for k, v in vars(self).items()})
 
 
+def tells(stats: InferenceStats) -> bool:
+    """Whether a record says anything of this: most do not, and are asked thousands of times a second."""
+    named = stats.labels or stats.languages or stats.lengths.buckets
+    return bool(named or stats.feedback_total or any(stats.confidence.bins))
+
+
 def window_of(at: datetime) -> str:
     """The window that a moment lies in, by its beginning."""
     seconds = int(at.timestamp() // WINDOW.total_seconds() * WINDOW.total_seconds())
@@ -91,8 +99,10 @@ def window_of(at: datetime) -> str:
 
 def _sum(a: Any, b: Any) -> Any:
     if isinstance(a, (int, float)):
-        return a + b
-    return _bounded({key: a.get(key, 0) + b.get(key, 0) for key in {**a, **b}})
+        return min(a + b, _FULL)
+    if not b:
+        return a
+    return _bounded({key: min(a.get(key, 0) + b.get(key, 0), _FULL) for key in {**a, **b}})
 
 
 def _scaled(value: Any, share: float) -> Any:

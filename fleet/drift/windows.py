@@ -19,10 +19,12 @@ from typing import Final
 import sqlalchemy
 from sqlmodel import Session, col, delete, func, select
 
-from fleet.drift.looks import WINDOW, Look, window_of
+from fleet.drift.looks import WINDOW, Look, tells, window_of
 from fleet.drift.values import ALL
+from fleet.evidence.rows import parts
 from fleet.store.drift_tables import DriftDay, DriftLook, DriftPast
 from fleet.store.tables import Device, EvidenceRow
+from fleet.store.upsert import upsert
 from wire.evidence import Evidence
 from wire.messages import InferenceStats, TelemetryRecord
 from wire.units import instant, show_instant
@@ -49,33 +51,49 @@ def add(session: Session, records: Iterable[tuple[str, TelemetryRecord]], now: d
     What is older than `GAP` windows comes too late, and is left out. Most records tell nothing, and cost next to
     nothing: looks come once an hour.
     """
-    told: dict[tuple[str, str], list[InferenceStats]] = defaultdict(list)
+    told: dict[str, dict[str, list[tuple[InferenceStats, Look]]]] = defaultdict(lambda: defaultdict(list))
     for device, record in records:
-        some = [stats for stats in record.inference if not stats.shadow and Look.of(stats)]
+        some = [(stats, Look.of(stats)) for stats in record.inference if not stats.shadow and tells(stats)]
         if some and now - (GAP + 1) * WINDOW < (began := instant(record.start)) < now + AHEAD:
-            told[window_of(began), device].extend(some)
-    for window in sorted({window for window, _ in told}):
-        _add(session, window, {device: stats for (of, device), stats in told.items() if of == window})
+            told[window_of(began)][device].extend(some)
+    for window in sorted(told):
+        _add(session, window, told[window])
 
 
-def _add(session: Session, window: str, told: Mapping[str, Sequence[InferenceStats]]) -> None:
+def _add(session: Session, window: str, told: Mapping[str, Sequence[tuple[InferenceStats, Look]]]) -> None:
+    """Plain rows, all at once: where people give feedback, most records tell something."""
     devices = sorted(told)
-    rows: dict[str, dict[str, DriftLook]] = defaultdict(dict)
-    for i in range(0, len(devices), _AT_ONCE):
-        some = col(DriftLook.device).in_(devices[i : i + _AT_ONCE])
-        for there in session.exec(select(DriftLook).where(DriftLook.window == window, some)):
-            rows[there.device][there.digest] = there
+    there = {device: looks for some in parts(devices) for device, looks in _there(session, window, some).items()}
+    rows = []
     for device in devices:
-        known = rows[device]
-        for stats in told[device]:
-            look, row = Look.of(stats), known.get(stats.digest)
-            if row is not None:
-                row.look = Look.parse(row.look).plus(look).text()
-            elif len(known) < MOST_MODELS:
-                row = DriftLook(window=window, digest=stats.digest, device=device, model=stats.model, look=look.text())
-                known[stats.digest] = row
-                session.add(row)
-    session.flush()
+        known = there.get(device, {})
+        changed = {}
+        for stats, look in told[device]:
+            if stats.digest not in known and len(known) >= MOST_MODELS:
+                continue
+            model, before = known.get(stats.digest, (stats.model, None))
+            known[stats.digest] = changed[stats.digest] = model, before.plus(look) if before else look
+        rows += [
+            {"window": window, "digest": digest, "device": device, "model": model, "look": look.text()}
+            for digest, (model, look) in changed.items()
+        ]
+    upsert(session, DriftLook, rows)
+
+
+_LOOKS: Final = sqlalchemy.select(
+    col(DriftLook.device), col(DriftLook.digest), col(DriftLook.model), col(DriftLook.look)
+).where(
+    col(DriftLook.window) == sqlalchemy.bindparam("of"),
+    col(DriftLook.device).in_(sqlalchemy.bindparam("devices", expanding=True)),
+)
+
+
+def _there(session: Session, window: str, devices: Sequence[str]) -> dict[str, dict[str, tuple[str, Look]]]:
+    """Model and look of what is known of devices in a window, by device and digest."""
+    found = dict[str, dict[str, tuple[str, Look]]]()
+    for device, digest, model, look in session.connection().execute(_LOOKS, {"of": window, "devices": devices}):
+        found.setdefault(device, {})[digest] = model, Look.parse(look)
+    return found
 
 
 def shifted(window: str, windows: int) -> str:

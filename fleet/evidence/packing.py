@@ -50,6 +50,10 @@ def pack(buckets: Mapping[int, int]) -> bytes:
 
 def unpack(data: bytes) -> Buckets:
     """The inverse of `pack`."""
+    if data and not data[0] & _SPARSE:  # a device's own minutes, thousands a second
+        width, first, n = _HEAD.unpack_from(data)
+        counts = struct.unpack_from(f"<{n}{_COUNTS[width]}", data, _HEAD.size)
+        return {number: n for number, n in enumerate(counts, first) if n}
     total = Total()
     total.add(data)
     return total.buckets()

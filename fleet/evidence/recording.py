@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlmodel import Session, col
 
 from fleet.evidence.rows import HEALTH, MODELS, Kind, T, parts
@@ -222,13 +222,17 @@ def _name(model: str) -> str:
     return model.replace("\0", "")[:200]
 
 
+_GOLDEN: Final = select(col(GoldenRow.device), col(GoldenRow.digest), col(GoldenRow.held)).where(
+    col(GoldenRow.device).in_(bindparam("devices", expanding=True))
+)
+
+
 def note_golden(session: Session, told: Mapping[str, Mapping[str, bool]], now: datetime) -> None:
     """Whether the golden sets of models (by digest) held on devices, as they say. Only what changed is written."""
     g = GoldenRow
     known: dict[str, dict[str, bool]] = {device: {} for device, held in told.items() if held}
     for some in parts(sorted(known)):
-        query = select(col(g.device), col(g.digest), col(g.held)).where(col(g.device).in_(some))
-        for device, digest, held in session.connection().execute(query):
+        for device, digest, held in session.connection().execute(_GOLDEN, {"devices": some}):
             known[device][digest] = held
     rows, at = [], show_instant(now)
     for device, mine in known.items():

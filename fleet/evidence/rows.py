@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, Generic, TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import Select, bindparam, select
 from sqlmodel import Session, col
 
 from fleet.evidence.windows import NUMBERS, HealthSum, Window
@@ -35,11 +36,10 @@ class Kind(Generic[T]):
         self, session: Session, subjects: Iterable[int], span: int, low: int, high: int
     ) -> Iterator[tuple[int, int, T]]:
         """Subject, begin and window of all that begin from `low` on and before `high`, in seconds since 1970."""
-        t = self.table
-        query = select(*(col(getattr(t, name)) for name in ("subject", "begins", *self.names)))
+        query = _reading(self.table, self.names)
         for some in parts(list(subjects)):
-            where = (col(t.subject).in_(some), col(t.span) == span, col(t.begins) >= low, col(t.begins) < high)
-            for subject, begins, *values in session.connection().execute(query.where(*where)):
+            where = {"subjects": some, "of": span, "low": low, "high": high}
+            for subject, begins, *values in session.connection().execute(query, where):
                 yield subject, begins, self.make(*values)
 
     def write(self, session: Session, windows: Iterable[tuple[int, int, int, T]]) -> None:
@@ -49,6 +49,17 @@ class Kind(Generic[T]):
             for subject, span, begins, one in windows
         ]
         upsert(session, self.table, rows)
+
+
+@cache
+def _reading(table: Any, names: tuple[str, ...]) -> Select[Any]:
+    t = table
+    return select(*(col(getattr(t, name)) for name in ("subject", "begins", *names))).where(
+        col(t.subject).in_(bindparam("subjects", expanding=True)),
+        col(t.span) == bindparam("of"),
+        col(t.begins) >= bindparam("low"),
+        col(t.begins) < bindparam("high"),
+    )
 
 
 def parts(values: Sequence[Any]) -> Iterator[Sequence[Any]]:

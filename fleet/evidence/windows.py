@@ -95,7 +95,8 @@ class Window:
         """Add what another one holds."""
         self.ends = max(self.ends, other.ends)
         self.numbers = _added(self.numbers, other.numbers)
-        self.confidence = _added(self.confidence, other.confidence)
+        if any(other.confidence):  # told once an hour
+            self.confidence = _added(self.confidence, other.confidence)
         for mine, its in ((self.latency, other.latency), (self.lengths, other.lengths)):
             for number, n in its.items():
                 mine[number] = min(mine.get(number, 0) + n, MOST)
@@ -110,7 +111,7 @@ class Window:
         """As `fleet.store.evidence_tables.EvidenceWindow` holds it."""
         detail: dict[str, Any] = {
             "confidence": self.confidence if any(self.confidence) else None,
-            "lengths": {str(number): n for number, n in self.lengths.items()},
+            "lengths": self.lengths and {str(number): n for number, n in self.lengths.items()},
             "labels": self.labels,
             "languages": self.languages,
             "checks": self.checks,
