@@ -22,7 +22,6 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from fleet.errors import Unavailable
-from fleet.mqtt.buffered import BufferedClient
 from fleet.trust.ca import KeyPair
 from wire.messages import Presence
 from wire.topics import FLEET_CLIENT, FleetState, Reply, Reported, State, Telemetry, Want, every
@@ -62,7 +61,7 @@ class Link:
         self._session, self._pair, self._authority = session, pair, authority
         self._up = threading.Event()
         self._up_at = 0.0
-        self._client = client = BufferedClient(
+        self._client = client = mqtt.Client(
             CallbackAPIVersion.VERSION2, client_id=FLEET_CLIENT, protocol=mqtt.MQTTv5, reconnect_on_failure=True
         )
         self._tls = tls_context(pair, authority)
