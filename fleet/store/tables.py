@@ -250,7 +250,8 @@ class RolloutRow(SQLModel, table=True):
 class RolloutDevice(SQLModel, table=True):
     """A device that a rollout reached, what it gets, and what it should go back to (`before`: a desired model or "").
 
-    `state`: sent, committed, failed, returned, or left (it is not in the fleet any more, or began anew in it).
+    `state`: sent, committed, failed, returned, stuck (it was to be, and keeps the release: its desired state has no
+    room for what was before), or left (it is not in the fleet any more, or began anew in it).
     `profile` is the one that it was reached with, `attempt` rises when it is tried again.
     """
 

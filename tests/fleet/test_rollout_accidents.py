@@ -1,0 +1,122 @@
+"""Accidents of rollouts: what goes on at the same time as one, comes twice, or is in its way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from rollout_world import NOW, World
+from sqlmodel import select
+
+from fleet.errors import Conflict
+from fleet.store.shadow_table import DeviceShadow
+from fleet.store.tables import Device, MeasureRow, RolloutDevice
+from fleet.trust.desired import DesiredStates, models_of
+from fleet.trust.orders import Dates
+from wire.orders import Desired
+from wire.shadow import ShadowModel
+from wire.units import show_instant
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[World]:
+    made = World()
+    yield made
+    made.database.close()
+
+
+@pytest.fixture
+def world(fleet: World) -> World:
+    fleet.clear()
+    fleet.release("1.0.0", "x86-64", "pi")
+    fleet.release("2.0.0", "x86-64", "pi")
+    return fleet
+
+
+def run(world: World, version: str) -> None:
+    """Everybody runs a version."""
+    rollout = world.start(version, waves="100")
+    world.answer_all(rollout)
+    assert world.rollout(rollout).state == "done"
+
+
+def real_desired(world: World) -> None:
+    """Desired states as they are made, but for the signature and the keys of blobs."""
+    times = Dates(show_instant(NOW), show_instant(NOW + timedelta(days=7)))
+    orders: Any = SimpleNamespace(epoch=1, dates=lambda _: times, sign=lambda _: b"{}")
+    no_keys: Any = SimpleNamespace(ring=lambda _: {}, of_offers=lambda _: {})
+    world.desired = cast(Any, DesiredStates(orders, no_keys, timedelta(days=7)))
+    world.begin()
+
+
+# --- bringing back a device that has no room for it -------------------------------------------------------------------
+
+
+def test_a_shadow_and_a_measuring_job_give_way_to_what_is_brought_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accident: both were added after the rollout had reached the device, and the desired state is full."""
+    real_desired(world)
+    world.join("a", "b")
+    run(world, "1.0.0")
+    rollout = world.start("2.0.0", waves="100")
+    world.report("a")
+    world.release("3.0.0")
+    listed = world.repository.releases["models/intents/kitchen/3.0.0/x86-64"].release
+    with world.session() as session:
+        a = session.get_one(Device, "a")
+        shadow = ShadowModel(target=listed.target, digest=listed.digest, share=20)
+        session.add(DeviceShadow(device="a", model="kitchen", document=shadow.to_bytes().decode()))
+        job = MeasureRow(
+            id="m-1", device="a", target=listed.target, digest=listed.digest, rounds=20, who="ann", created="now"
+        )
+        session.add(job)
+        session.flush()
+        monkeypatch.setattr(Desired, "LIMIT", 400)
+        with pytest.raises(Conflict, match="1 in shadow and 1 measuring jobs .* give it fewer"):
+            world.rollouts.desired.assign(session, a, models_of(a))
+    world.report("b", phase="failed")
+    world.now += timedelta(hours=1)
+    world.tick()
+    assert world.rollout(rollout).state == "aborted"
+    assert (world.versions(), set(world.members(rollout).values())) == ({"a": "1.0.0", "b": "1.0.0"}, {"returned"})
+    with world.session() as session:
+        job = session.exec(select(MeasureRow)).one()
+        assert (job.state, f"what rollout {rollout} sent" in job.reason) == ("cancelled", True)
+        assert session.exec(select(DeviceShadow)).all() == []
+
+
+def test_a_device_that_cannot_be_brought_back_is_named_and_the_others_go_back(world: World) -> None:
+    """Accident: even without what was added, its desired state has no room for what it ran before."""
+    world.join("a", "b", "c")
+    world.join("p", profile="pi")
+    run(world, "1.0.0")
+    rollout = world.start("2.0.0", waves="100")
+    with world.session() as session:
+        session.add(
+            MeasureRow(id="m-2", device="a", target="t", digest="sha256:0", rounds=20, who="ann", created="now")
+        )
+
+    def full(device: str) -> None:
+        if device == "a":
+            raise Conflict("device a: give it fewer")
+
+    world.desired.fault = full
+    world.report("a", "b")
+    world.report("c", phase="failed")
+    world.tick()
+    assert world.members(rollout) == {"a": "stuck", "b": "returned", "c": "returned", "p": "sent"}
+    assert world.versions() == {"a": "2.0.0", "b": "1.0.0", "c": "1.0.0", "p": "2.0.0"}
+    assert ("fleet", "stuck") in world.events(rollout, "a")
+    with world.session() as session:
+        assert session.get_one(RolloutDevice, (rollout, "a")).reason == "device a: give it fewer"
+        job = session.exec(select(MeasureRow).where(MeasureRow.id == "m-2")).one()
+        assert job.ended is None, "it gives way only where that helps"
+    world.desired.fault = lambda _device: None
+    world.tick()
+    world.report("p")
+    assert world.rollout(rollout).state == "done", "the other profile goes on"
+    assert [what for _, what in world.events(rollout, "a")].count("stuck") == 1
