@@ -76,7 +76,7 @@ def test_a_shadow_and_a_measuring_job_give_way_to_what_is_brought_back(
         session.add(job)
         session.flush()
         monkeypatch.setattr(Desired, "LIMIT", 400)
-        with pytest.raises(Conflict, match="1 in shadow and 1 measuring jobs .* give it fewer"):
+        with pytest.raises(Conflict, match=r"1 in shadow and 1 measuring jobs .* give it fewer"):
             world.rollouts.desired.assign(session, a, models_of(a))
     world.report("b", phase="failed")
     world.now += timedelta(hours=1)
