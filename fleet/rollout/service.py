@@ -204,6 +204,7 @@ class Rollouts:
             return row, []
         table.move(cast(State, row.state), "roll back", f"rollout {id_}")
         _check_free(session, row.name, row.group)
+        _check_not_in_another(session, row)
         self._check_listed(session, id_)
         return self._end(session, row, "roll back", reason, caller)
 
@@ -436,10 +437,21 @@ def _repeated(row: RolloutRow, request: RolloutRequest, terms: dict[str, Any]) -
 
 def _check_free(session: Session, name: str, group: str | None) -> None:
     for row in reading.open_rollouts(session):
-        # Two groups share no device; two targets may come to.
+        # Two groups share no device, and `fleet.inventory` keeps it so; two targets may come to.
         if row.name == name and (None in (row.group, group) or row.group == group):
             raise Conflict(
                 f"rollout {row.id} of {row.name} {row.version} is {row.state}: wait for it or abort it first"
+            )
+
+
+def _check_not_in_another(session: Session, row: RolloutRow) -> None:
+    """A device that changed its group since may be in a rollout there, which would bring back what goes here."""
+    mine = [m.device for m in reading.members(session, row.id) if m.state in HOLDING]
+    for other, member in reading.standing_in(session, mine):
+        if other.name == row.name:
+            raise Conflict(
+                f"rollout {row.id}: {member.device} stands in rollout {other.id} of {other.name} {other.version}, "
+                f"which is {other.state}: wait for it or abort it first"
             )
 
 

@@ -8,10 +8,12 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from rollout_world import NOW, World
+from rollout_world import NOW, OPERATOR, World
 from sqlmodel import select
 
-from fleet.errors import Conflict
+from fleet import inventory
+from fleet.errors import Conflict, Malformed
+from fleet.inventory_csv import Line
 from fleet.store.shadow_table import DeviceShadow
 from fleet.store.tables import Device, MeasureRow, RolloutDevice
 from fleet.trust.desired import DesiredStates, models_of
@@ -120,3 +122,58 @@ def test_a_device_that_cannot_be_brought_back_is_named_and_the_others_go_back(wo
     world.report("p")
     assert world.rollout(rollout).state == "done", "the other profile goes on"
     assert [what for _, what in world.events(rollout, "a")].count("stuck") == 1
+
+
+# --- devices that change their group ----------------------------------------------------------------------------------
+
+
+def test_a_device_in_a_rollout_to_its_group_stays_in_the_group(world: World) -> None:
+    """Accident: moved half-way, two rollouts held it, and the second brought back what the first had taken away."""
+    world.join("a", "b", group="a")
+    world.join("x", group="b")
+    run(world, "1.0.0")
+    first = world.start("2.0.0", group="a", waves="1,100%")
+    (held,) = world.members(first)
+    (free,) = {"a", "b"} - {held}
+    with pytest.raises(Conflict, match=f"stands in rollout {first} of kitchen 2.0.0 to group a, .* abort it"):
+        regroup(world, held, "b")
+    line = Line(held, "x86-64", "b", frozenset({"north"}), "")
+    with (
+        pytest.raises(Malformed, match=f"line 0: device {held}: stands in rollout {first}"),
+        world.session() as session,
+    ):
+        inventory.take_lines(session, cast(Any, None), OPERATOR, [line], {}, NOW)
+    regroup(world, free, "b")
+    world.act("abort", first, "wrong labels")
+    regroup(world, held, "b")
+    assert world.versions() == {"a": "1.0.0", "b": "1.0.0", "x": "1.0.0"}
+    second = world.start("2.0.0", group="b", waves="100")
+    assert len(world.members(second)) == 3
+
+
+def test_a_device_in_a_rollout_to_every_group_may_change_its_own(world: World) -> None:
+    """No other rollout of the model can reach it: those to one group wait for those to all."""
+    world.join("a", "b")
+    rollout = world.start(waves="100")
+    regroup(world, "a", "lab")
+    world.answer_all(rollout)
+    assert (world.rollout(rollout).state, len(world.members(rollout))) == ("done", 2)
+
+
+def test_what_was_done_is_not_rolled_back_under_a_rollout_in_another_group(world: World) -> None:
+    world.join("a", group="a")
+    world.join("b", group="b")
+    first = world.start("1.0.0", group="a", waves="100")
+    world.answer_all(first)
+    regroup(world, "a", "b")
+    second = world.start("2.0.0", group="b", waves="100")
+    with pytest.raises(Conflict, match=f"a stands in rollout {second}"):
+        world.act("roll_back", first, "it was better before")
+    world.act("abort", second, "it was better before")
+    world.act("roll_back", first, "it was better before")
+    assert world.versions() == {"a": "", "b": ""}
+
+
+def regroup(world: World, device: str, group: str) -> None:
+    with world.session() as session:
+        inventory.change(session, session.get_one(Device, device), inventory.Change(group=group), OPERATOR, world.now)
