@@ -23,7 +23,7 @@ from fleet.access import Caller
 from fleet.errors import Conflict, Forbidden, Malformed, NotFound, Unavailable
 from fleet.lease import Lease
 from fleet.registry import aliases
-from fleet.rollout import reading, table
+from fleet.rollout import history, reading, table
 from fleet.rollout.attempts import attempt_name
 from fleet.rollout.deciding import HOLDING
 from fleet.rollout.gating import Gating
@@ -139,10 +139,14 @@ class Rollouts:
         note(session, row.id, self.clock(), "created", who=caller.name, reason=_words(row))
         return row, self.looker.look(session, row)
 
-    def approve(self, session: Session, id_: str, caller: Caller) -> tuple[RolloutRow, list[str]]:
+    def approve(
+        self, session: Session, id_: str, caller: Caller, wave: int | None = None
+    ) -> tuple[RolloutRow, list[str]]:
         """Let a rollout start, or go on to its next wave: a person does, and not the one who made it.
 
-        Raises `Forbidden` for its author and for a program, `Conflict` for a rollout that waits for no approval.
+        `wave`: the one that was looked at, from 0; None: whichever waits. Raises `Forbidden` for its author and for a
+        program, `Conflict` for a rollout that waits for no approval, or for that of another wave. The same again
+        changes nothing.
         """
         row = self._mine(session, id_, caller)
         if not caller.user:
@@ -151,11 +155,19 @@ class Rollouts:
             raise Forbidden(
                 f"rollout {id_}: {caller.user} made it, and nobody approves their own: ask another approver"
             )
-        if row.state == "running" and row.approved_by == caller.user:
+        if wave is None and row.state == "running" and row.approved_by == caller.user:
             return row, []  # the answer was lost
+        if wave is not None and (row.state, row.wave) != ("awaiting", wave):
+            before = history.who(session, id_, "approved", _wave(wave))
+            if caller.user in {name.partition(":")[0] for name in before}:
+                return row, []  # the answer was lost, and the rollout may have gone on since
+            raise Conflict(
+                f"rollout {id_}: {_wave(wave)} does not wait for an approval: the rollout is {row.state} in "
+                f"{_wave(row.wave)}: look at it, and approve what waits"
+            )
         row.approved_by = caller.user
         row.wave_started = show_instant(self.clock())
-        return self._moved(session, row, "approve", "approved", caller)
+        return self._moved(session, row, "approve", "approved", caller, _wave(row.wave))
 
     def pause(self, session: Session, id_: str, reason: str, caller: Caller) -> tuple[RolloutRow, list[str]]:
         """Reach nobody new until it is resumed. What the gates abort is brought back meanwhile."""
@@ -416,6 +428,10 @@ def _new_row(id_: str, request: RolloutRequest, terms: dict[str, Any], caller: C
 
 def _meant(session: Session, request: RolloutRequest) -> RolloutRequest:
     return replace(request, version=aliases.resolve(session, f"{request.family}/{request.name}", request.version))
+
+
+def _wave(number: int) -> str:
+    return f"wave {number + 1}"
 
 
 def _words(row: RolloutRow) -> str:

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from rollout_world import NOW, OPERATOR, World
+from rollout_world import ALICE, BOB, NOW, OPERATOR, World
 from sqlmodel import select
 
 from fleet import inventory
-from fleet.errors import Conflict, Malformed
+from fleet.access import Caller
+from fleet.errors import Conflict, Forbidden, Malformed
 from fleet.inventory_csv import Line
 from fleet.store.shadow_table import DeviceShadow
 from fleet.store.tables import Device, MeasureRow, RolloutDevice
@@ -122,6 +123,36 @@ def test_a_device_that_cannot_be_brought_back_is_named_and_the_others_go_back(wo
     world.report("p")
     assert world.rollout(rollout).state == "done", "the other profile goes on"
     assert [what for _, what in world.events(rollout, "a")].count("stuck") == 1
+
+
+# --- what comes twice -------------------------------------------------------------------------------------------------
+
+
+def test_an_approval_that_comes_again_approves_no_other_wave(world: World) -> None:
+    """Accident: the answer to the approval of wave 1 is lost; it is sent again when wave 2 waits."""
+    world.join(*(f"d{n}" for n in range(4)))
+    rollout = world.start(caller=ALICE, waves="25%,50%,100%", approval="every-wave")
+    with pytest.raises(Conflict, match="wave 2 does not wait .* awaiting in wave 1"):
+        approve(world, rollout, 1)
+    assert len(approve(world, rollout, 0)) == 1
+    assert approve(world, rollout, 0) == []
+    world.answer_all(rollout)
+    for _ in range(2):
+        assert approve(world, rollout, 0) == []
+        assert (world.rollout(rollout).state, world.rollout(rollout).wave) == ("awaiting", 1)
+    carol = Caller("carol", frozenset({"approver"}), user="carol")
+    with pytest.raises(Conflict, match="wave 1 does not wait"):
+        approve(world, rollout, 0, carol)
+    with pytest.raises(Forbidden, match="nobody approves their own"):
+        approve(world, rollout, 1, ALICE)
+    assert len(approve(world, rollout, 1, carol)) == 1
+    with pytest.raises(Conflict, match="wave 3 does not wait .* running in wave 2"):
+        approve(world, rollout, 2)
+
+
+def approve(world: World, rollout: str, wave: int, caller: Caller = BOB) -> list[str]:
+    with world.session() as session:
+        return world.rollouts.approve(session, rollout, caller, wave)[1]
 
 
 # --- devices that change their group ----------------------------------------------------------------------------------
