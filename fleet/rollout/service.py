@@ -20,7 +20,7 @@ from sqlmodel import Session, col, select, update
 
 from fleet import queries
 from fleet.access import Caller
-from fleet.errors import Conflict, Forbidden, Malformed, NotFound, Unavailable
+from fleet.errors import Conflict, Forbidden, Malformed, Unavailable
 from fleet.lease import Lease
 from fleet.registry import aliases
 from fleet.rollout import history, reading, table
@@ -123,14 +123,15 @@ class Rollouts:
         check_scope(caller, request.group)
         self._lead(session)
         if request.key is not None and (known := _by_key(session, request.key)) is not None:
-            return _repeated(known, request, _shared(terms, request, self._releases(known))), []
-        request = _meant(session, request)
+            return _repeated(known, request, terms), []
+        asked, request = _asked(request, terms), _meant(session, request)
         releases = self.repository.of_version(request.family, request.name, request.version)
         _check_free(session, request.name, request.group)
         found = reading.meant(session, request.group, terms.target, self.states)
         if not any(d.profile in releases for d in found):
             raise Conflict(_nobody(request, terms, releases))
         row = _new_row(_id(request), request, _shared(terms, request, releases), caller, self.clock())
+        row.asked = asked
         if session.get(RolloutRow, row.id) is not None:
             raise Conflict(f"plan {row.id}: was started already: make a new plan")
         session.add(row)
@@ -138,6 +139,15 @@ class Rollouts:
         session.add_all(RolloutProfile(rollout=row.id, profile=profile) for profile in releases)
         note(session, row.id, self.clock(), "created", who=caller.name, reason=_words(row))
         return row, self.looker.look(session, row)
+
+    def knows(self, session: Session, key: str | None) -> bool:
+        """Whether a rollout was started with a key: `start` gives that one."""
+        return key is not None and _by_key(session, key) is not None
+
+    def is_open(self, session: Session, id_: str) -> bool:
+        """Whether there is such a rollout that has not ended."""
+        row = session.get(RolloutRow, id_)
+        return row is not None and row.state in table.OPEN
 
     def approve(
         self, session: Session, id_: str, caller: Caller, wave: int | None = None
@@ -353,12 +363,6 @@ class Rollouts:
         health = reading.health_of(session, [d.id for d in devices]) if conditions.ask_health else {}
         return {d.id: conditions.hinders(online=d.online, health=health.get(d.id), now=now) for d in devices}
 
-    def _releases(self, row: RolloutRow) -> Mapping[str, ListedRelease]:
-        try:
-            return self.repository.of_version(row.family, row.name, row.version)
-        except NotFound:
-            return {}
-
 
 def check_scope(caller: Caller, group: str | None) -> None:
     """Raises `Forbidden` unless the caller may act on a rollout to this group; None is every group."""
@@ -443,10 +447,14 @@ def _by_key(session: Session, key: str) -> RolloutRow | None:
     return session.exec(select(RolloutRow).where(RolloutRow.request_key == key)).first()
 
 
-def _repeated(row: RolloutRow, request: RolloutRequest, terms: dict[str, Any]) -> RolloutRow:
-    version = row.version if request.version.startswith(aliases.MARK) else request.version  # what it meant then
-    asked = (request.family, request.name, version, request.group, terms)
-    if asked != (row.family, row.name, row.version, row.group, json.loads(row.terms)):
+def _asked(request: RolloutRequest, terms: Terms) -> str:
+    """A request as it was asked: what an alias means, and what is listed, may be another by the time it comes again."""
+    asked = (request.family, request.name, request.version, request.group, request.plan, terms.to_value())
+    return json.dumps(asked, sort_keys=True)
+
+
+def _repeated(row: RolloutRow, request: RolloutRequest, terms: Terms) -> RolloutRow:
+    if _asked(request, terms) != row.asked:
         raise Conflict(f"idempotency key {request.key!r}: was used for another rollout, {row.id}: use a new key")
     return row
 

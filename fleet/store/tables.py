@@ -227,6 +227,8 @@ class RolloutRow(SQLModel, table=True):
 
     id: str = Field(primary_key=True)
     request_key: str | None = Field(default=None, unique=True)
+    asked: str = Field(default="", sa_type=Text)
+    """The request as it was asked, to know it again by its key."""
     group: str | None = None
     """Only devices of this group; None: of every group."""
     family: str

@@ -15,6 +15,8 @@ from fleet import inventory
 from fleet.access import Caller
 from fleet.errors import Conflict, Forbidden, Malformed
 from fleet.inventory_csv import Line
+from fleet.registry import aliases
+from fleet.registry.aliases import AliasChange
 from fleet.store.shadow_table import DeviceShadow
 from fleet.store.tables import Device, MeasureRow, RolloutDevice
 from fleet.trust.desired import DesiredStates, models_of
@@ -132,7 +134,7 @@ def test_an_approval_that_comes_again_approves_no_other_wave(world: World) -> No
     """Accident: the answer to the approval of wave 1 is lost; it is sent again when wave 2 waits."""
     world.join(*(f"d{n}" for n in range(4)))
     rollout = world.start(caller=ALICE, waves="25%,50%,100%", approval="every-wave")
-    with pytest.raises(Conflict, match="wave 2 does not wait .* awaiting in wave 1"):
+    with pytest.raises(Conflict, match=r"wave 2 does not wait .* awaiting in wave 1"):
         approve(world, rollout, 1)
     assert len(approve(world, rollout, 0)) == 1
     assert approve(world, rollout, 0) == []
@@ -146,8 +148,33 @@ def test_an_approval_that_comes_again_approves_no_other_wave(world: World) -> No
     with pytest.raises(Forbidden, match="nobody approves their own"):
         approve(world, rollout, 1, ALICE)
     assert len(approve(world, rollout, 1, carol)) == 1
-    with pytest.raises(Conflict, match="wave 3 does not wait .* running in wave 2"):
+    with pytest.raises(Conflict, match=r"wave 3 does not wait .* running in wave 2"):
         approve(world, rollout, 2)
+
+
+def test_a_request_is_known_again_whatever_is_listed_and_meant_by_then(world: World) -> None:
+    """Accident: the answer is lost, and a release for one more profile is listed before it is sent again."""
+    world.join("a")
+    first = world.start(key="k1", gates="measured")
+    world.release("1.0.0", "jetson")
+    assert world.start(key="k1", gates="measured") == first
+    world.repository.releases.clear()
+    assert world.start(key="k1", gates="measured") == first
+    with pytest.raises(Conflict, match="another rollout"):
+        world.start(key="k1", gates="install")
+
+
+def test_another_alias_is_another_request(world: World) -> None:
+    world.join("a")
+    with world.session() as session:
+        for alias, version in (("one", "1.0.0"), ("two", "2.0.0")):
+            moved = AliasChange(alias=alias, version=version)
+            aliases.change(session, "intents/kitchen", moved, ALICE, NOW)
+    first = world.start("@one", key="k1")
+    assert world.start("@one", key="k1") == first
+    for other in ("@two", "1.0.0"):
+        with pytest.raises(Conflict, match="another rollout"):
+            world.start(other, key="k1")
 
 
 def approve(world: World, rollout: str, wave: int, caller: Caller = BOB) -> list[str]:
