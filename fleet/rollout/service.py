@@ -36,6 +36,7 @@ from fleet.rollout.table import State
 from fleet.rollout.terms import Terms, parse_terms
 from fleet.store.rollout_tables import RolloutProfile
 from fleet.store.tables import Device, RolloutDevice, RolloutRow
+from fleet.tags import tags_of
 from fleet.trust.desired import DesiredStates
 from fleet.trust.repository import ListedRelease, Repository
 from wire.messages import Reported, UpdateReport
@@ -495,10 +496,13 @@ def _left_out(
     """Devices that are meant and would not be reached, with the reason; and those that are not in the fleet yet."""
     found = {d.id: f"{request.version} has no release for its profile, {d.profile}" for d in unfit[:EXCLUDED]}
     query = select(Device.id, Device.profile, Device.group, Device.state)
-    others = query.where(col(Device.state).in_(("new", "pending", "retiring")))
-    matches = queries.predicate(terms.target)
-    for id_, profile, group, state in session.exec(others.limit(EXCLUDED)).all():
-        standing = queries.Standing(id_, profile, group, frozenset(), "offline")
-        if request.group in (None, group) and matches(standing):
+    others = query.where(col(Device.state).in_(("new", "pending", "retiring"))).order_by(col(Device.id))
+    if request.group is not None:
+        others = others.where(Device.group == request.group)
+    matches, asked, none = queries.predicate(terms.target), queries.asked_tags(terms.target), frozenset[str]()
+    tags = tags_of(session, only=asked) if asked is None or asked else {}
+    for id_, profile, group, state in session.exec(others):
+        standing = queries.Standing(id_, profile, group, tags.get(id_, none), "offline")
+        if len(found) < 2 * EXCLUDED and matches(standing):
             found[id_] = f"it is {'enrolling' if state == 'new' else state}, and not in the fleet"
     return found

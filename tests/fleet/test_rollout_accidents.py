@@ -182,6 +182,21 @@ def approve(world: World, rollout: str, wave: int, caller: Caller = BOB) -> list
         return world.rollouts.approve(session, rollout, caller, wave)[1]
 
 
+# --- who is left out of a plan ----------------------------------------------------------------------------------------
+
+
+def test_a_plan_names_a_device_that_enrols_and_is_meant_by_its_tag(world: World) -> None:
+    world.join("a", "new", tags=["kitchen"])
+    world.join("other", "far", tags=["garage"])
+    world.join("far", group="far", tags=["kitchen"])
+    for name in ("new", "other", "far"):
+        world.change(name, state="new")
+    with world.session() as session:
+        request = world.request(target="tag:kitchen", group="default")
+        planned = world.rollouts.plan(session, request, OPERATOR)
+    assert dict(planned.excluded) == {"new": "it is enrolling, and not in the fleet"}
+
+
 # --- devices that change their group ----------------------------------------------------------------------------------
 
 
