@@ -189,7 +189,8 @@ def list_(data: Data = None, as_json: Json = False) -> None:
 @app.command()
 def approve(rollout: Rollout, data: Data = None, as_json: Json = False) -> None:
     """Let a rollout that somebody else made start, or go on to its next wave."""
-    _act(rollout, "approve", {}, data, as_json=as_json)
+    waits = Fleet.connect(data).get(f"/api/v1/rollouts/{rollout}")["wave"]
+    _act(rollout, "approve", {"wave": waits}, data, as_json=as_json)
 
 
 @app.command()
@@ -302,7 +303,7 @@ def _has_begun(value: dict[str, Any], wave: int | None) -> bool:
     return wave is not None and value["wave"] + 1 >= wave and value["state"] != "awaiting"
 
 
-def _act(rollout: str, what: str, body: dict[str, str], data: Path | None, *, as_json: bool) -> None:
+def _act(rollout: str, what: str, body: dict[str, Any], data: Path | None, *, as_json: bool) -> None:
     value = Fleet.connect(data).post(f"/api/v1/rollouts/{rollout}/{what}", body)
     show(value, as_json, rollout_view(value))
 

@@ -17,11 +17,12 @@ from sqlmodel import Session, col, select
 
 from fleet import devices, queries
 from fleet.access import Caller
-from fleet.errors import FleetError, Malformed
+from fleet.errors import Conflict, FleetError, Malformed
 from fleet.health import history
 from fleet.health.status import Hearing
 from fleet.inventory_csv import MOST_TAGS, Line, check_note, raise_faults
 from fleet.queries import Standing
+from fleet.rollout.reading import standing_in
 from fleet.store.tables import Device
 from fleet.tags import set_tags, tags_of
 from fleet.trust.enrolment import Enrolment, KitRequest
@@ -93,9 +94,13 @@ def _ids(session: Session, asked: Asked, caller: Caller, hearing: Hearing) -> li
 
 
 def change(session: Session, row: Device, change: Change, caller: Caller, now: datetime) -> None:
-    """Change what people say of a device, and note it in its history. Raises `Malformed`, `Forbidden`."""
+    """Change what people say of a device, and note it in its history.
+
+    Raises `Malformed`, `Forbidden`, and `Conflict` for another group while a rollout to the group of before is open.
+    """
     if change.group is not None and change.group != row.group:
         caller.check_group(check_name(change.group, "group"))
+        _check_stays(session, row)
         history.note(session, row.id, now, "group", before=row.group, after=change.group, who=caller.name)
         row.group = change.group
     there = tags_of(session, [row.id]).get(row.id, frozenset())
@@ -104,6 +109,16 @@ def change(session: Session, row: Device, change: Change, caller: Caller, now: d
         history.note(session, row.id, now, "note", before=row.note, after=check_note(change.note), who=caller.name)
         row.note = change.note
     session.add(row)
+
+
+def _check_stays(session: Session, row: Device) -> None:
+    """Rollouts to two groups run side by side because they share no device, and each brings back what it touched."""
+    for rollout, _ in standing_in(session, [row.id]):
+        if rollout.group is not None:
+            raise Conflict(
+                f"device {row.id}: stands in rollout {rollout.id} of {rollout.name} {rollout.version} to group "
+                f"{rollout.group}, which is {rollout.state}: wait for it or abort it, then change the group"
+            )
 
 
 def _set_tags(session: Session, row: Device, wanted: Iterable[str], caller: Caller, now: datetime) -> None:

@@ -137,9 +137,7 @@ class Measuring:
         self._end(session, row, report.phase, report.reason)
 
     def _end(self, session: Session, row: MeasureRow, state: str, reason: str) -> None:
-        row.state, row.reason, row.ended = state, reason[:1000], show_instant(self.clock())
-        session.add(row)
-        session.flush()
+        _end(session, row, state, reason, self.clock())
 
     def _check_free(self, session: Session, device: Device, job: MeasureJob) -> None:
         jobs = jobs_of(session, device)
@@ -174,6 +172,19 @@ def measurements(timing: Timing, device: str, *, of_profile: bool) -> tuple[Meas
             ("memory", float(timing.memory), "byte", 1, None, None),
         )
     )
+
+
+def end_all(session: Session, device: Device, reason: str, now: datetime) -> None:
+    """Cancel every job of a device that has not ended. Its next desired state is the caller's."""
+    mine = select(MeasureRow).where(MeasureRow.device == device.id, col(MeasureRow.ended).is_(None))
+    for row in session.exec(mine).all():
+        _end(session, row, "cancelled", reason, now)
+
+
+def _end(session: Session, row: MeasureRow, state: str, reason: str, now: datetime) -> None:
+    row.state, row.reason, row.ended = state, reason[:1000], show_instant(now)
+    session.add(row)
+    session.flush()
 
 
 def find(session: Session, id_: str) -> MeasureRow:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import cast
 
@@ -23,6 +23,7 @@ from fleet.health.alerts import Alerts
 from fleet.health.courier import Courier
 from fleet.health.hearing import hearing_of
 from fleet.health.status import Hearing
+from fleet.housekeeping import Housekeeping
 from fleet.measuring import Measuring
 from fleet.mqtt.broker import Broker
 from fleet.mqtt.inbox import Inbox
@@ -97,6 +98,7 @@ class Services:
         return hearing_of(self.settings, self.link.up_for, self.clock())
 
     drift: Drift
+    housekeeping: Housekeeping = field(default_factory=Housekeeping)
 
 
 def services_of(request: HTTPConnection) -> Services:

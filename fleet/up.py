@@ -20,7 +20,6 @@ from pathlib import Path
 
 import uvicorn
 import uvloop
-from sqlalchemy.exc import SQLAlchemyError
 
 from fleet.api.app import create_app
 from fleet.api.server import Server
@@ -33,7 +32,6 @@ from fleet.serial import Gathered
 from fleet.services import Services
 from fleet.settings import FleetSettings
 from fleet.store.folder import RunFile, hold
-from wire.errors import WireError
 
 LINK_WITHIN = 10.0
 _YOUNG = 10_000
@@ -167,10 +165,7 @@ async def _housekeeping(services: Services) -> AsyncIterator[None]:
 async def _tick_for_ever(services: Services) -> None:
     while True:
         await asyncio.sleep(TICK)
-        try:
-            await services.serial.run(tick, services)
-        except (FleetError, WireError, SQLAlchemyError, OSError):
-            _log.exception("housekeeping failed: it is tried again")
+        await services.serial.run(tick, services)
 
 
 def _close_audit(services: Services) -> None:
@@ -181,23 +176,56 @@ def _close_audit(services: Services) -> None:
 
 
 def tick(services: Services) -> None:
-    """What time alone changes."""
-    services.revocations.tick()
-    services.certificates.tick()
-    services.inbox.tick()
-    services.audit.tick()
-    services.alerts.tick(services.hearing(), services.courier)
-    services.keeper.tick()
+    """What time alone changes, each part for itself and in a transaction of its own."""
+    for name, part in (
+        ("revocations", services.revocations.tick),
+        ("certificates", services.certificates.tick),
+        ("inbox", services.inbox.tick),
+        ("audit", services.audit.tick),
+        ("alerts", lambda: services.alerts.tick(services.hearing(), services.courier)),
+        ("evidence", services.keeper.tick),
+        ("metadata", lambda: _refresh_metadata(services)),
+        ("measuring", lambda: _tick_measuring(services)),
+        ("rollouts", lambda: _tick_rollouts(services)),
+        ("desired states", lambda: _refresh_desired(services)),
+        ("commands", lambda: _refresh_commands(services)),
+        ("deltas", lambda: _tick_deltas(services)),
+    ):
+        services.housekeeping.turn(name, part)
+
+
+def _refresh_metadata(services: Services) -> None:
     if services.repository.refresh():
         services.outbox.trust()
+
+
+def _tick_measuring(services: Services) -> None:
     with services.database.transaction() as session:
         services.measuring.tick(session)
-        changed = [*services.rollouts.tick(session), *services.rollouts.desired.refresh(session)]
+
+
+def _tick_rollouts(services: Services) -> None:
+    with services.database.transaction() as session:
+        changed = services.rollouts.tick(session)
+    services.outbox.desired(changed)
+
+
+def _refresh_desired(services: Services) -> None:
+    with services.database.transaction() as session:
+        changed = services.rollouts.desired.refresh(session)
+    services.outbox.desired(changed)
+
+
+def _refresh_commands(services: Services) -> None:
+    with services.database.transaction() as session:
         ordered = services.commands.refresh(session)
+    services.outbox.commands(ordered)
+
+
+def _tick_deltas(services: Services) -> None:
+    with services.database.transaction() as session:
         forgotten = services.deltas.tick(session)
     services.deltas.drop(forgotten)
-    services.outbox.desired(changed)
-    services.outbox.commands(ordered)
 
 
 @asynccontextmanager

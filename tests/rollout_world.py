@@ -33,7 +33,8 @@ from fleet.rollout.gating import Gating
 from fleet.rollout.service import RolloutRequest, Rollouts
 from fleet.store.database import Database
 from fleet.store.rollout_tables import LeaseRow, RolloutEvent, RolloutProfile
-from fleet.store.tables import Device, DeviceStats, RolloutDevice, RolloutRow
+from fleet.store.shadow_table import DeviceShadow
+from fleet.store.tables import Device, DeviceStats, MeasureRow, RolloutDevice, RolloutRow
 from fleet.store.tag_table import DeviceTag
 from fleet.tags import set_tags
 from fleet.trust.desired import models_of
@@ -57,7 +58,9 @@ class Desired:
         self.assigned: list[tuple[str, tuple[str, ...]]] = []
         self.fault: Callable[[str], None] = lambda _device: None
 
-    def assign(self, session: Session, device: Device, models: Sequence[DesiredModel]) -> None:
+    def assign(
+        self, session: Session, device: Device, models: Sequence[DesiredModel], _shadows: Sequence[Any] | None = None
+    ) -> None:
         """The next desired state."""
         self.fault(device.id)
         device.desired_seq += 1
@@ -112,7 +115,10 @@ class World:
 
     def clear(self) -> None:
         """An empty fleet, and a new process."""
-        tables = (RolloutEvent, RolloutProfile, RolloutDevice, RolloutRow, DeviceTag, DeviceStats, Device)
+        tables = (
+            *(RolloutEvent, RolloutProfile, RolloutDevice, RolloutRow),
+            *(DeviceTag, DeviceStats, DeviceShadow, MeasureRow, Device),
+        )
         with self.database.transaction() as session:
             for table in tables:
                 session.exec(delete(table))

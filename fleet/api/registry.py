@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel, Field
 
 from fleet.access import Caller
@@ -61,11 +61,22 @@ async def show_lineage(request: Request, family: str, name: str, version: str) -
 
 
 @router.post("/models/{family}/{name}/aliases/{alias}")
-async def move_alias(request: Request, family: str, name: str, alias: str, move: MoveAlias) -> dict[str, Any]:
-    """Have an alias mean a version from now on, and begin a rollout of it if asked: both or neither."""
+async def move_alias(
+    request: Request,
+    family: str,
+    name: str,
+    alias: str,
+    move: MoveAlias,
+    idempotency_key: Annotated[str | None, Header()] = None,
+) -> dict[str, Any]:
+    """Have an alias mean a version from now on, and begin a rollout of it if asked: both or neither.
+
+    Where it means that version already, the rollout that was begun with it goes on, or another is begun if that ended.
+    """
     services = services_of(request)
     tell(request, subject=f"alias {alias[:64]} of {family[:64]}/{name[:64]} to {move.version}")
-    return await services.serial.run(_move, services, caller_of(request), f"{family}/{name}", alias, move)
+    caller = caller_of(request)
+    return await services.serial.run(_move, services, caller, f"{family}/{name}", alias, move, idempotency_key)
 
 
 @router.post("/models/{family}/{name}/aliases/{alias}/remove")
@@ -106,21 +117,32 @@ def _lineage(services: Services, caller: Caller, model: str, version: str) -> di
         return services.registry.lineage(session, model, version, caller)
 
 
-def _move(services: Services, caller: Caller, model: str, alias: str, move: MoveAlias) -> dict[str, Any]:
+def _move(
+    services: Services, caller: Caller, model: str, alias: str, move: MoveAlias, key: str | None
+) -> dict[str, Any]:
     asked = AliasChange(alias=alias, version=move.version, reason=move.reason, was=move.was)
-    changed: list[str] = []
+    family, _, name = model.partition("/")
+    rollout, changed = "", list[str]()
     with services.database.transaction() as session:
         services.registry.check_version(model, move.version)
-        moved = aliases.change(session, model, asked, caller, services.clock())
-        if moved is not None and move.rollout is not None:
+        # A request that comes again must not move back what somebody moved on meanwhile.
+        is_known = move.rollout is not None and services.rollouts.knows(session, key)
+        if not is_known:
+            aliases.change(session, model, asked, caller, services.clock())
+        if move.rollout is not None:
             caller.check("rollouts.run")
-            family, _, name = model.partition("/")
-            row, changed = services.rollouts.start(session, move.rollout.of(family, name, move.version), caller)
-            moved.rollout = row.id
-            session.add(moved)
+            last = None if is_known else aliases.newest_move(session, model, alias)
+            rollout = last.rollout if last is not None else ""
+            if not services.rollouts.is_open(session, rollout):
+                wanted = move.rollout.of(family, name, move.version, key=key)
+                row, changed = services.rollouts.start(session, wanted, caller)
+                rollout = row.id
+                if last is not None:
+                    last.rollout = rollout
+                    session.add(last)
         shown = services.registry.show(session, model)
     services.outbox.desired(changed)
-    return {**shown, "rollout": moved.rollout if moved else ""}
+    return {**shown, "rollout": rollout}
 
 
 def _remove(services: Services, caller: Caller, model: str, alias: str, reason: str) -> dict[str, Any]:

@@ -71,6 +71,12 @@ class Reason(BaseModel):
     reason: str
 
 
+class Approval(BaseModel):
+    """Which `wave` was looked at, as the rollout shows it (the first is 0); left out: whichever waits."""
+
+    wave: int | None = Field(default=None, ge=0, le=1000)
+
+
 @router.post("", status_code=201)
 async def start_rollout(
     request: Request, new: NewRollout, idempotency_key: Annotated[str | None, Header()] = None
@@ -105,10 +111,14 @@ async def show_rollout(request: Request, rollout: str) -> dict[str, Any]:
 
 
 @router.post("/{rollout}/approve")
-async def approve_rollout(request: Request, rollout: str) -> dict[str, Any]:
-    """Let a rollout start, or go on to its next wave. A person other than its author can."""
+async def approve_rollout(request: Request, rollout: str, seen: Approval | None = None) -> dict[str, Any]:
+    """Let a rollout start, or go on to its next wave. A person other than its author can.
+
+    With a `wave` no other one is approved, also when the request is sent again.
+    """
     services, caller = services_of(request), caller_of(request)
-    return await _do(services, lambda session: services.rollouts.approve(session, rollout, caller))
+    wave = seen.wave if seen else None
+    return await _do(services, lambda session: services.rollouts.approve(session, rollout, caller, wave))
 
 
 @router.post("/{rollout}/pause")

@@ -52,6 +52,7 @@ def read(services: Services) -> Figures:
             alerts=_alerts(session, services.alerts),
             alert_messages=courier.counts(session),
             alert_rules_fault=bool(services.alerts.fault),
+            housekeeping_faults=len(services.housekeeping.failing),
             builds=_builds(session),
             expiry={of: (when - hearing.now).total_seconds() for of, when in services.expiries().items()},
             device_expiry_s=_device_expiry(session, hearing.now),

@@ -37,6 +37,7 @@ class Figures:
     alerts: Mapping[str, int] = field(default_factory=dict)
     alert_messages: Mapping[tuple[str, str], int] = field(default_factory=dict)
     alert_rules_fault: bool = False
+    housekeeping_faults: int = 0
     builds: Mapping[str, int] = field(default_factory=dict)
     expiry: Mapping[str, float] = field(default_factory=dict)
     device_expiry_s: float | None = None
@@ -76,6 +77,8 @@ def _lines(f: Figures) -> Iterator[str]:
         "gauge",
         f.alert_rules_fault,
     )
+    about = "Parts of housekeeping (rollouts, alerts and others) that failed at their last turn: see the log."
+    yield from _one("shoal_housekeeping_faults", about, "gauge", f.housekeeping_faults)
     yield from family("shoal_builds", "Builds by state.", "gauge", _by("state", f.builds))
     about = "Until the authority, the server certificate or metadata of a role expires."
     yield from family("shoal_expiry_seconds", about, "gauge", _by("of", f.expiry))

@@ -87,6 +87,12 @@ def change(session: Session, model: str, asked: AliasChange, caller: Caller, now
     return move
 
 
+def newest_move(session: Session, model: str, alias: str) -> AliasMove | None:
+    """How an alias came to mean what it does now."""
+    mine = select(AliasMove).where(AliasMove.model == model, AliasMove.alias == alias)
+    return session.exec(mine.order_by(col(AliasMove.id).desc()).limit(1)).first()
+
+
 def resolve(session: Session, model: str, version: str) -> str:
     """A version as it stands, or what an alias (`@production`) means now. Raises `NotFound`."""
     if not version.startswith(MARK):

@@ -24,7 +24,7 @@ from fleet.rollout.terms import Terms
 from fleet.rollout.windows import is_open, next_opening
 from wire.units import show_instant, show_seconds
 
-MemberState = Literal["sent", "committed", "failed", "returned", "left"]
+MemberState = Literal["sent", "committed", "failed", "returned", "stuck", "left"]
 HOLDING: Final = frozenset({"sent", "committed", "failed"})
 """States of a device that was reached and not brought back: it counts as exposed."""
 NAMED: Final = 5

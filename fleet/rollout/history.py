@@ -45,6 +45,12 @@ def note(
     )
 
 
+def who(session: Session, rollout: str, what: str, reason: str) -> frozenset[str]:
+    """Who did something to all of a rollout for a reason."""
+    mine = select(RolloutEvent.who).where(RolloutEvent.rollout == rollout, RolloutEvent.what == what)
+    return frozenset(session.exec(mine.where(RolloutEvent.reason == reason)).all())
+
+
 def of_rollout(session: Session, rollout: str) -> list[dict[str, Any]]:
     """The newest that happened to all of a rollout or to a profile, the oldest of them first."""
     mine = select(RolloutEvent).where(RolloutEvent.rollout == rollout, col(RolloutEvent.device).is_(None))

@@ -90,7 +90,7 @@ class Looker:
         profiles = reading.profiles(session, row.id)
         known = releases.keys() | {p.profile for p in profiles.values() if p.state == "open"}
         closed = {p.profile for p in profiles.values() if p.state == "aborted"}
-        holding = {one.member.device for one in reached if one.member.state in (*HOLDING, "returned")}
+        holding = {one.member.device for one in reached if one.member.state in (*HOLDING, "returned", "stuck")}
         found = reading.meant(session, row.group, terms.target, self.states)
         waiting = {d.id: d for d in found if d.profile in known and d.profile not in closed and d.id not in holding}
         return Scene(terms, releases, reached, [waiting[d] for d in order(row.id, waiting)], profiles, now)
@@ -229,12 +229,26 @@ class Looker:
     def bring_back(
         self, session: Session, member: RolloutDevice, why: str, now: datetime, *, who: str = "fleet"
     ) -> list[str]:
-        """A device goes back to what it ran before, whether it is there or not: that is what it finds."""
-        changed = self.sender.bring_back(session, member)
+        """A device goes back to what it ran before, whether it is there or not: that is what it finds.
+
+        One that cannot take it is named, and keeps none of the others from going back.
+        """
+        changed = False
         member.state = "returned"
+        try:
+            changed = self.sender.bring_back(session, member, now)
+        except Conflict as e:
+            member.state, member.reason, why = "stuck", str(e), f"{why}; {e}"
         session.add(member)
         note(
-            session, member.rollout, now, "returned", who=who, device=member.device, profile=member.profile, reason=why
+            session,
+            member.rollout,
+            now,
+            member.state,
+            who=who,
+            device=member.device,
+            profile=member.profile,
+            reason=why,
         )
         return [member.device] if changed else []
 

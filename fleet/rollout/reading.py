@@ -13,6 +13,7 @@ from sqlmodel import Session, col, select
 from fleet import queries
 from fleet.errors import NotFound
 from fleet.queries import Query, Standing
+from fleet.rollout.deciding import HOLDING
 from fleet.rollout.table import OPEN
 from fleet.store.rollout_tables import RolloutProfile
 from fleet.store.tables import Device, DeviceStats, RolloutDevice, RolloutRow
@@ -144,6 +145,15 @@ def others_owe(session: Session, member: RolloutDevice) -> bool:
     """Whether another device of the rollout has been sent the release and has not answered."""
     query = select(RolloutDevice.device).where(RolloutDevice.rollout == member.rollout, RolloutDevice.state == "sent")
     return session.exec(query.where(RolloutDevice.device != member.device).limit(1)).first() is not None
+
+
+def standing_in(session: Session, devices: Collection[str]) -> Sequence[tuple[RolloutRow, RolloutDevice]]:
+    """Open rollouts that reached some of these devices and may still bring them back, with those devices."""
+    both = select(RolloutRow, RolloutDevice).join(RolloutDevice, col(RolloutDevice.rollout) == col(RolloutRow.id))
+    held = both.where(col(RolloutRow.state).in_(OPEN), col(RolloutDevice.state).in_(HOLDING))
+    named = list(devices)
+    groups = (named[i : i + _TOGETHER] for i in range(0, len(named), _TOGETHER))
+    return [row for g in groups for row in session.exec(held.where(col(RolloutDevice.device).in_(g))).all()]
 
 
 def unsent(session: Session, rollout: str) -> Sequence[RolloutDevice]:

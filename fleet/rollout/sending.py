@@ -8,6 +8,8 @@ from datetime import datetime
 
 from sqlmodel import Session
 
+from fleet.errors import Conflict
+from fleet.measuring import end_all
 from fleet.rollout.attempts import attempt_name
 from fleet.store.tables import Device, RolloutDevice
 from fleet.trust.desired import DesiredStates, models_of
@@ -51,14 +53,24 @@ class Sender:
         session.add(member)
         return True
 
-    def bring_back(self, session: Session, member: RolloutDevice) -> bool:
-        """Give a device back what it should have run before; False where it was given something else meanwhile."""
+    def bring_back(self, session: Session, member: RolloutDevice, now: datetime) -> bool:
+        """Give a device back what it should have run before; False where it was given something else meanwhile.
+
+        What was only added to look at models ends where it leaves no room for that. Raises `Conflict` when the desired
+        state would be too large even so; then nothing is changed.
+        """
         device = session.get_one(Device, member.device)
         if device.state not in LISTENED or not has_release(device.desired_models, member):
             return False
         model = DesiredModel(target=member.target, digest=member.digest).model
         before = [DesiredModel.from_bytes(member.before.encode())] if member.before else []
-        self.desired.assign(session, device, [*(m for m in models_of(device) if m.model != model), *before])
+        models = [*(m for m in models_of(device) if m.model != model), *before]
+        try:
+            self.desired.assign(session, device, models)
+        except Conflict:
+            with session.begin_nested():
+                end_all(session, device, f"it left no room to bring back what rollout {member.rollout} sent", now)
+                self.desired.assign(session, device, models, ())
         return True
 
 

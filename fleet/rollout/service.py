@@ -20,10 +20,10 @@ from sqlmodel import Session, col, select, update
 
 from fleet import queries
 from fleet.access import Caller
-from fleet.errors import Conflict, Forbidden, Malformed, NotFound, Unavailable
+from fleet.errors import Conflict, Forbidden, Malformed, Unavailable
 from fleet.lease import Lease
 from fleet.registry import aliases
-from fleet.rollout import reading, table
+from fleet.rollout import history, reading, table
 from fleet.rollout.attempts import attempt_name
 from fleet.rollout.deciding import HOLDING
 from fleet.rollout.gating import Gating
@@ -36,6 +36,7 @@ from fleet.rollout.table import State
 from fleet.rollout.terms import Terms, parse_terms
 from fleet.store.rollout_tables import RolloutProfile
 from fleet.store.tables import Device, RolloutDevice, RolloutRow
+from fleet.tags import tags_of
 from fleet.trust.desired import DesiredStates
 from fleet.trust.repository import ListedRelease, Repository
 from wire.messages import Reported, UpdateReport
@@ -123,14 +124,15 @@ class Rollouts:
         check_scope(caller, request.group)
         self._lead(session)
         if request.key is not None and (known := _by_key(session, request.key)) is not None:
-            return _repeated(known, request, _shared(terms, request, self._releases(known))), []
-        request = _meant(session, request)
+            return _repeated(known, request, terms), []
+        asked, request = _asked(request, terms), _meant(session, request)
         releases = self.repository.of_version(request.family, request.name, request.version)
         _check_free(session, request.name, request.group)
         found = reading.meant(session, request.group, terms.target, self.states)
         if not any(d.profile in releases for d in found):
             raise Conflict(_nobody(request, terms, releases))
         row = _new_row(_id(request), request, _shared(terms, request, releases), caller, self.clock())
+        row.asked = asked
         if session.get(RolloutRow, row.id) is not None:
             raise Conflict(f"plan {row.id}: was started already: make a new plan")
         session.add(row)
@@ -139,10 +141,23 @@ class Rollouts:
         note(session, row.id, self.clock(), "created", who=caller.name, reason=_words(row))
         return row, self.looker.look(session, row)
 
-    def approve(self, session: Session, id_: str, caller: Caller) -> tuple[RolloutRow, list[str]]:
+    def knows(self, session: Session, key: str | None) -> bool:
+        """Whether a rollout was started with a key: `start` gives that one."""
+        return key is not None and _by_key(session, key) is not None
+
+    def is_open(self, session: Session, id_: str) -> bool:
+        """Whether there is such a rollout that has not ended."""
+        row = session.get(RolloutRow, id_)
+        return row is not None and row.state in table.OPEN
+
+    def approve(
+        self, session: Session, id_: str, caller: Caller, wave: int | None = None
+    ) -> tuple[RolloutRow, list[str]]:
         """Let a rollout start, or go on to its next wave: a person does, and not the one who made it.
 
-        Raises `Forbidden` for its author and for a program, `Conflict` for a rollout that waits for no approval.
+        `wave`: the one that was looked at, from 0; None: whichever waits. Raises `Forbidden` for its author and for a
+        program, `Conflict` for a rollout that waits for no approval, or for that of another wave. The same again
+        changes nothing.
         """
         row = self._mine(session, id_, caller)
         if not caller.user:
@@ -151,11 +166,19 @@ class Rollouts:
             raise Forbidden(
                 f"rollout {id_}: {caller.user} made it, and nobody approves their own: ask another approver"
             )
-        if row.state == "running" and row.approved_by == caller.user:
+        if wave is None and row.state == "running" and row.approved_by == caller.user:
             return row, []  # the answer was lost
+        if wave is not None and (row.state, row.wave) != ("awaiting", wave):
+            before = history.who(session, id_, "approved", _wave(wave))
+            if caller.user in {name.partition(":")[0] for name in before}:
+                return row, []  # the answer was lost, and the rollout may have gone on since
+            raise Conflict(
+                f"rollout {id_}: {_wave(wave)} does not wait for an approval: the rollout is {row.state} in "
+                f"{_wave(row.wave)}: look at it, and approve what waits"
+            )
         row.approved_by = caller.user
         row.wave_started = show_instant(self.clock())
-        return self._moved(session, row, "approve", "approved", caller)
+        return self._moved(session, row, "approve", "approved", caller, _wave(row.wave))
 
     def pause(self, session: Session, id_: str, reason: str, caller: Caller) -> tuple[RolloutRow, list[str]]:
         """Reach nobody new until it is resumed. What the gates abort is brought back meanwhile."""
@@ -204,6 +227,7 @@ class Rollouts:
             return row, []
         table.move(cast(State, row.state), "roll back", f"rollout {id_}")
         _check_free(session, row.name, row.group)
+        _check_not_in_another(session, row)
         self._check_listed(session, id_)
         return self._end(session, row, "roll back", reason, caller)
 
@@ -340,12 +364,6 @@ class Rollouts:
         health = reading.health_of(session, [d.id for d in devices]) if conditions.ask_health else {}
         return {d.id: conditions.hinders(online=d.online, health=health.get(d.id), now=now) for d in devices}
 
-    def _releases(self, row: RolloutRow) -> Mapping[str, ListedRelease]:
-        try:
-            return self.repository.of_version(row.family, row.name, row.version)
-        except NotFound:
-            return {}
-
 
 def check_scope(caller: Caller, group: str | None) -> None:
     """Raises `Forbidden` unless the caller may act on a rollout to this group; None is every group."""
@@ -417,6 +435,10 @@ def _meant(session: Session, request: RolloutRequest) -> RolloutRequest:
     return replace(request, version=aliases.resolve(session, f"{request.family}/{request.name}", request.version))
 
 
+def _wave(number: int) -> str:
+    return f"wave {number + 1}"
+
+
 def _words(row: RolloutRow) -> str:
     target = json.loads(row.terms)["target"]
     return f"{row.family}/{row.name} {row.version} to {target}" + (f" of group {row.group}" if row.group else "")
@@ -426,20 +448,35 @@ def _by_key(session: Session, key: str) -> RolloutRow | None:
     return session.exec(select(RolloutRow).where(RolloutRow.request_key == key)).first()
 
 
-def _repeated(row: RolloutRow, request: RolloutRequest, terms: dict[str, Any]) -> RolloutRow:
-    version = row.version if request.version.startswith(aliases.MARK) else request.version  # what it meant then
-    asked = (request.family, request.name, version, request.group, terms)
-    if asked != (row.family, row.name, row.version, row.group, json.loads(row.terms)):
+def _asked(request: RolloutRequest, terms: Terms) -> str:
+    """A request as it was asked: what an alias means, and what is listed, may be another by the time it comes again."""
+    asked = (request.family, request.name, request.version, request.group, request.plan, terms.to_value())
+    return json.dumps(asked, sort_keys=True)
+
+
+def _repeated(row: RolloutRow, request: RolloutRequest, terms: Terms) -> RolloutRow:
+    if _asked(request, terms) != row.asked:
         raise Conflict(f"idempotency key {request.key!r}: was used for another rollout, {row.id}: use a new key")
     return row
 
 
 def _check_free(session: Session, name: str, group: str | None) -> None:
     for row in reading.open_rollouts(session):
-        # Two groups share no device; two targets may come to.
+        # Two groups share no device, and `fleet.inventory` keeps it so; two targets may come to.
         if row.name == name and (None in (row.group, group) or row.group == group):
             raise Conflict(
                 f"rollout {row.id} of {row.name} {row.version} is {row.state}: wait for it or abort it first"
+            )
+
+
+def _check_not_in_another(session: Session, row: RolloutRow) -> None:
+    """A device that changed its group since may be in a rollout there, which would bring back what goes here."""
+    mine = [m.device for m in reading.members(session, row.id) if m.state in HOLDING]
+    for other, member in reading.standing_in(session, mine):
+        if other.name == row.name:
+            raise Conflict(
+                f"rollout {row.id}: {member.device} stands in rollout {other.id} of {other.name} {other.version}, "
+                f"which is {other.state}: wait for it or abort it first"
             )
 
 
@@ -459,10 +496,13 @@ def _left_out(
     """Devices that are meant and would not be reached, with the reason; and those that are not in the fleet yet."""
     found = {d.id: f"{request.version} has no release for its profile, {d.profile}" for d in unfit[:EXCLUDED]}
     query = select(Device.id, Device.profile, Device.group, Device.state)
-    others = query.where(col(Device.state).in_(("new", "pending", "retiring")))
-    matches = queries.predicate(terms.target)
-    for id_, profile, group, state in session.exec(others.limit(EXCLUDED)).all():
-        standing = queries.Standing(id_, profile, group, frozenset(), "offline")
-        if request.group in (None, group) and matches(standing):
+    others = query.where(col(Device.state).in_(("new", "pending", "retiring"))).order_by(col(Device.id))
+    if request.group is not None:
+        others = others.where(Device.group == request.group)
+    matches, asked, none = queries.predicate(terms.target), queries.asked_tags(terms.target), frozenset[str]()
+    tags = tags_of(session, only=asked) if asked is None or asked else {}
+    for id_, profile, group, state in session.exec(others):
+        standing = queries.Standing(id_, profile, group, tags.get(id_, none), "offline")
+        if len(found) < 2 * EXCLUDED and matches(standing):
             found[id_] = f"it is {'enrolling' if state == 'new' else state}, and not in the fleet"
     return found

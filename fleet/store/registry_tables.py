@@ -21,7 +21,7 @@ class AliasRow(SQLModel, table=True):
 class AliasMove(SQLModel, table=True):
     """An alias that was set, moved or removed, in the order of `id`. No `was`: it was new; no `version`: it is gone.
 
-    `rollout` is the one that the move began; empty when it began none.
+    `rollout` is the newest one that was begun with it; empty when none was.
     """
 
     __tablename__ = "model_alias_move"

@@ -32,7 +32,7 @@ class RolloutEvent(SQLModel, table=True):
     """Something that happened in a rollout: to one device, to one profile, or to all of it (neither is named).
 
     `who` is a caller's name, a device, or `fleet`. `what`: created, approved, paused, resumed, overdue, wave, sent,
-    retried, committed, failed, left, returned, aborted, done, rolled-back or awaiting.
+    retried, committed, failed, left, returned, stuck, aborted, done, rolled-back or awaiting.
     """
 
     __tablename__ = "rollout_event"

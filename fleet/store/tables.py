@@ -227,6 +227,8 @@ class RolloutRow(SQLModel, table=True):
 
     id: str = Field(primary_key=True)
     request_key: str | None = Field(default=None, unique=True)
+    asked: str = Field(default="", sa_type=Text)
+    """The request as it was asked, to know it again by its key."""
     group: str | None = None
     """Only devices of this group; None: of every group."""
     family: str
@@ -250,7 +252,8 @@ class RolloutRow(SQLModel, table=True):
 class RolloutDevice(SQLModel, table=True):
     """A device that a rollout reached, what it gets, and what it should go back to (`before`: a desired model or "").
 
-    `state`: sent, committed, failed, returned, or left (it is not in the fleet any more, or began anew in it).
+    `state`: sent, committed, failed, returned, stuck (it was to be, and keeps the release: its desired state has no
+    room for what was before), or left (it is not in the fleet any more, or began anew in it).
     `profile` is the one that it was reached with, `attempt` rises when it is tried again.
     """
 

@@ -16,7 +16,7 @@ from joining import enrol, new_key
 
 from cli.client import Fleet
 from cli.errors import Unavailable
-from cli.rollout import _seconds, _watched, parse_gates
+from cli.rollout import _seconds, _watched, approve, parse_gates
 
 Shoal = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -117,6 +117,25 @@ def test_nobody_but_another_person_approves(shoal: Shoal) -> None:
     unbegun = shoal("watch", id_, "--until", "wave:1", "--timeout", "0.1 s")
     assert (unbegun.returncode, "still awaiting" in " ".join(unbegun.stderr.split())) == (4, True)
     shoal("abort", id_, "--reason", "test over")
+
+
+def test_the_wave_that_waits_is_approved_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Awaiting:
+        """A fleet whose rollout waits in its second wave."""
+
+        sent: ClassVar[list[tuple[str, object]]] = []
+
+        def get(self, _path: str) -> dict[str, Any]:
+            return {"state": "awaiting", "wave": 1}
+
+        def post(self, path: str, body: object) -> dict[str, Any]:
+            self.sent.append((path, body))
+            raise Unavailable("the answer was lost")
+
+    monkeypatch.setattr(Fleet, "connect", lambda _data=None: Awaiting())
+    with pytest.raises(Unavailable):
+        approve("r-1")
+    assert Awaiting.sent == [("/api/v1/rollouts/r-1/approve", {"wave": 1})]
 
 
 def test_gates_are_presets_or_limits() -> None:

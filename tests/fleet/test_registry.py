@@ -122,6 +122,31 @@ def test_a_rollout_by_an_alias_keeps_the_version_that_it_meant(
         fleet.api("POST", "/api/v1/rollouts/plan", {**body, "version": "@production"})
 
 
+def test_an_alias_that_means_the_version_already_still_begins_its_rollout(
+    fleet: FleetProcess, publisher: Publisher, new_device: Any
+) -> None:
+    release(publisher, "1.0.0", 1, name="porch")
+    release(publisher, "1.1.0", 2, name="porch")
+    device = new_device("registry-3")
+    device.connect()
+    device.answer_to(device.report())
+    alias = f"{MODELS}/intents/porch/aliases/next"
+    body = {"version": "1.0.0", "rollout": {"waves": [100], "target": "device=registry-3"}}
+    assert fleet.api("POST", alias, {"version": "1.0.0"})["rollout"] == ""
+    first = fleet.api("POST", alias, body)["rollout"]
+    assert first
+    assert fleet.api("POST", alias, body)["rollout"] == first, "the answer was lost, and it goes on"
+    fleet.api("POST", f"/api/v1/rollouts/{first}/abort", {"reason": "wrong day"})
+    key = {"Authorization": f"Bearer {fleet.token}", "Idempotency-Key": "porch"}
+    second = json.loads(fleet.request("POST", alias, body, headers=key)[1])["rollout"]
+    assert second not in ("", first)
+    fleet.api("POST", f"/api/v1/rollouts/{second}/abort", {"reason": "wrong day"})
+    fleet.api("POST", alias, {"version": "1.1.0"})
+    # Sent again after all that: it is that rollout still, and the alias stays where somebody moved it.
+    again = json.loads(fleet.request("POST", alias, body, headers=key)[1])
+    assert (again["rollout"], again["aliases"]) == (second, {"next": "1.1.0"})
+
+
 def test_an_alias_whose_rollout_cannot_begin_is_not_moved(fleet: FleetProcess, publisher: Publisher) -> None:
     release(publisher, "1.0.0", 1, name="garage")
     alias = f"{MODELS}/intents/garage/aliases/staging"

@@ -62,6 +62,7 @@ def upgrade() -> None:
 
 def _widen() -> None:
     op.add_column("rollout", sa.Column("terms", sa.Text(), nullable=False, server_default="{}"))
+    op.add_column("rollout", sa.Column("asked", sa.Text(), nullable=False, server_default=""))
     op.add_column("rollout", sa.Column("created", sa.String(), nullable=False, server_default=""))
     op.add_column("rollout", sa.Column("created_by", sa.String(), nullable=False, server_default=""))
     op.add_column("rollout", sa.Column("approved_by", sa.String(), nullable=False, server_default=""))
