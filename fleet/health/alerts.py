@@ -81,7 +81,11 @@ class Alerts:
 
     def _look(self, session: Session, hearing: Hearing, courier: Courier) -> None:
         before = {alert.key: alert for alert in map(_alert, session.exec(select(AlertRow)).all())}
-        looking = Looking(session, hearing, self._own(), self._drifting)
+        subjects: dict[str, set[str]] = {}
+        for rule, subject in before:
+            subjects.setdefault(rule, set()).add(subject)
+        there = {rule: frozenset(some) for rule, some in subjects.items()}
+        looking = Looking(session, hearing, self._own(), self._drifting, there)
         seen = [observe(rule, looking) for rule in self.rules.rules.values() if rule.enabled]
         silences = [Silence(rule=s.rule, subject=s.subject, until=instant(s.until)) for s in _silences(session)]
         step = judge(before, seen, silences, timedelta(seconds=self.rules.wait), hearing.now)

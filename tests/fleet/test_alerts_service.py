@@ -1,0 +1,106 @@
+"""The looks of a fleet at its rules, over a database: what stands in the table of alerts after each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlmodel import select
+
+from fleet.evidence.packing import pack
+from fleet.health.alerts import Alerts
+from fleet.health.courier import Courier
+from fleet.health.status import Hearing
+from fleet.serial import Serial
+from fleet.store.database import Database
+from fleet.store.evidence_tables import EvidenceSubject, EvidenceWindow
+from fleet.store.health_tables import AlertMessage
+from fleet.store.tables import Device
+from wire.units import show_instant
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+DIGEST = f"sha256:{'a' * 64}"
+RULES = """
+wait = "0 s"
+[channels.ops]
+kind = "webhook"
+url = "https://hooks.example.org/x"
+[rules.broken]
+kind = "errors"
+over = "10 min"
+[rules.away]
+kind = "device-offline"
+"""
+
+
+class World:
+    """One process of a fleet: its own connections, rules and clock."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "alerts.toml").write_text(RULES)
+        self.now = NOW
+        self.database = Database.in_folder(folder)
+        self.serial = Serial()
+        self.alerts = Alerts(folder, self.database, lambda: self.now, own=dict)
+        self.courier = Courier(self.database, self.serial, lambda: self.alerts.rules, lambda: self.now, "https://f")
+
+    def look(self) -> None:
+        self.now += timedelta(seconds=10)
+        hearing = Hearing(self.now, NOW - timedelta(hours=1), timedelta(days=90), timedelta(days=30))
+        self.alerts.tick(hearing, self.courier)
+
+    def open(self) -> set[str]:
+        with self.database.transaction() as session:
+            return {alert["subject"] for alert in self.alerts.view(session)["alerts"]}
+
+    def told(self) -> list[str]:
+        with self.database.transaction() as session:
+            texts = session.exec(select(AlertMessage.document).order_by(AlertMessage.created)).all()
+            return [json.loads(text)["what"] for text in texts]
+
+    def close(self) -> None:
+        self.serial.close()
+        self.database.close()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.close()
+
+
+def join(world: World, id_: str, *, online: bool = True, models: str = "[]", group: str = "default") -> None:
+    gone = None if online else show_instant(NOW)
+    with world.database.transaction() as session:
+        session.add(
+            Device(
+                id=id_, profile="x86-64", group=group, created="", token_hash="", token_expires="", state="enrolled",
+                online=online, gone=gone, last_seen=show_instant(NOW), desired_models=models,
+            )
+        )  # fmt: skip
+
+
+def test_a_model_that_fails_and_is_asked_no_more_stays_open_until_it_is_taken_back(world: World) -> None:
+    join(world, "a", models=json.dumps([{"model": "intents/kitchen", "digest": DIGEST}]))
+    begins = int(NOW.timestamp()) - 600
+    with world.database.transaction() as session:
+        model = {"model": "intents/kitchen", "digest": DIGEST, "profile": "x86-64", "shadow": False}
+        session.add(EvidenceSubject(id=1, device="", newest=begins, **model))
+        numbers = {"requests": 100, "errors": 100, "latency": pack({})}
+        session.add(EvidenceWindow(subject=1, span=600, begins=begins, ends=begins + 600, **numbers))
+    world.look()
+    assert world.open() == {f"intents/kitchen {DIGEST[:19]}"}
+    world.now += timedelta(hours=3)
+    world.look()
+    assert world.open() == {f"intents/kitchen {DIGEST[:19]}"}, "nobody asks it any more: that is no recovery"
+    with world.database.transaction() as session:
+        device = session.get_one(Device, "a")
+        device.desired_models = "[]"
+        session.add(device)
+    world.look()
+    assert world.open() == set()
+    assert world.told()[-1] == "recovered"
