@@ -19,6 +19,7 @@ from sqlmodel import Session, col
 from fleet.evidence.recording import Recorder
 from fleet.evidence.rows import HEALTH, MODELS, Kind
 from fleet.evidence.windows import DAY, FINE, HOUR, begin
+from fleet.lease import Leads, alone
 from fleet.store.database import Database
 from fleet.store.evidence_tables import EvidenceSubject, HoldRow, SeenRow
 from fleet.store.tables import TelemetryRow
@@ -45,11 +46,12 @@ class Keeper:
     raw: timedelta
     events: timedelta
     clock: Callable[[], datetime]
+    leads: Leads = alone
     _next: dict[str, float] = field(default_factory=dict)
     _pruned: int = 0
 
     def tick(self) -> None:
-        """A little of all that is due."""
+        """A little of all that is due; nothing where another process leads."""
         now = self.clock()
         work: Callable[[Session, datetime], bool]
         for name, work in (
@@ -60,7 +62,7 @@ class Keeper:
         ):
             if now.timestamp() >= self._next.get(name, 0.0):
                 with self.database.transaction() as session:
-                    done = work(session, now)
+                    done = self.leads(session) and work(session, now)
                 self._next[name] = now.timestamp() + (0.0 if done else IDLE)
 
     def _merge_fine(self, session: Session, now: datetime) -> bool:

@@ -27,6 +27,7 @@ from fleet.health.alerting import Alert, Key, Message, Silence, judge
 from fleet.health.courier import Courier
 from fleet.health.observing import Drifting, Looking, observe
 from fleet.health.status import Hearing
+from fleet.lease import Leads, alone
 from fleet.store.database import Database
 from fleet.store.health_tables import AlertRow, AlertSilence
 from fleet.store.tables import Device
@@ -50,7 +51,10 @@ class NewSilence:
 
 
 class Alerts:
-    """The rules of a data folder and what became of them. `own`: until when the fleet's own certificates are good."""
+    """The rules of a data folder and what became of them. `own`: until when the fleet's own certificates are good.
+
+    A process that does not lead reads the file, shows what there is, and looks at nothing itself.
+    """
 
     def __init__(
         self,
@@ -60,8 +64,10 @@ class Alerts:
         *,
         own: Callable[[], Mapping[str, datetime]],
         drifting: Drifting = lambda _session: {},
+        leads: Leads = alone,
     ) -> None:
         self._data, self._database, self._clock, self._own, self._drifting = data, database, clock, own, drifting
+        self._leads = leads
         self._stamp = self._file_stamp()
         self.rules = rules_file.load(data)
         self.fault = ""
@@ -76,8 +82,9 @@ class Alerts:
         self._next = now + timedelta(seconds=self.rules.every)
         self._read_again()
         with self._database.transaction() as session:
-            self._look(session, hearing, courier)
-            courier.tidy(session)
+            if self._leads(session):
+                self._look(session, hearing, courier)
+                courier.tidy(session)
 
     def _look(self, session: Session, hearing: Hearing, courier: Courier) -> None:
         before = {alert.key: alert for alert in map(_alert, session.exec(select(AlertRow)).all())}

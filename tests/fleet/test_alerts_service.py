@@ -14,6 +14,7 @@ from fleet.evidence.packing import pack
 from fleet.health.alerts import Alerts
 from fleet.health.courier import Courier
 from fleet.health.status import Hearing
+from fleet.lease import Lease
 from fleet.serial import Serial
 from fleet.store.database import Database
 from fleet.store.evidence_tables import EvidenceSubject, EvidenceWindow
@@ -39,13 +40,15 @@ kind = "device-offline"
 class World:
     """One process of a fleet: its own connections, rules and clock."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, holder: str = "one") -> None:
         (folder / "alerts.toml").write_text(RULES)
         self.now = NOW
         self.database = Database.in_folder(folder)
         self.serial = Serial()
-        self.alerts = Alerts(folder, self.database, lambda: self.now, own=dict)
-        self.courier = Courier(self.database, self.serial, lambda: self.alerts.rules, lambda: self.now, "https://f")
+        leads = Lease("rollouts", holder, timedelta(seconds=30), lambda: self.now).held
+        self.alerts = Alerts(folder, self.database, lambda: self.now, own=dict, leads=leads)
+        rules, clock = lambda: self.alerts.rules, lambda: self.now
+        self.courier = Courier(self.database, self.serial, rules, clock, "https://f", leads)
 
     def look(self) -> None:
         self.now += timedelta(seconds=10)
@@ -104,3 +107,32 @@ def test_a_model_that_fails_and_is_asked_no_more_stays_open_until_it_is_taken_ba
     world.look()
     assert world.open() == set()
     assert world.told()[-1] == "recovered"
+
+
+# --- two processes on one database ------------------------------------------------------------------------------------
+
+
+def test_of_two_processes_one_tells_and_the_other_takes_over_where_it_was(world: World, tmp_path: Path) -> None:
+    join(world, "a", online=False)
+    other = World(tmp_path, "other")
+    try:
+        for _ in range(5):
+            world.look()
+            other.now = world.now
+            other.look()
+        assert (world.told(), other.open()) == (["open"], {"a"})
+        assert other.courier._next("ops") is None, "who does not lead sends nothing"
+        assert world.courier._next("ops") is not None
+        with other.database.transaction() as session:
+            device = session.get_one(Device, "a")
+            device.online, device.gone = True, None
+            session.add(device)
+        other.now += timedelta(seconds=31)  # the other one stands still
+        other.look()
+        assert other.told() == ["open", "recovered"]
+        assert other.courier._next("ops") is not None
+        world.look()
+        assert world.told() == ["open", "recovered"]
+        assert world.courier._next("ops") is None
+    finally:
+        other.close()

@@ -13,8 +13,8 @@ from drift_worlds import BEGAN, DIGEST, Change, Shape, World
 from sqlmodel import col, func, select
 
 from fleet.drift import views, windows
-from fleet.drift.drift import judge_one
-from fleet.drift.looks import WINDOW, Look
+from fleet.drift.drift import GRACE, Drift, judge_one
+from fleet.drift.looks import WINDOW, Look, window_of
 from fleet.drift.windows import GAP, MOST_MODELS
 from fleet.errors import NotFound
 from fleet.store.drift_tables import DriftAlarm, DriftDay, DriftLook, DriftPast
@@ -45,6 +45,16 @@ WORLDS = {
         20, apart=0.8, bursts=0.4, shared=0.1, weekend=0.3, requests=60
     ),
 }
+
+
+def test_who_does_not_lead_judges_nothing_and_takes_over_where_the_other_stopped(make: Make) -> None:
+    world = make(Shape(3), seed=1)
+    now, leading = BEGAN + WINDOW + GRACE + timedelta(seconds=1), world.drift
+    stands_by = Drift(world.database, world.serial, lambda: now, leads=lambda _: False)
+    world._tell()
+    assert stands_by.catch_up(now) == []
+    stands_by._write(window_of(BEGAN), [])  # it led when it read the window
+    assert leading.catch_up(now) == [window_of(BEGAN)]
 
 
 @pytest.mark.parametrize("name", WORLDS)

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlmodel import select
 
+from fleet.evidence.keeping import Keeper
 from fleet.evidence.packing import MOST, Total, pack, unpack
 from fleet.evidence.recording import MOST_SUBJECTS, note_golden
 from fleet.evidence.windows import DAY, FINE, HOUR, Kept, Window, place
@@ -198,6 +199,17 @@ def test_windows_become_hours_and_days_and_nothing_is_lost(world: World) -> None
     assert world.all(EvidenceWindow) == world.all(HealthWindow) == world.all(EvidenceSubject) == []
     world.say("a", world.now, stats())
     assert world.spans() == {FINE: 1}, "the number of a subject that is gone is not used again"
+
+
+def test_who_does_not_lead_merges_nothing(world: World) -> None:
+    world.say("a", NOON, stats())
+    later = world.now + timedelta(days=30)
+    keeper = Keeper(
+        world.database, world.recorder, timedelta(hours=1), timedelta(days=90), lambda: later, lambda _: False
+    )
+    for _ in range(10):
+        keeper.tick()
+    assert world.spans() == {FINE: 1}
 
 
 def test_what_comes_late_is_added_to_the_hour_that_was_merged(world: World) -> None:
