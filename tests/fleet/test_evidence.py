@@ -301,6 +301,28 @@ def test_what_is_told_of_after_never_shrinks_while_windows_become_hours(world: W
     assert FINE not in world.spans(), "nobody asked any more"
 
 
+def test_a_rollout_may_take_longer_than_hours_are_kept(world: World) -> None:
+    """Accident: on the fifteenth day its first day became one window, which lies on the moment it began."""
+    since = NOON + 5 * MINUTE
+    world.now = NOON + timedelta(hours=12)
+    world.add("others")
+    for minute in range(-20 * 60, 10 * 60, 30):
+        world.say("a", NOON + minute * MINUTE, stats(OLD if minute < 0 else NEW), health=health())
+        world.say("b", NOON + minute * MINUTE, stats())
+    first = {name: (known(c.before), known(c.after)) for name, c in world.compare(since, "a", controls=("b",)).items()}
+    for _ in range(20):
+        world.keep(hours=24)
+        world.say("others", world.now, stats())
+        now = world.compare(since, "a", controls=("b",))
+        assert {name: (known(c.before), known(c.after)) for name, c in now.items()} == first
+    assert world.spans()[DAY] >= 1, "days of devices that nobody asks for are merged"
+    world.keep(hours=24 * 4)
+    world.keep(hours=1)
+    assert world.spans().keys() <= {HOUR, DAY}
+    counts = {w.begins for w in world.all(EvidenceWindow) if w.span == HOUR}
+    assert all(begins > since.timestamp() + DAY for begins in counts), "nobody asks any more"
+
+
 def test_a_control_is_shown_with_its_own_model_on_both_sides(world: World) -> None:
     world.now = NOON + timedelta(hours=1)
     world.say("b", NOON - 30 * MINUTE, stats())
