@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from sqlmodel import select
 
+from fleet.access import Caller
+from fleet.errors import Forbidden
 from fleet.evidence.packing import pack
-from fleet.health.alerts import Alerts
+from fleet.health.alerts import Alerts, NewSilence
 from fleet.health.courier import Courier
 from fleet.health.status import Hearing
 from fleet.lease import Lease
@@ -19,7 +21,7 @@ from fleet.serial import Serial
 from fleet.store.database import Database
 from fleet.store.evidence_tables import EvidenceSubject, EvidenceWindow
 from fleet.store.health_tables import AlertMessage
-from fleet.store.tables import Device
+from fleet.store.tables import CertificateRow, Device
 from wire.units import show_instant
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -34,7 +36,15 @@ kind = "errors"
 over = "10 min"
 [rules.away]
 kind = "device-offline"
+[rules.expiring]
+kind = "certificate"
+[rules.moves]
+kind = "drift"
 """
+
+
+EVERYBODY = Caller("root", frozenset({"admin"}))
+KITCHENS = Caller("bob", frozenset({"operator"}), frozenset({"kitchens"}))
 
 
 class World:
@@ -55,9 +65,9 @@ class World:
         hearing = Hearing(self.now, NOW - timedelta(hours=1), timedelta(days=90), timedelta(days=30))
         self.alerts.tick(hearing, self.courier)
 
-    def open(self) -> set[str]:
+    def open(self, caller: Caller = EVERYBODY) -> set[str]:
         with self.database.transaction() as session:
-            return {alert["subject"] for alert in self.alerts.view(session)["alerts"]}
+            return {alert["subject"] for alert in self.alerts.view(session, caller)["alerts"]}
 
     def told(self) -> list[str]:
         with self.database.transaction() as session:
@@ -107,6 +117,35 @@ def test_a_model_that_fails_and_is_asked_no_more_stays_open_until_it_is_taken_ba
     world.look()
     assert world.open() == set()
     assert world.told()[-1] == "recovered"
+
+
+# --- who sees what, and may say what ----------------------------------------------------------------------------------
+
+
+def test_an_operator_of_a_group_sees_and_acknowledges_what_is_of_its_devices_only(world: World) -> None:
+    for id_, group in (("mine", "kitchens"), ("theirs", "lab")):
+        join(world, id_, online=False, group=group)
+        with world.database.transaction() as session:
+            soon = show_instant(NOW + timedelta(days=3))
+            session.add(CertificateRow(serial=id_, device=id_, pem="", issued="", expires=soon, state="current"))
+    drifts = {
+        f"intents {DIGEST[:19]} labels, {place}": "PSI" for place in ("all devices", "group:lab", "group:kitchens")
+    }
+    world.alerts._drifting = lambda _session: drifts
+    world.look()
+    mine = {"mine", "device mine", *(subject for subject in drifts if "group:lab" not in subject)}
+    assert world.open(KITCHENS) == mine
+    assert world.open() == {*mine, *drifts, "theirs", "device theirs"}
+    with world.database.transaction() as session:
+        ids = {alert["subject"]: alert["id"] for alert in world.alerts.view(session, EVERYBODY)["alerts"]}
+        assert world.alerts.acknowledge(session, ids["device mine"], KITCHENS)["acknowledged"] == "bob"
+        with pytest.raises(Forbidden, match="lab"):
+            world.alerts.acknowledge(session, ids["device theirs"], KITCHENS)
+        for subject in ("device mine", "theirs", "device theirs"):
+            asked = NewSilence(rule="", subject=subject, lasts=timedelta(hours=1), reason="known")
+            world.alerts.silence(session, asked, EVERYBODY)
+        shown = world.alerts.view(session, KITCHENS)["silences"]
+    assert [one["subject"] for one in shown] == ["device mine"]
 
 
 # --- two processes on one database ------------------------------------------------------------------------------------

@@ -292,3 +292,25 @@ def test_a_model_that_was_not_judged_is_told_to_be_so(make: Make) -> None:
         shown = views.model(session, DIGEST)
     assert (shown["model"], shown["devices"], len(shown["history"]), shown["alarms"]) == ("kitchen", 3, 2, [])
     assert [part["stratum"] for part in shown["strata"]] == ["all", "tag:kitchen"]
+
+
+def test_who_is_given_groups_sees_no_drift_of_another_one(make: Make) -> None:
+    world = make(Shape(20), seed=21)
+    world.live(1)
+    with world.database.transaction() as session:
+        for stratum in ("all", "group:g0", "group:g1"):
+            session.add(
+                DriftAlarm(
+                    digest=DIGEST, model="kitchen", stratum=stratum, subject="labels", against="past", state="open",
+                    signs="", first="", last="", ended="", score='{"words": "more of one"}',
+                )
+            )  # fmt: skip
+        session.flush()
+        mine = frozenset({"g1"})
+        for shown in (views.model(session, DIGEST, mine), views.overview(session, mine)):
+            assert {one["stratum"] for one in shown["alarms"]} == {"all", "group:g1"}
+        assert len(views.overview(session)["alarms"]) == 3
+        strata = {one["stratum"] for one in views.model(session, DIGEST)["strata"]}
+        assert {"group:g0", "group:g1"} < strata
+        of_mine = {one["stratum"] for one in views.model(session, DIGEST, mine)["strata"]}
+        assert of_mine == strata - {"group:g0", "group:g2", "group:g3"}
