@@ -6,7 +6,6 @@ with opened(settings, https_port) as services: ...
 from __future__ import annotations
 
 import secrets
-import socket
 from collections import ChainMap
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -39,7 +38,7 @@ from fleet.health.alerts import Alerts
 from fleet.health.courier import Courier
 from fleet.health.hearing import hearing_of
 from fleet.health.status import Hearing
-from fleet.lease import Lease
+from fleet.lease import Lease, alone, holder_of
 from fleet.measuring import Measuring
 from fleet.mqtt.broker import Broker
 from fleet.mqtt.inbox import Inbox
@@ -81,7 +80,7 @@ from wire.errors import WireError
 from wire.topics import FLEET_CLIENT
 
 LEASE: Final = timedelta(seconds=30)
-"""How long a fleet that stopped keeps others from leading its rollouts."""
+"""How long a fleet that stopped keeps others from taking over."""
 
 
 @contextmanager
@@ -118,7 +117,10 @@ def _assemble(
     blob_keys = BlobKeys(open_secret(data / "keys" / "chunk-secret"), repository)
     lifetime = timedelta(seconds=settings.desired_lifetime)
     deltas = Deltas(database, repository, blobs, _clock, kept=lifetime)
-    desired = DesiredStates(orders, blob_keys, lifetime, deltas.offers)
+    lease = Lease("rollouts", holder_of(data), LEASE, _clock)
+    # Of a database in the data folder no other process can have anything.
+    leads = lease.held if settings.database else alone
+    desired = DesiredStates(orders, blob_keys, lifetime, deltas.offers, leads)
     commands = Commands(orders, timedelta(seconds=settings.command_lifetime), timedelta(seconds=settings.wipe_lifetime))
     rollouts = Rollouts(
         repository=repository,
@@ -126,7 +128,7 @@ def _assemble(
         settle_after=timedelta(seconds=settings.settle_after),
         clock=_clock,
         gating=Gating(parse=parse_gates, compare=comparisons, judge=judge, recall=History.from_text),
-        lease=Lease("rollouts", f"{socket.gethostname()}:{data.resolve()}", LEASE, _clock),
+        lease=lease,
         judge_every=timedelta(seconds=settings.judge_every),
         ready=deltas.ready,
         # The line is made below: nobody is asked for before it stands.
@@ -153,6 +155,7 @@ def _assemble(
         raw=timedelta(seconds=settings.telemetry_kept),
         events=timedelta(seconds=settings.events_kept),
         clock=_clock,
+        leads=leads,
     )
     link = Link(client, authority.believed_path, session=secrets.token_hex(8))
 
@@ -185,9 +188,9 @@ def _assemble(
     )
     builds = Queue(database, _clock)
     expiries = partial(_expiries, authority, server, repository)
-    alerts = Alerts(data, database, _clock, own=expiries, drifting=drifting)
+    alerts = Alerts(data, database, _clock, own=expiries, drifting=drifting, leads=leads)
     courier = Courier(
-        database, serial, lambda: alerts.rules, _clock, f"https://{settings.public_names[0]}:{https_port}"
+        database, serial, lambda: alerts.rules, _clock, f"https://{settings.public_names[0]}:{https_port}", leads
     )
     return Services(
         settings=settings,
@@ -227,7 +230,7 @@ def _assemble(
         alerts=alerts,
         courier=courier,
         expiries=expiries,
-        drift=Drift(database, serial, _clock, tags_of),
+        drift=Drift(database, serial, _clock, tags_of, leads),
     )
 
 

@@ -1,6 +1,6 @@
 """A lease: of all processes of a fleet one acts, and one that lost its turn cannot.
 
-    lease = Lease("rollouts", holder, timedelta(seconds=30), clock)
+    lease = Lease("rollouts", holder_of(data), timedelta(seconds=30), clock)
     with database.transaction() as session:
         if lease.held(session):        # asked first in every transaction that acts
             ...
@@ -10,20 +10,47 @@ finds a term that is not its own, in the very transaction in which it would have
 until that one ends, and SQLite refuses to write on what somebody else has changed since it was read. So clocks only
 decide how soon another one takes over, never whether two act. (An advisory lock would stay with a stopped process.)
 
-`holder` names the data folder and the machine: only one process has that folder at a time (`fleet.store.folder`), so
-a fleet that starts again does not wait for its own lease to run out.
+`holder` names the data folder and the boot of its machine: only one process has that folder at a time
+(`fleet.store.folder`), so a fleet that starts again does not wait for its own lease to run out. Nothing that is copied
+is in it: a stand-by starts from a copy of the folder, on a machine that may have the same name.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final
 
 from sqlmodel import Session, select
 
 from fleet.store.rollout_tables import LeaseRow
 from wire.units import instant, show_instant
+
+Leads = Callable[[Session], bool]
+"""Whether this process may act in this transaction."""
+_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
+"""A random id that Linux makes at each boot."""
+
+
+def alone(_session: Session) -> bool:
+    """For a fleet whose database no other process can have."""
+    return True
+
+
+def holder_of(data: Path) -> str:
+    """The name of the process that has a data folder; the same for the next one until the machine starts again.
+
+    Where the system has no id of its boot it is a new one each time: then a new process waits for the lease to run out.
+    """
+    try:
+        boot = _BOOT.read_text().strip()
+    except OSError:
+        boot = secrets.token_hex(16)
+    place = data.stat()
+    return f"{boot}:{place.st_dev}:{place.st_ino}"
 
 
 @dataclass

@@ -84,11 +84,10 @@ def flag(value: object, where: str) -> bool:
 
 
 def url(value: object, where: str) -> str:
-    """An address of HTTP without a slash at its end; empty for none."""
-    address = text(value, where).rstrip("/")
-    if address and not address.startswith(("http://", "https://")):
-        raise Malformed(f"{where}: expected an address that starts with http:// or https://, got {value!r}")
-    return address
+    """An address of HTTP without a slash at its end; empty for none. It may hold a secret: no error shows it."""
+    if not isinstance(value, str) or (value and not value.startswith(("http://", "https://"))):
+        raise Malformed(f"{where}: expected an address that starts with http:// or https://")
+    return value.rstrip("/")
 
 
 def file(value: object, where: str) -> Path | None:
@@ -97,6 +96,15 @@ def file(value: object, where: str) -> Path | None:
     if path is not None and not path.is_file():
         raise Malformed(f"{where}: there is no file {path}")
     return path
+
+
+def hidden_file(value: object, where: str) -> Path | None:
+    """A file with a secret in it; empty for none. No error shows what was written: it may be the secret itself."""
+    if not value:
+        return None
+    if not isinstance(value, str) or not Path(value).is_file():
+        raise Malformed(f"{where}: expected the path of a file that is there, and not the secret itself")
+    return Path(value)
 
 
 def duration(low: str, high: str) -> Read:

@@ -34,9 +34,9 @@ class Test(BaseModel):
 
 @router.get("")
 async def list_alerts(request: Request) -> dict[str, Any]:
-    """Open alerts, silences, rules and channels. They are not divided by group."""
-    services = services_of(request)
-    return await services.serial.run(_view, services)
+    """Open alerts, silences, rules and channels. Who is given groups sees none of devices of other groups."""
+    services, caller = services_of(request), caller_of(request)
+    return await services.serial.run(_view, services, caller)
 
 
 @router.post("/{alert}/acknowledge")
@@ -70,9 +70,9 @@ async def test(request: Request, asked: Test) -> dict[str, Any]:
     return {"message": await services.serial.run(_test, services, asked.channel)}
 
 
-def _view(services: Services) -> dict[str, Any]:
+def _view(services: Services, caller: Caller) -> dict[str, Any]:
     with services.database.transaction() as session:
-        return services.alerts.view(session)
+        return services.alerts.view(session, caller)
 
 
 def _acknowledge(services: Services, caller: Caller, alert: str) -> dict[str, Any]:

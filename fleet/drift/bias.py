@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Final, Literal
 
 from fleet.drift.distributions import t_tail
 from fleet.drift.judging import strata
 from fleet.drift.values import ALL, Key, Member, Score
 from fleet.drift.words import where
+from fleet.intervals import wilson
 from wire.sketch import BINS
 
 FEWEST_DEVICES: Final = 5
@@ -25,7 +25,6 @@ FEWEST: Final = 30.0
 """Answers with feedback, or with a confidence, on either side."""
 LIMIT: Final = 0.05
 """A smaller difference is not called bias: five points."""
-CONFIDENCE: Final = 0.95
 What = Literal["accuracy", "sureness"]
 _NOUNS: Final = {"accuracy": "accuracy by feedback", "sureness": "mean confidence"}
 
@@ -70,14 +69,6 @@ def mean_of(members: Sequence[Member], what: What) -> Mean | None:
     variance = max(clustered, p * (1 - p) / n if what == "accuracy" else 0.0)
     low, high = wilson(value, p * (1 - p) / variance if variance > 0 else n)
     return Mean(value, low, high, variance, k, n)
-
-
-def wilson(p: float, n: float) -> tuple[float, float]:
-    """Wilson's interval of a share of `n` answers (JASA 22, 1927, 209 to 212), at `CONFIDENCE`."""
-    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _sums(member: Member, what: What) -> tuple[float, float]:

@@ -32,6 +32,7 @@ from fleet.drift.looks import KINDS, WINDOW, Look
 from fleet.drift.values import Alarm, Key, Member, Score
 from fleet.drift.windows import DAYS, GAP, Read, Tags, shifted
 from fleet.errors import FleetError
+from fleet.lease import Leads, alone
 from fleet.serial import Serial
 from fleet.store.database import Database
 from fleet.store.drift_tables import DriftAlarm, DriftDay, DriftPast
@@ -68,9 +69,16 @@ class Judged:
 class Drift:
     """See the module."""
 
-    def __init__(self, database: Database, serial: Serial, clock: Callable[[], datetime], tags: Tags = no_tags) -> None:
+    def __init__(
+        self,
+        database: Database,
+        serial: Serial,
+        clock: Callable[[], datetime],
+        tags: Tags = no_tags,
+        leads: Leads = alone,
+    ) -> None:
         self._database, self._serial = database, serial
-        self._clock, self._tags = clock, tags
+        self._clock, self._tags, self._leads = clock, tags, leads
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -113,8 +121,10 @@ class Drift:
         return done
 
     def _due(self, now: datetime) -> str | None:
-        """The oldest window that has ended, and was not judged."""
+        """The oldest window that has ended, and was not judged; None where another process leads."""
         with self._database.transaction() as session:
+            if not self._leads(session):
+                return None
             window = windows.following(session, _judged(session))
         return window if window is not None and instant(window) + WINDOW + GRACE <= now else None
 
@@ -128,7 +138,7 @@ class Drift:
 
     def _write(self, window: str, judged: Sequence[Judged]) -> None:
         with self._database.transaction() as session:
-            if _judged(session) >= window:  # another process was faster
+            if not self._leads(session) or _judged(session) >= window:  # another process was faster
                 return
             rows = _unfinished(session)
             before = {key: _alarm(row) for key, row in rows.items()}
@@ -153,7 +163,7 @@ class Drift:
 
     def _fold(self, window: str) -> int:
         with self._database.transaction() as session:
-            return windows.fold(session, window)
+            return self._leads(session) and windows.fold(session, window)
 
 
 def _judged(session: Session) -> str:

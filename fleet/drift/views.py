@@ -42,8 +42,11 @@ def drifting(session: Session) -> dict[str, str]:
     return found
 
 
-def overview(session: Session) -> dict[str, Any]:
-    """Open alarms, and for each model the scores of all its devices in its newest window."""
+def overview(session: Session, groups: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Open alarms, and for each model the scores of all its devices in its newest window.
+
+    `groups`: those that the caller is given, none for all. What is of another group is left out.
+    """
     newest = select(DriftDay.digest, func.max(DriftDay.window)).where(DriftDay.stratum == ALL)
     found = session.exec(newest.group_by(DriftDay.digest)).all()
     rows = [session.get_one(DriftDay, (digest, ALL, window)) for digest, window in found]
@@ -51,13 +54,14 @@ def overview(session: Session) -> dict[str, Any]:
         {"digest": d.digest, "model": d.model, "window": d.window, "devices": d.devices, "scores": json.loads(d.scores)}
         for d in sorted(rows, key=lambda d: (d.model, d.digest))
     ]
-    return {"alarms": open_alarms(session), "models": models}
+    return {"alarms": [one for one in open_alarms(session) if _may_see(one["stratum"], groups)], "models": models}
 
 
-def model(session: Session, digest: str) -> dict[str, Any]:
+def model(session: Session, digest: str, groups: frozenset[str] = frozenset()) -> dict[str, Any]:
     """One model: the scores of every stratum in its newest window, those of all devices before, its alarms.
 
-    Raises `NotFound` for one of which nothing was told yet.
+    `groups`: those that the caller is given, none for all. What is of another group is left out.
+    Raises `NotFound` for a model of which nothing was told yet.
     """
     mine = select(DriftDay).where(DriftDay.digest == digest)
     days = list(session.exec(mine.where(DriftDay.stratum == ALL).order_by(col(DriftDay.window).desc())))
@@ -77,9 +81,17 @@ def model(session: Session, digest: str) -> dict[str, Any]:
         "model": newest.model,
         "window": newest.window,
         "devices": newest.devices,
-        "strata": [{"stratum": d.stratum, "devices": d.devices, "scores": json.loads(d.scores)} for d in strata],
+        "strata": [
+            {"stratum": d.stratum, "devices": d.devices, "scores": json.loads(d.scores)}
+            for d in strata
+            if _may_see(d.stratum, groups)
+        ],
         "history": [
             {"window": d.window, "devices": d.devices, "calm": d.calm, "scores": json.loads(d.scores)} for d in days
         ],
-        "alarms": [alarm(row) for row in session.exec(alarms)],
+        "alarms": [alarm(row) for row in session.exec(alarms) if _may_see(row.stratum, groups)],
     }
+
+
+def _may_see(stratum: str, groups: frozenset[str]) -> bool:
+    return not groups or not stratum.startswith("group:") or stratum.removeprefix("group:") in groups

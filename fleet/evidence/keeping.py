@@ -3,7 +3,8 @@
     keeper.tick()          # a little at a time, in transactions of its own: requests and messages wait meanwhile
 
 A window that was merged is in the wider one for good: no record is in two, and none is lost. An hour that gates look
-into (`HoldRow`) stays fine until they have not asked for two days.
+into (`HoldRow`) stays fine until they have not asked for two days, and so long its day and the one before stay hours:
+a day that lies on the moment of a rollout would count for neither side of it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from sqlmodel import Session, col
 from fleet.evidence.recording import Recorder
 from fleet.evidence.rows import HEALTH, MODELS, Kind
 from fleet.evidence.windows import DAY, FINE, HOUR, begin
+from fleet.lease import Leads, alone
 from fleet.store.database import Database
 from fleet.store.evidence_tables import EvidenceSubject, HoldRow, SeenRow
 from fleet.store.tables import TelemetryRow
@@ -45,11 +47,12 @@ class Keeper:
     raw: timedelta
     events: timedelta
     clock: Callable[[], datetime]
+    leads: Leads = alone
     _next: dict[str, float] = field(default_factory=dict)
     _pruned: int = 0
 
     def tick(self) -> None:
-        """A little of all that is due."""
+        """A little of all that is due; nothing where another process leads."""
         now = self.clock()
         work: Callable[[Session, datetime], bool]
         for name, work in (
@@ -60,7 +63,7 @@ class Keeper:
         ):
             if now.timestamp() >= self._next.get(name, 0.0):
                 with self.database.transaction() as session:
-                    done = work(session, now)
+                    done = self.leads(session) and work(session, now)
                 self._next[name] = now.timestamp() + (0.0 if done else IDLE)
 
     def _merge_fine(self, session: Session, now: datetime) -> bool:
@@ -121,13 +124,14 @@ def _merge(session: Session, narrow: int, wide: int, kept: float, now: datetime)
 
 def _merge_some(session: Session, kind: Kind[Any], narrow: int, wide: int, before: int, now: datetime) -> bool:
     w, h, today = kind.table, HoldRow, int(now.timestamp() // DAY)
+    first = w.begins - w.begins % wide
     held = exists(col(h.subject)).where(
         col(h.subject) == w.subject,
-        col(h.begins) <= w.begins,
-        col(h.begins) > w.begins - HOUR,
+        col(h.begins) >= first,
+        col(h.begins) < first + (HOUR if wide == HOUR else 2 * DAY),
         col(h.day) >= today - ASKED,
     )
-    due = (w.span == narrow, w.begins < before, *([~held] if narrow == FINE else []))
+    due = (w.span == narrow, w.begins < before, ~held)
     oldest = session.connection().execute(select(w.begins).where(*due).order_by(w.begins).limit(1)).scalar()
     if oldest is None:
         return False

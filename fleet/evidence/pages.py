@@ -10,7 +10,6 @@ least as wide as the windows that are kept of that time.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from fleet.evidence.packing import sketch_of
 from fleet.evidence.quality import quality
 from fleet.evidence.rows import HEALTH, MODELS
 from fleet.evidence.windows import FINE, NUMBERS, SPANS, HealthSum, Window, begin
+from fleet.intervals import wilson
 from fleet.store.evidence_tables import EvidenceSubject, GoldenRow
 from wire.sketch import BINS
 from wire.units import show_instant
@@ -34,8 +34,6 @@ MOST_STEPS: Final = 1000
 STEPS: Final = (FINE, 3600, 6 * 3600, 86_400, 7 * 86_400)
 """Widths of a step that are chosen from, in seconds, when none is asked for: at most `SHOWN` of them."""
 SHOWN: Final = 100
-_Z: Final = 1.959963984540054
-"""Of 95 %."""
 
 
 @dataclass(frozen=True)
@@ -215,10 +213,8 @@ def share(right: int, of: int) -> dict[str, float] | None:
     if of <= 0:
         return None
     p = min(right, of) / of
-    middle = (p + _Z**2 / (2 * of)) / (1 + _Z**2 / of)
-    half = _Z / (1 + _Z**2 / of) * math.sqrt(p * (1 - p) / of + _Z**2 / (4 * of**2))
-    # At an end of the scale, rounding would put the share beside its interval.
-    return {"value": p, "low": min(p, max(0.0, middle - half)), "high": max(p, min(1.0, middle + half)), "n": of}
+    low, high = wilson(p, of)
+    return {"value": p, "low": low, "high": high, "n": of}
 
 
 def _time(seconds: float) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -27,6 +27,7 @@ from fleet.health.alerting import Alert, Key, Message, Silence, judge
 from fleet.health.courier import Courier
 from fleet.health.observing import Drifting, Looking, observe
 from fleet.health.status import Hearing
+from fleet.lease import Leads, alone
 from fleet.store.database import Database
 from fleet.store.health_tables import AlertRow, AlertSilence
 from fleet.store.tables import Device
@@ -50,7 +51,10 @@ class NewSilence:
 
 
 class Alerts:
-    """The rules of a data folder and what became of them. `own`: until when the fleet's own certificates are good."""
+    """The rules of a data folder and what became of them. `own`: until when the fleet's own certificates are good.
+
+    A process that does not lead reads the file, shows what there is, and looks at nothing itself.
+    """
 
     def __init__(
         self,
@@ -60,8 +64,10 @@ class Alerts:
         *,
         own: Callable[[], Mapping[str, datetime]],
         drifting: Drifting = lambda _session: {},
+        leads: Leads = alone,
     ) -> None:
         self._data, self._database, self._clock, self._own, self._drifting = data, database, clock, own, drifting
+        self._leads = leads
         self._stamp = self._file_stamp()
         self.rules = rules_file.load(data)
         self.fault = ""
@@ -76,12 +82,17 @@ class Alerts:
         self._next = now + timedelta(seconds=self.rules.every)
         self._read_again()
         with self._database.transaction() as session:
-            self._look(session, hearing, courier)
-            courier.tidy(session)
+            if self._leads(session):
+                self._look(session, hearing, courier)
+                courier.tidy(session)
 
     def _look(self, session: Session, hearing: Hearing, courier: Courier) -> None:
         before = {alert.key: alert for alert in map(_alert, session.exec(select(AlertRow)).all())}
-        looking = Looking(session, hearing, self._own(), self._drifting)
+        subjects: dict[str, set[str]] = {}
+        for rule, subject in before:
+            subjects.setdefault(rule, set()).add(subject)
+        there = {rule: frozenset(some) for rule, some in subjects.items()}
+        looking = Looking(session, hearing, self._own(), self._drifting, there)
         seen = [observe(rule, looking) for rule in self.rules.rules.values() if rule.enabled]
         silences = [Silence(rule=s.rule, subject=s.subject, until=instant(s.until)) for s in _silences(session)]
         step = judge(before, seen, silences, timedelta(seconds=self.rules.wait), hearing.now)
@@ -112,15 +123,21 @@ class Alerts:
 
     # --- what people ask and say --------------------------------------------------------------------------------------
 
-    def view(self, session: Session) -> dict[str, Any]:
-        """Open alerts, the newest first, silences, rules and channels."""
+    def view(self, session: Session, caller: Caller) -> dict[str, Any]:
+        """Open alerts, the newest first, silences, rules and channels.
+
+        Who is given groups sees no alert and no silence that names a device of another one, or the group itself.
+        """
         sent = on_the_way.counts(session)
         open_ = select(AlertRow).where(col(AlertRow.opened).is_not(None), col(AlertRow.ended).is_(None))
-        rows = session.exec(open_.order_by(col(AlertRow.opened).desc(), col(AlertRow.subject)).limit(SHOWN)).all()
+        found = session.exec(open_.order_by(col(AlertRow.opened).desc(), col(AlertRow.subject))).all()
+        silences = [row for row in _silences(session) if instant(row.until) > self._clock()]
+        of_others = self._of_others(session, caller, [*found, *silences])
+        rows = [row for row in found if (row.rule, row.subject) not in of_others][:SHOWN]
         names = ("id", "rule", "subject", "text", "began", "opened", "told", "acknowledged")
         return {
             "alerts": [self._shown({n: getattr(row, n) for n in names}) for row in rows],
-            "silences": [row.model_dump() for row in _silences(session) if instant(row.until) > self._clock()],
+            "silences": [row.model_dump() for row in silences if (row.rule, row.subject) not in of_others],
             "rules": [
                 {"name": r.name, "kind": r.kind, "severity": r.severity, "enabled": r.enabled}
                 for r in self.rules.rules.values()
@@ -135,6 +152,27 @@ class Alerts:
     def _shown(self, alert: dict[str, Any]) -> dict[str, Any]:
         rule = self.rules.rules.get(alert["rule"])
         return {**alert, "kind": rule.kind if rule else "", "severity": rule.severity if rule else ""}
+
+    def _of_others(self, session: Session, caller: Caller, rows: Iterable[AlertRow | AlertSilence]) -> set[Key]:
+        """What is about a device of a group that a caller is not given, or about such a group."""
+        if not caller.groups:
+            return set()
+        groups = dict(session.exec(select(Device.id, Device.group)).all())
+        found = set()
+        for row in rows:
+            rule = self.rules.rules.get(row.rule)
+            of = rule.about.of if rule else ""
+            device = _device_of(row.subject)
+            if rule is not None and rule.group:
+                theirs = rule.group not in caller.groups
+            elif device in groups or of == "device":
+                theirs = bool(device) and groups.get(device) not in caller.groups
+            else:
+                _, there, group = row.subject.rpartition(", group:")
+                theirs = bool(there) and group not in caller.groups
+            if theirs:
+                found.add((row.rule, row.subject))
+        return found
 
     def acknowledge(self, session: Session, id_: str, caller: Caller) -> dict[str, Any]:
         """Somebody knows of it. The same again changes nothing. Raises `NotFound`, `Forbidden`."""
@@ -190,10 +228,15 @@ def _check_scope(session: Session, caller: Caller, subject: str) -> None:
     """An operator of some groups speaks for their devices only."""
     if not caller.groups:
         return
-    row = session.get(Device, subject)
+    row = session.get(Device, _device_of(subject))
     if row is None:
         raise Forbidden(f"{caller.name}: may speak for devices of {', '.join(sorted(caller.groups))} only: name one")
     caller.check_group(row.group)
+
+
+def _device_of(subject: str) -> str:
+    """The device that an alert is about, or whose certificate it is about; anything else as it is."""
+    return subject.removeprefix("device ")
 
 
 def _silences(session: Session) -> list[AlertSilence]:

@@ -26,6 +26,7 @@ from fleet.health.alerting import Message
 from fleet.health.channels import send
 from fleet.health.messages import document
 from fleet.health.rules import Channel, Rules
+from fleet.lease import Leads, alone
 from fleet.serial import Serial
 from fleet.store.database import Database
 from fleet.store.health_tables import AlertMessage
@@ -50,8 +51,10 @@ class Courier:
         rules: Callable[[], Rules],
         clock: Callable[[], datetime],
         fleet: str,
+        leads: Leads = alone,
     ) -> None:
         self._database, self._serial, self._rules, self._clock, self._fleet = database, serial, rules, clock, fleet
+        self._leads = leads
 
     def keep(self, session: Session, messages: Iterable[Message]) -> None:
         """Note messages, in the transaction that knows that they were told."""
@@ -109,6 +112,8 @@ class Courier:
         m = AlertMessage
         mine = select(m).where(m.channel == channel, m.state == "waiting", col(m.due) <= show_instant(self._clock()))
         with self._database.transaction() as session:
+            if not self._leads(session):
+                return None
             return session.exec(mine.order_by(col(m.created), col(m.id)).limit(1)).first()
 
     def _note(self, id_: str, channel: Channel, fault: str) -> None:

@@ -28,6 +28,7 @@ from fleet.health.status import Hearing, Word
 from fleet.store.evidence_tables import EvidenceSubject, EvidenceWindow, HealthWindow
 from fleet.store.gateway_tables import GatewayRequest
 from fleet.store.rollout_tables import RolloutEvent
+from fleet.store.shadow_table import DeviceShadow
 from fleet.store.tables import CertificateRow, Device, DeviceStats, RolloutRow, SecurityRow
 from wire.units import instant, show_instant, show_seconds
 
@@ -54,12 +55,16 @@ class Behaviour:
 
 @dataclass
 class Looking:
-    """One look at the fleet. What several rules need is read once. `own`: until when what is not a device's is good."""
+    """One look at the fleet. What several rules need is read once. `own`: until when what is not a device's is good.
+
+    `open`: the subjects that have an alert already, by the name of their rule.
+    """
 
     session: Session
     hearing: Hearing
     own: Mapping[str, datetime] = field(default_factory=dict)
     drifting: Drifting = lambda _session: {}
+    open: Mapping[str, frozenset[str]] = field(default_factory=dict)
     _scopes: dict[tuple[str, str], frozenset[str]] = field(default_factory=dict)
 
     @property
@@ -145,16 +150,18 @@ _FIGURES: Final[Mapping[str, tuple[Callable[[Mapping[str, Any]], float | None], 
 
 
 def _machine(rule: Rule, looking: Looking) -> Seen:
-    """A figure of a device that is not heard is old: it opens nothing, and is no recovery."""
+    """A figure of a device that is not heard is old: it opens nothing, and is no recovery. None is none either."""
     figure, words = _FIGURES[rule.kind]
     scope = looking.scope(rule)
-    unheard, wrong = looking.unheard(scope), dict[str, str]()
-    for device in scope - unheard:
+    unheard, wrong = set(looking.unheard(scope)), dict[str, str]()
+    for device in sorted(scope - unheard):
         _, health = looking.health.get(device, ("", {}))
         value = figure(health)
-        if value is not None and value > rule.threshold:
+        if value is None:
+            unheard.add(device)
+        elif value > rule.threshold:
             wrong[device] = words.format(value)
-    return Seen(rule=rule, wrong=wrong, unknown=unheard)
+    return Seen(rule=rule, wrong=wrong, unknown=frozenset(unheard))
 
 
 def _share(part: float | None, whole: float | None) -> float | None:
@@ -184,17 +191,31 @@ def _restarts(rule: Rule, looking: Looking) -> Seen:
 
 
 def _model(rule: Rule, looking: Looking) -> Seen:
-    """Too few samples say nothing: neither that it is wrong nor that it is right again."""
-    wrong, unknown = dict[str, str](), set[str]()
-    for model, one in _behaviours(rule, looking).items():
+    """Too few samples say nothing: neither that it is wrong nor that it is right again.
+
+    Nor does none at all: nobody may ask any more because it is so bad. Only where no device is told to have a model
+    any more there is nothing left to be wrong.
+    """
+    behaviours = _behaviours(rule, looking)
+    unheard = looking.open.get(rule.name, frozenset()) - behaviours.keys()
+    wrong, unknown = dict[str, str](), {model for model in unheard if _wanted(model, rule, looking)}
+    for model, one in behaviours.items():
         value, n = _VALUES[rule.kind](one)
         if value is None or n < rule.samples:
             unknown.add(model)
         elif value < rule.threshold if rule.about.below else value > rule.threshold:
             bound = f"{'under' if rule.about.below else 'over'} {_figure(rule, rule.threshold)}"
             wrong[model] = f"{rule.kind} {_figure(rule, value)}, {bound}, of {n} in {show_seconds(rule.over)}"
-    # A model of which nothing came at all is not there any more, or nobody hears it: that is another rule's.
     return Seen(rule=rule, wrong=wrong, unknown=frozenset(unknown) if looking.hearing.since else None)
+
+
+def _wanted(model: str, rule: Rule, looking: Looking) -> bool:
+    """Whether a device of the rule is told to run a model; for agreement, in shadow."""
+    digest, s = model.rpartition(" ")[2], DeviceShadow
+    answering = select(Device.id).where(col(Device.desired_models).contains(digest, autoescape=True))
+    beside = select(s.device).where(col(s.document).contains(digest, autoescape=True))
+    told: list[str] = list(looking.session.exec(beside if rule.kind == "agreement" else answering))
+    return not looking.scope(rule).isdisjoint(told)
 
 
 def _figure(rule: Rule, value: float) -> str:
@@ -296,7 +317,9 @@ def _gateway(rule: Rule, looking: Looking) -> Seen:
         tried = sum(n for outcome, _, n in counts if outcome in (ANSWERED, CACHED, FAILED))
         share = sum(n for outcome, _, n in counts if outcome == FAILED) / max(1, tried)
         words = f"{share:.1%} of {tried} requests failed in {show_seconds(rule.over)}"
-        return Seen(rule=rule, wrong={"gateway": words} if share > rule.threshold and tried >= rule.samples else {})
+        if tried < rule.samples:
+            return Seen(rule=rule, wrong={}, unknown=None)
+        return Seen(rule=rule, wrong={"gateway": words} if share > rule.threshold else {})
     if rule.kind == "gateway-blocked":
         n, words = sum(n for outcome, _, n in counts if outcome == BLOCKED), "were blocked by a filter"
     else:

@@ -23,7 +23,21 @@ from typing import Any, Final, NamedTuple
 
 from fleet import queries
 from fleet.errors import Malformed
-from fleet.readers import build, choice, count, duration, file, flag, number, port, setting, text, texts, url
+from fleet.readers import (
+    build,
+    choice,
+    count,
+    duration,
+    file,
+    flag,
+    hidden_file,
+    number,
+    port,
+    setting,
+    text,
+    texts,
+    url,
+)
 
 FILE: Final = "alerts.toml"
 
@@ -77,7 +91,7 @@ class Channel:
     name: str
     kind: str = setting(choice("webhook", "mail"), "webhook")
     url: str = setting(url, "")
-    secret_file: Path | None = setting(file, "")  # noqa: RUF009  it makes a field
+    secret_file: Path | None = setting(hidden_file, "")  # noqa: RUF009  it makes a field
     ca_file: Path | None = setting(file, "")  # noqa: RUF009
     """Authority (PEM) that the server's certificate has to come from; without it those of the system."""
     timeout: float = setting(duration("100 ms", "5 min"), "10 s")
@@ -87,7 +101,7 @@ class Channel:
     port: int = setting(port, 587)
     security: str = setting(choice("starttls", "tls", "none"), "starttls")
     user: str = setting(text, "")
-    password_file: Path | None = setting(file, "")  # noqa: RUF009
+    password_file: Path | None = setting(hidden_file, "")  # noqa: RUF009
     sender: str = setting(text, "")
     to: tuple[str, ...] = setting(texts, [])
 
@@ -172,7 +186,7 @@ def read(table: Mapping[str, Any], where: str) -> Rules:
 
 def _tables(value: object, where: str) -> dict[str, object]:
     if not isinstance(value, dict):
-        raise Malformed(f"{where}: expected tables with a name each, got {value!r:.60}")
+        raise Malformed(f"{where}: expected tables with a name each, got {type(value).__name__}")
     return value
 
 

@@ -17,9 +17,10 @@ from fleet import agreements, devices, measuring
 from fleet.access import Caller
 from fleet.errors import Malformed, NotFound
 from fleet.health.status import Hearing
+from fleet.intervals import wilson
 from fleet.registry import aliases
 from fleet.registry.observed import Observe, Observed
-from fleet.registry.suggest import Candidate, Latency, Quality, wilson
+from fleet.registry.suggest import Candidate, Latency, Quality
 from fleet.store.blobs import BlobStore
 from fleet.store.tables import Device, EvidenceRow, RolloutDevice, RolloutRow
 from fleet.trust.repository import ListedRelease, Repository
@@ -217,14 +218,14 @@ def _qualities(
         yield Quality(ground="fleet", metric="accuracy, corrected", n=agreed["labelled"], **_interval(corrected))
     elif observed is not None and observed.feedback_total:
         right, n = observed.feedback_correct, observed.feedback_total
-        low, high = wilson(right, n)
+        low, high = wilson(right / n, n)
         yield Quality(ground="fleet", metric="accuracy", value=right / n, low=low, high=high, n=n)
     figure = evidence.get(evidence.decision.metric) if evidence else None
     if figure is not None:
         if figure.low is not None and figure.high is not None:
             low, high = figure.low, figure.high
         else:
-            low, high = wilson(round(figure.value * figure.n), figure.n)
+            low, high = wilson(figure.value, figure.n)
         yield Quality(ground="build", metric=figure.metric, value=figure.value, low=low, high=high, n=figure.n)
 
 

@@ -20,8 +20,6 @@ Ground = Literal["fleet", "measured", "emulated", "predicted"]
 Fit = Literal["fits", "unknown", "too slow", "too large", "not accurate enough"]
 _GROUNDS: Final[tuple[Ground, ...]] = ("fleet", "measured", "emulated", "predicted")
 _FITS: Final[tuple[Fit, ...]] = ("fits", "unknown", "not accurate enough", "too slow", "too large")
-_Z: Final = 1.959964
-"""Of a normal distribution, for an interval of 95 %."""
 ENOUGH_ANSWERS: Final = 100
 """Answers of the fleet below which its latency says less than a measuring job."""
 ENOUGH_LABELS: Final = 50
@@ -108,17 +106,6 @@ def suggest(candidates: Iterable[Candidate], wish: Wish) -> list[Suggestion]:
     of_wish = [c for c in candidates if c.profile == wish.profile and wish.task in ("", c.task)]
     judged = [_judge(candidate, wish) for candidate in of_wish]
     return sorted(judged, key=_rank)
-
-
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson, JASA 1927). Of nothing it is everything."""
-    if n == 0:
-        return 0.0, 1.0
-    share, scale = right / n, 1 + _Z**2 / n
-    middle = (share + _Z**2 / (2 * n)) / scale
-    half = _Z / scale * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    # At the ends they are 0 and 1 but for rounding.
-    return (0.0 if right == 0 else max(0.0, middle - half)), (1.0 if right == n else min(1.0, middle + half))
 
 
 def _judge(candidate: Candidate, wish: Wish) -> Suggestion:

@@ -15,6 +15,7 @@ from sqlmodel import Session, col, or_, select
 from sqlmodel.sql.expression import SelectOfScalar
 
 from fleet.errors import Conflict
+from fleet.lease import Leads, alone
 from fleet.store.shadow_table import DeviceShadow
 from fleet.store.tables import Device, MeasureRow
 from fleet.trust.blob_keys import BlobKeys, Needing
@@ -39,6 +40,8 @@ class DesiredStates:
     blob_keys: BlobKeys
     lifetime: timedelta
     offers: Offers = _no_offers
+    leads: Leads = alone
+    """Who does not lead signs nothing only because time went by: another one does."""
 
     def assign(
         self,
@@ -125,6 +128,8 @@ class DesiredStates:
 
         Gives back the devices concerned.
         """
+        if not self.leads(session):
+            return []
         soon = show_instant(self.orders.clock() + self.lifetime / 2)
         stale = or_(col(Device.desired_expires) < soon, col(Device.desired_epoch) < self.orders.epoch)
         return self._again(session, session.exec(_signed().where(stale)))

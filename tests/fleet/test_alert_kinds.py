@@ -19,6 +19,7 @@ from fleet.store.database import Database
 from fleet.store.evidence_tables import EvidenceSubject, EvidenceWindow, HealthWindow
 from fleet.store.gateway_tables import GatewayRequest
 from fleet.store.rollout_tables import RolloutEvent
+from fleet.store.shadow_table import DeviceShadow
 from fleet.store.tables import CertificateRow, Device, DeviceStats, RolloutRow, SecurityRow
 from fleet.tags import set_tags
 from wire.sketch import Sketch
@@ -54,10 +55,14 @@ def hearing(up_for: float | None = 3600) -> Hearing:
     return Hearing(NOW, since, timedelta(seconds=90), timedelta(seconds=30))
 
 
-def look(session: Session, kind: str, *, up_for: float | None = 3600, own: Any = None, **changes: Any) -> Seen:
+def look(
+    session: Session, kind: str, *, up_for: float | None = 3600, own: Any = None, there: str = "", **changes: Any
+) -> Seen:
+    """`there`: a subject that has an alert already."""
     session.flush()
     rule = read({"rules": {"r": {"kind": kind, **changes}}}, "alerts.toml").rules["r"]
-    return observe(rule, Looking(session, hearing(up_for), own or {}, lambda _: {"model x": "PSI 0.4"}))
+    alerts = {"r": frozenset({there})} if there else {}
+    return observe(rule, Looking(session, hearing(up_for), own or {}, lambda _: {"model x": "PSI 0.4"}, alerts))
 
 
 def device(
@@ -120,7 +125,7 @@ def test_a_machine_is_judged_while_it_is_heard(session: Session, kind: str, bad:
     seen = look(session, kind)
     assert set(seen.wrong) == {"bad"}
     assert words in seen.wrong["bad"]
-    assert seen.unknown == {"bad-but-gone"}
+    assert seen.unknown == {"bad-but-gone", "no-sensor"}
 
 
 def subject(session: Session, id_: int, device: str = "", *, shadow: bool = False) -> None:
@@ -172,6 +177,24 @@ def test_a_model_is_judged_on_the_devices_of_a_group(session: Session) -> None:
     window(session, 2, requests=100, errors=0)
     assert set(look(session, "errors", group="lab").wrong) == {MODEL}
     assert look(session, "errors", where="not group:lab").wrong == {}
+
+
+def test_a_model_that_nobody_asks_any_more_is_not_right_again_until_no_device_is_told_to_run_it(
+    session: Session,
+) -> None:
+    device(session, "lab-1", group="lab")
+    subject(session, 1)
+    window(session, 1, minutes=600, requests=100, errors=100)
+    told = session.get_one(Device, "lab-1")
+    told.desired_models = json.dumps([{"model": "intents/kitchen", "digest": DIGEST}])
+    assert look(session, "errors", there=MODEL).unknown == {MODEL}
+    assert look(session, "errors", there=MODEL, group="lab").unknown == {MODEL}
+    assert look(session, "errors", there=MODEL, group="other").unknown == frozenset()
+    told.desired_models = "[]"
+    assert look(session, "errors", there=MODEL).unknown == frozenset()
+    session.add(DeviceShadow(device="lab-1", model="intents/kitchen", document=json.dumps({"digest": DIGEST})))
+    assert look(session, "agreement", there=MODEL, below=0.9).unknown == {MODEL}
+    assert look(session, "errors", there=MODEL).unknown == frozenset()
 
 
 def test_agreement_is_that_of_shadow(session: Session) -> None:
@@ -265,6 +288,7 @@ def test_the_gateway(session: Session) -> None:
     assert "2 of 106 requests were blocked" in look(session, "gateway-blocked").wrong["gateway"]
     assert "3 of 106 requests were over a budget" in look(session, "gateway-budget").wrong["gateway"]
     assert look(session, "gateway-budget", above=3).wrong == {}
+    assert look(session, "gateway-errors", samples=1000).unknown is None
 
 
 def test_drift_is_what_the_room_of_drift_says(session: Session) -> None:

@@ -315,7 +315,7 @@ def test_a_rule_is_read_with_its_units_and_goes_to_every_channel() -> None:
         ({"rules": {"a": {"kind": "device-late", "channels": ["x"]}}}, r"there is no \[channels.x\]"),
         ({"channels": {"m": {"kind": "mail", "host": "h"}}}, "channels.m: from, to: has to be set"),
         ({"channels": {"w": {"kind": "webhook"}}}, "channels.w: url: has to be set"),
-        ({"channels": {"w": {"url": "https://x", "secret_file": "/nowhere"}}}, "there is no file /nowhere"),
+        ({"channels": {"w": {"url": "https://x", "secret_file": "/nowhere"}}}, "expected the path of a file"),
         ({"channels": {"m": {"kind": "mail", "host": "h", "from": "a", "to": ["b"], "user": "u"}}}, "set both"),
         ({"every": "10"}, "every"),
         ({"evry": "10 s"}, "evry: there is no such setting"),
@@ -325,6 +325,26 @@ def test_a_rule_is_read_with_its_units_and_goes_to_every_channel() -> None:
 def test_a_fault_in_the_file_names_its_place(table: dict[str, Any], words: str) -> None:
     with pytest.raises(Malformed, match=words):
         read(table, "alerts.toml")
+
+
+SECRET = "hooks.example/T/SECRET"
+
+
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [
+        ({"url": SECRET}, "url"),
+        ({"url": [f"https://{SECRET}"]}, "url"),
+        ({"url": "https://x", "secret_file": SECRET}, "secret_file"),
+        ({"url": "https://x", "password_file": [SECRET]}, "password_file"),
+        (f"https://{SECRET}", "channels.w"),
+    ],
+)
+def test_a_fault_in_a_channel_names_the_key_and_never_shows_what_may_be_a_secret(table: Any, key: str) -> None:
+    """Whoever may read the status sees the fault."""
+    with pytest.raises(Malformed, match=key) as told:
+        read({"channels": {"w": table}}, "alerts.toml")
+    assert "SECRET" not in str(told.value)
 
 
 def test_a_password_is_never_sent_in_the_clear(tmp_path: Path) -> None:

@@ -12,13 +12,14 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleet.drift.bias import judge_bias, mean_of, wilson
+from fleet.drift.bias import judge_bias, mean_of
 from fleet.drift.bins import Bins, psi, shares
 from fleet.drift.comparing import FLOOR, HEAVIEST, Pair, compare
 from fleet.drift.control import LOOKS, signs, step
 from fleet.drift.distributions import f_quantile, f_tail, t_tail
 from fleet.drift.looks import MOST_KEYS, Look
 from fleet.drift.values import Alarm, Key, Member, Score
+from fleet.intervals import wilson
 from wire.messages import InferenceStats
 from wire.sketch import Histogram, Sketch
 

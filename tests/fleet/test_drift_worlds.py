@@ -13,8 +13,8 @@ from drift_worlds import BEGAN, DIGEST, Change, Shape, World
 from sqlmodel import col, func, select
 
 from fleet.drift import views, windows
-from fleet.drift.drift import judge_one
-from fleet.drift.looks import WINDOW, Look
+from fleet.drift.drift import GRACE, Drift, judge_one
+from fleet.drift.looks import WINDOW, Look, window_of
 from fleet.drift.windows import GAP, MOST_MODELS
 from fleet.errors import NotFound
 from fleet.store.drift_tables import DriftAlarm, DriftDay, DriftLook, DriftPast
@@ -45,6 +45,16 @@ WORLDS = {
         20, apart=0.8, bursts=0.4, shared=0.1, weekend=0.3, requests=60
     ),
 }
+
+
+def test_who_does_not_lead_judges_nothing_and_takes_over_where_the_other_stopped(make: Make) -> None:
+    world = make(Shape(3), seed=1)
+    now, leading = BEGAN + WINDOW + GRACE + timedelta(seconds=1), world.drift
+    stands_by = Drift(world.database, world.serial, lambda: now, leads=lambda _: False)
+    world._tell()
+    assert stands_by.catch_up(now) == []
+    stands_by._write(window_of(BEGAN), [])  # it led when it read the window
+    assert leading.catch_up(now) == [window_of(BEGAN)]
 
 
 @pytest.mark.parametrize("name", WORLDS)
@@ -282,3 +292,25 @@ def test_a_model_that_was_not_judged_is_told_to_be_so(make: Make) -> None:
         shown = views.model(session, DIGEST)
     assert (shown["model"], shown["devices"], len(shown["history"]), shown["alarms"]) == ("kitchen", 3, 2, [])
     assert [part["stratum"] for part in shown["strata"]] == ["all", "tag:kitchen"]
+
+
+def test_who_is_given_groups_sees_no_drift_of_another_one(make: Make) -> None:
+    world = make(Shape(20), seed=21)
+    world.live(1)
+    with world.database.transaction() as session:
+        for stratum in ("all", "group:g0", "group:g1"):
+            session.add(
+                DriftAlarm(
+                    digest=DIGEST, model="kitchen", stratum=stratum, subject="labels", against="past", state="open",
+                    signs="", first="", last="", ended="", score='{"words": "more of one"}',
+                )
+            )  # fmt: skip
+        session.flush()
+        mine = frozenset({"g1"})
+        for shown in (views.model(session, DIGEST, mine), views.overview(session, mine)):
+            assert {one["stratum"] for one in shown["alarms"]} == {"all", "group:g1"}
+        assert len(views.overview(session)["alarms"]) == 3
+        strata = {one["stratum"] for one in views.model(session, DIGEST)["strata"]}
+        assert {"group:g0", "group:g1"} < strata
+        of_mine = {one["stratum"] for one in views.model(session, DIGEST, mine)["strata"]}
+        assert of_mine == strata - {"group:g0", "group:g2", "group:g3"}

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlmodel import select
 
+from fleet.evidence.keeping import Keeper
 from fleet.evidence.packing import MOST, Total, pack, unpack
 from fleet.evidence.recording import MOST_SUBJECTS, note_golden
 from fleet.evidence.windows import DAY, FINE, HOUR, Kept, Window, place
@@ -200,6 +201,17 @@ def test_windows_become_hours_and_days_and_nothing_is_lost(world: World) -> None
     assert world.spans() == {FINE: 1}, "the number of a subject that is gone is not used again"
 
 
+def test_who_does_not_lead_merges_nothing(world: World) -> None:
+    world.say("a", NOON, stats())
+    later = world.now + timedelta(days=30)
+    keeper = Keeper(
+        world.database, world.recorder, timedelta(hours=1), timedelta(days=90), lambda: later, lambda _: False
+    )
+    for _ in range(10):
+        keeper.tick()
+    assert world.spans() == {FINE: 1}
+
+
 def test_what_comes_late_is_added_to_the_hour_that_was_merged(world: World) -> None:
     """Accident: a device was away for a day."""
     world.say("a", NOON, stats())
@@ -287,6 +299,28 @@ def test_what_is_told_of_after_never_shrinks_while_windows_become_hours(world: W
     assert world.spans()[HOUR] >= 2, "the hours that nobody asks for are merged"
     world.keep(hours=24 * 4)
     assert FINE not in world.spans(), "nobody asked any more"
+
+
+def test_a_rollout_may_take_longer_than_hours_are_kept(world: World) -> None:
+    """Accident: on the fifteenth day its first day became one window, which lies on the moment it began."""
+    since = NOON + 5 * MINUTE
+    world.now = NOON + timedelta(hours=12)
+    world.add("others")
+    for minute in range(-20 * 60, 10 * 60, 30):
+        world.say("a", NOON + minute * MINUTE, stats(OLD if minute < 0 else NEW), health=health())
+        world.say("b", NOON + minute * MINUTE, stats())
+    first = {name: (known(c.before), known(c.after)) for name, c in world.compare(since, "a", controls=("b",)).items()}
+    for _ in range(20):
+        world.keep(hours=24)
+        world.say("others", world.now, stats())
+        now = world.compare(since, "a", controls=("b",))
+        assert {name: (known(c.before), known(c.after)) for name, c in now.items()} == first
+    assert world.spans()[DAY] >= 1, "days of devices that nobody asks for are merged"
+    world.keep(hours=24 * 4)
+    world.keep(hours=1)
+    assert world.spans().keys() <= {HOUR, DAY}
+    counts = {w.begins for w in world.all(EvidenceWindow) if w.span == HOUR}
+    assert all(begins > since.timestamp() + DAY for begins in counts), "nobody asks any more"
 
 
 def test_a_control_is_shown_with_its_own_model_on_both_sides(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from rollout_world import OPERATOR, World
 
 from fleet.errors import Unavailable
+from fleet.lease import holder_of
 from fleet.store.database import Database
 from fleet.store.rollout_tables import LeaseRow
 
@@ -110,6 +112,24 @@ def test_a_fleet_that_starts_again_does_not_wait_for_its_own_lease(two: tuple[Wo
     one.begin()
     one.act("abort", rollout, "over")
     assert lease(one) == ("one", 2)
+
+
+def test_a_copy_of_a_folder_is_another_holder_and_the_same_folder_is_the_same(tmp_path: Path) -> None:
+    """Accident: a stand-by starts from a copy of the data folder, on a machine that has the same name."""
+    one, copy = tmp_path / "one" / "fleet", tmp_path / "two" / "fleet"
+    one.mkdir(parents=True)
+    shutil.copytree(one, copy)
+    assert holder_of(one) == holder_of(one)
+    assert holder_of(one) != holder_of(copy)
+
+
+def test_another_machine_is_another_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "boot").write_text("another boot\n")
+    here = holder_of(tmp_path)
+    monkeypatch.setattr("fleet.lease._BOOT", tmp_path / "boot")
+    assert holder_of(tmp_path) != here
+    monkeypatch.setattr("fleet.lease._BOOT", tmp_path / "none")
+    assert holder_of(tmp_path) != holder_of(tmp_path)
 
 
 def test_without_a_rollout_nobody_writes(two: tuple[World, World]) -> None:

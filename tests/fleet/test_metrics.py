@@ -62,6 +62,20 @@ def test_the_metrics_are_the_state_of_the_fleet(fleet: FleetProcess, publisher: 
     assert {key: after[f'shoal_devices{{"status": "{key}"}}'] for key in status} == status
 
 
+def test_who_may_not_read_the_gateway_gets_no_figure_of_it(fleet: FleetProcess) -> None:
+    def families(role: str) -> set[str]:
+        new = {"name": f"scrapes-as-{role}", "roles": [role], "groups": [], "days": 1, "program": True}
+        token = fleet.api("POST", "/api/v1/tokens", new)["token"]
+        status, body = fleet.request("GET", "/metrics", headers={"Authorization": f"Bearer {token}"})
+        assert status == 200
+        return {f.name for f in text_string_to_metric_families(body.decode())}
+
+    viewer, operator = families("viewer"), families("operator")
+    assert "shoal_devices" in viewer
+    assert viewer < operator
+    assert {name for name in operator if "gateway" in name} == operator - viewer
+
+
 def test_every_metric_of_the_dashboard_is_one_of_ours(fleet: FleetProcess, publisher: Publisher) -> None:
     dashboard = json.loads(DASHBOARD.read_text())
     asked = {t["expr"] for panel in dashboard["panels"] for t in panel.get("targets", ())}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from sqlmodel import Session
 
 from fleet import devices
 from fleet.errors import Conflict
+from fleet.lease import alone
 from fleet.shadows import ShadowRequest, Shadows
 from fleet.store.database import Database
 from fleet.store.tables import Device
@@ -192,6 +194,13 @@ def test_a_shadow_ends_with_its_promotion_or_when_it_is_ended(session: Session) 
     assert a.desired_seq == seq + 1
     assert not SHADOWS.end(session, a, "kitchen")
     assert [one.digest for one in shadows_of(session, c)] == [NEW.digest]
+
+
+def test_who_does_not_lead_signs_nothing_again(session: Session) -> None:
+    far = SimpleNamespace(**vars(ORDERS), clock=lambda: datetime(2030, 1, 1, tzinfo=UTC))
+    stands_by = DesiredStates(far, NO_KEYS, timedelta(days=7), leads=lambda _: False)  # type: ignore[arg-type]
+    assert stands_by.refresh(session) == []
+    assert replace(stands_by, leads=alone).refresh(session) == ["a", "b", "c"]
 
 
 def test_a_device_that_left_and_came_back_runs_nothing_in_shadow_any_more(session: Session) -> None:

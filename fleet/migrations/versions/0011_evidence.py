@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from bisect import bisect_left
 from datetime import datetime
 
 import sqlalchemy as sa
 from alembic import op
 
-from fleet.seen import Seen
-
 revision = "0011"
 down_revision = "0010"
 
+EXACT = 24
 BIG = {
     "device": ("desired_epoch", "desired_seq", "ack_seq", "batch_starts", "batch_sent", "command_seq"),
     "device_stats": ("requests", "errors", "feedback_total", "feedback_correct", "records", "duplicates"),
@@ -113,15 +114,30 @@ def _note_seen() -> None:
     rows = connection.execute(
         sa.text("SELECT device, boot, stream, first, seq, received FROM telemetry ORDER BY device, boot, seq")
     )
-    found: dict[tuple[str, str], Seen] = {}
+    found: dict[tuple[str, str], dict[str, tuple[int, list[tuple[int, int]]]]] = {}
     days: dict[tuple[str, str], str] = {}
     for device, boot, stream, first, seq, received in rows:
-        found.setdefault((device, boot), Seen()).add(stream, first, seq)
+        streams = found.setdefault((device, boot), {})
+        streams[stream] = _with(*streams.get(stream, (0, [])), first, seq)
         days[device, boot] = max(days.get((device, boot), ""), received)
     insert = sa.text("INSERT INTO telemetry_seen (device, boot, streams, day) VALUES (:device, :boot, :streams, :day)")
-    for (device, boot), seen in found.items():
-        values = {"device": device, "boot": boot, "streams": seen.to_text(), "day": _day(days[device, boot])}
+    for (device, boot), streams in found.items():
+        values = {"device": device, "boot": boot, "streams": _text(streams), "day": _day(days[device, boot])}
         connection.execute(insert, values)
+
+
+def _with(upto: int, ranges: list[tuple[int, int]], first: int, seq: int) -> tuple[int, list[tuple[int, int]]]:
+    """What is kept of a stream with one more range: the newest as they came, the others as all that is below."""
+    at = bisect_left(ranges, first, key=lambda one: one[1])
+    ranges.insert(at, (first, seq))
+    if len(ranges) > EXACT:
+        upto = ranges.pop(0)[1]
+    return upto, ranges
+
+
+def _text(streams: dict[str, tuple[int, list[tuple[int, int]]]]) -> str:
+    flat = {name: [upto, *(n for pair in ranges for n in pair)] for name, (upto, ranges) in streams.items()}
+    return json.dumps(flat, separators=(",", ":"), ensure_ascii=False)
 
 
 def _day(received: str) -> int:
