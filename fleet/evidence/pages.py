@@ -22,7 +22,7 @@ from sqlmodel import Session, col
 
 from fleet.errors import Malformed
 from fleet.evidence.packing import sketch_of
-from fleet.evidence.quality import quality
+from fleet.evidence.quality import DRAWN, quality
 from fleet.evidence.rows import HEALTH, MODELS
 from fleet.evidence.windows import FINE, NUMBERS, SPANS, HealthSum, Window, begin
 from fleet.intervals import wilson
@@ -103,10 +103,10 @@ def model_page(session: Session, digests: Mapping[str, str], span: Span) -> dict
     wanted = set(digests.items())
     series = _series(session, [row for row in found if (row.profile, row.digest) in wanted], span)
     devices = _devices(session, digests.values(), span)
-    shown = []
+    shown, drawn = [], DRAWN // max(1, len(series))
     for one in sorted(series, key=lambda one: (one.subject.profile, one.subject.shadow)):
         count = devices.get((one.subject.digest, one.subject.profile, one.subject.shadow), 0)
-        figures = quality(session, one.subject, one.total, span.since, span.until)
+        figures = quality(session, one.subject, one.total, span.since, span.until, devices=drawn)
         told = {**_told(one.total), "figures": figures}
         shown.append({**_named(one), "devices": count, **told, "series": _by_step(one)})
     return {**_of(span), "profiles": shown}

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from cli.evidence import device_view, model_view
 from fleet.errors import Malformed
-from fleet.evidence import quality
+from fleet.evidence import pages
 from fleet.evidence.pages import MOST_STEPS, Span, device_page, model_page, share
 from fleet.evidence.recording import note_golden
 from fleet.evidence.windows import FINE, HOUR
@@ -128,7 +128,7 @@ def test_the_figures_of_a_version_stand_apart_each_with_its_interval(world: Worl
 def test_the_figures_of_many_devices_are_those_of_a_sample_and_the_same_each_time(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quality, "DRAWN", 6)
+    monkeypatch.setattr(pages, "DRAWN", 6)
     names = [f"d{n}" for n in range(20)]
     world.add(*names)
     for n, name in enumerate(names):
