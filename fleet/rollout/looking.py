@@ -233,12 +233,12 @@ class Looker:
 
         One that cannot take it is named, and keeps none of the others from going back.
         """
-        changed = False
-        member.state = "returned"
+        changed, state = False, "returned"
         try:
             changed = self.sender.bring_back(session, member, now)
         except Conflict as e:
-            member.state, member.reason, why = "stuck", str(e), f"{why}; {e}"
+            state, member.reason, why = "stuck", str(e), f"{why}; {e}"
+        member.state = state
         session.add(member)
         note(
             session,

@@ -71,6 +71,17 @@ def test_whoever_was_stopped_for_long_does_not_act_when_it_comes_back(two: tuple
     assert set(other.versions().values()) == {""}
 
 
+def test_a_lease_that_a_wrong_clock_took_keeps_nobody_out(two: tuple[World, World]) -> None:
+    """Accident: the clock of one was years ahead when it took the lease, and its machine is gone."""
+    one, other = two
+    one.now += timedelta(days=3650)
+    rollout = one.start(waves="50%,100%")
+    assert lease(one)[0] == "one"
+    other.report(*one.members(rollout))
+    assert lease(other) == ("other", 2)
+    assert len(other.members(rollout)) == 4
+
+
 def test_whoever_is_stopped_in_the_middle_of_an_act_loses_it(two: tuple[World, World]) -> None:
     """Accident: stopped between its first look at the database and its first change; another took over meanwhile."""
     one, other = two
