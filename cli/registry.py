@@ -12,7 +12,7 @@ from cli.client import Fleet
 from cli.errors import BadInput
 from cli.options import Data
 from cli.output import Json, console, show, table
-from cli.rollout import GatesOf, GroupOf, Soak, To, Waves, parse_gates
+from cli.rollout import TermOptions, takes_terms
 from wire.units import show_size
 
 alias_app = typer.Typer(help="Names that stand for one version, such as production.", no_args_is_help=True)
@@ -41,26 +41,24 @@ def list_(model: Model, data: Data = None, as_json: Json = False) -> None:
 
 
 @alias_app.command("set")
+@takes_terms
 def set_(
     model: Model,
     alias: Annotated[str, typer.Argument(help="production, staging, or any other name.")],
     version: Annotated[str, typer.Argument(help="The version that it shall mean.")],
+    terms: TermOptions,
     reason: Annotated[str, typer.Option(help="Why; it is kept.")] = "",
     was: Annotated[str | None, typer.Option(help="Only if it means this version now.", show_default=False)] = None,
-    roll_out: Annotated[bool, typer.Option("--rollout", help="Begin a rollout of the version, too.")] = False,
-    to: To = "all",
-    waves: Waves = "25,100",
-    group: GroupOf = None,
-    soak: Soak = "0 s",
-    gates: GatesOf = None,
+    roll_out: Annotated[
+        bool, typer.Option("--rollout", help="Begin a rollout of the version, too, on the terms above.")
+    ] = False,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
     """Have an alias mean a version; production takes an approver or an admin."""
     body: dict[str, Any] = {"version": version, "reason": reason, "was": was}
     if roll_out:
-        gated = parse_gates(gates or ["measured"])
-        body["rollout"] = {"target": to, "waves": waves, "group": group, "soak": soak, "gates": gated}
+        body["rollout"] = terms.body()
     value = Fleet.connect(data).post(f"{_path(model)}/aliases/{quote(alias, safe='')}", body)
     show(value, as_json, alias_view(value))
     if value["rollout"] and not as_json:

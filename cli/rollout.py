@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
 
 import typer
 
@@ -57,90 +60,93 @@ Deadline = Annotated[
 Approve = Annotated[str, typer.Option(help="Who has to let it go on: none, or another person at start or every-wave.")]
 
 
+@dataclass(frozen=True)
+class TermOptions:
+    """What a rollout keeps to, as options of a command."""
+
+    to: To = "all"
+    waves: Waves = "25,100"
+    group: GroupOf = None
+    soak: Soak = "0 s"
+    gates: GatesOf = None
+    window: Windows = None
+    per_hour: PerHour = None
+    mains: Mains = False
+    battery_above: Battery = None
+    load_below: Load = None
+    only_online: Online = False
+    deadline: Deadline = None
+    approval: Approve = "none"
+
+    def body(self) -> dict[str, Any]:
+        """As the API takes them. Raises `BadInput`."""
+        if self.approval not in get_args(Approval):
+            raise BadInput(f"--approval {self.approval!r}: expected one of {', '.join(get_args(Approval))}")
+        return {
+            "target": self.to,
+            "waves": self.waves,
+            "group": self.group,
+            "soak": self.soak,
+            "gates": parse_gates(self.gates or ["measured"]),
+            "windows": self.window or [],
+            "per_hour": self.per_hour,
+            "mains": self.mains,
+            "battery_above": self.battery_above,
+            "load_below": self.load_below,
+            "online": self.only_online,
+            "deadline": _deadline(self.deadline),
+            "approval": self.approval,
+        }
+
+
+def takes_terms(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `TermOptions` in the place of its parameter `terms`: typer reads signatures."""
+    hints = get_type_hints(TermOptions, include_extras=True)
+    options = {f.name: Parameter(f.name, _BY_NAME, default=f.default, annotation=hints[f.name]) for f in TERMS}
+    own = {
+        name: one.replace(kind=_BY_NAME)
+        for name, one in signature(command, eval_str=True).parameters.items()
+        if name != "terms"
+    }
+
+    @wraps(command)
+    def filled(**given: Any) -> None:
+        terms = TermOptions(**{name: given.pop(name) for name in options})
+        command(**given, terms=terms)
+
+    asked = {name: one for name, one in own.items() if one.default is Parameter.empty}
+    everything = {**asked, **options, **own}
+    filled.__signature__ = Signature(list(everything.values()))  # type: ignore[attr-defined]
+    filled.__annotations__ = {name: one.annotation for name, one in everything.items()}
+    return filled
+
+
+_BY_NAME: Final = Parameter.KEYWORD_ONLY
+TERMS: Final = fields(TermOptions)
+
+
 @app.command()
-def plan(
-    model: Model,
-    version: Version,
-    to: To = "all",
-    waves: Waves = "25,100",
-    group: GroupOf = None,
-    soak: Soak = "0 s",
-    gates: GatesOf = None,
-    window: Windows = None,
-    per_hour: PerHour = None,
-    mains: Mains = False,
-    battery_above: Battery = None,
-    load_below: Load = None,
-    only_online: Online = False,
-    deadline: Deadline = None,
-    approval: Approve = "none",
-    data: Data = None,
-    as_json: Json = False,
-) -> None:
+@takes_terms
+def plan(model: Model, version: Version, terms: TermOptions, data: Data = None, as_json: Json = False) -> None:
     """Show who would get what, in which wave, and when at the earliest. Nothing is sent."""
-    terms = _terms(
-        (
-            to,
-            waves,
-            group,
-            soak,
-            gates,
-            window,
-            per_hour,
-            mains,
-            battery_above,
-            load_below,
-            only_online,
-            deadline,
-            approval,
-        )
-    )
-    value = Fleet.connect(data).post("/api/v1/rollouts/plan", {**_release(model, version), **terms})
+    value = Fleet.connect(data).post("/api/v1/rollouts/plan", {**_release(model, version), **terms.body()})
     show(value, as_json, plan_view(value))
 
 
 @app.command()
+@takes_terms
 def start(
     model: Model,
     version: Version,
-    to: To = "all",
-    waves: Waves = "25,100",
-    group: GroupOf = None,
-    soak: Soak = "0 s",
-    gates: GatesOf = None,
-    window: Windows = None,
-    per_hour: PerHour = None,
-    mains: Mains = False,
-    battery_above: Battery = None,
-    load_below: Load = None,
-    only_online: Online = False,
-    deadline: Deadline = None,
-    approval: Approve = "none",
+    terms: TermOptions,
     plan_id: Annotated[str | None, typer.Option("--plan", help="Keep the order of this plan.")] = None,
     wait: Annotated[float, typer.Option(help="Seconds to wait for the end; 0 returns at once.")] = 0,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
     """Send a release to the devices that are meant and whose profile has one of this version."""
-    terms = _terms(
-        (
-            to,
-            waves,
-            group,
-            soak,
-            gates,
-            window,
-            per_hour,
-            mains,
-            battery_above,
-            load_below,
-            only_online,
-            deadline,
-            approval,
-        )
-    )
     fleet = Fleet.connect(data)
-    rollout = fleet.post("/api/v1/rollouts", {**_release(model, version), **terms, "plan": plan_id})
+    rollout = fleet.post("/api/v1/rollouts", {**_release(model, version), **terms.body(), "plan": plan_id})
     if wait:
         rollout = _watched(fleet, rollout["rollout"], wait, lambda value: value["state"] in ENDED)
     show(rollout, as_json, rollout_view(rollout))
@@ -249,27 +255,6 @@ def _release(model: str, version: str) -> dict[str, str]:
     if not name:
         raise BadInput(f"{model!r}: expected family and name, such as intents/kitchen")
     return {"family": family, "name": name, "version": version}
-
-
-def _terms(given: tuple[Any, ...]) -> dict[str, Any]:
-    to, waves, group, soak, gates, windows, per_hour, mains, battery, load, online, deadline, approval = given
-    if approval not in get_args(Approval):
-        raise BadInput(f"--approval {approval!r}: expected one of {', '.join(get_args(Approval))}")
-    return {
-        "target": to,
-        "waves": waves,
-        "group": group,
-        "soak": soak,
-        "gates": parse_gates(gates or ["measured"]),
-        "windows": windows or [],
-        "per_hour": per_hour,
-        "mains": mains,
-        "battery_above": battery,
-        "load_below": load,
-        "online": online,
-        "deadline": _deadline(deadline),
-        "approval": approval,
-    }
 
 
 def _deadline(text: str | None) -> str | None:
