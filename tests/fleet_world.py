@@ -36,7 +36,7 @@ from fleet.access import Caller
 from fleet.api import releases
 from fleet.mqtt.link import Message
 from fleet.rollout import reading, views
-from fleet.rollout.service import RolloutRequest
+from fleet.rollout.requests import RolloutRequest
 from fleet.serial import TOGETHER
 from fleet.services import Services
 from fleet.settings import load

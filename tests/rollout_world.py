@@ -30,7 +30,8 @@ from fleet.gates.thresholds import parse
 from fleet.gates.values import Comparison, Judgement, Verdict
 from fleet.lease import Lease
 from fleet.rollout.gating import Gating
-from fleet.rollout.service import RolloutRequest, Rollouts
+from fleet.rollout.requests import RolloutRequest
+from fleet.rollout.service import Rollouts
 from fleet.store.database import Database
 from fleet.store.rollout_tables import LeaseRow, RolloutEvent, RolloutProfile
 from fleet.store.shadow_table import DeviceShadow

@@ -11,7 +11,7 @@ from sqlmodel import Session
 
 from fleet.api.auth import caller_of, tell
 from fleet.rollout import reading
-from fleet.rollout.service import RolloutRequest
+from fleet.rollout.requests import RolloutRequest
 from fleet.rollout.views import plan_view, view
 from fleet.services import Services, services_of
 from fleet.store.tables import RolloutRow

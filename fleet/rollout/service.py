@@ -7,23 +7,19 @@ what it changed, are left to the caller.
 from __future__ import annotations
 
 import json
-import re
-import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from sqlalchemy.orm.attributes import set_committed_value
-from sqlmodel import Session, col, select, update
+from sqlmodel import Session, col, update
 
-from fleet import queries
 from fleet.access import Caller
-from fleet.errors import Conflict, Forbidden, Malformed, Unavailable
+from fleet.errors import Conflict, Forbidden, Unavailable
 from fleet.lease import Lease
-from fleet.registry import aliases
-from fleet.rollout import history, reading, table
+from fleet.rollout import history, reading, requests, table
 from fleet.rollout.attempts import attempt_name
 from fleet.rollout.deciding import HOLDING
 from fleet.rollout.gating import Gating
@@ -31,12 +27,12 @@ from fleet.rollout.history import note
 from fleet.rollout.looking import Looker
 from fleet.rollout.planning import Candidate, Plan, make_plan
 from fleet.rollout.reading import Owed, States, find
+from fleet.rollout.requests import RolloutRequest
 from fleet.rollout.sending import Ready, Sender, has_release
 from fleet.rollout.table import State
 from fleet.rollout.terms import Terms, parse_terms
 from fleet.store.rollout_tables import RolloutProfile
-from fleet.store.tables import Device, RolloutDevice, RolloutRow
-from fleet.tags import tags_of
+from fleet.store.tables import RolloutDevice, RolloutRow
 from fleet.trust.desired import DesiredStates
 from fleet.trust.repository import ListedRelease, Repository
 from wire.messages import Reported, UpdateReport
@@ -45,26 +41,6 @@ from wire.units import show_instant
 
 MANY: Final = 500
 """Devices of a rollout from which on it is not read as a whole at every tick."""
-_ID: Final = re.compile(r"r-[0-9a-f]{12}")
-EXCLUDED: Final = 1000
-"""Devices that are left out of a plan and are named in it, at most."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RolloutRequest:
-    """What an operator asks for. A repeated `key` gives the rollout of the first time; no `group` means every group.
-
-    `version` may be an alias of the model, `@production`. `terms` is what `fleet.rollout.terms` reads. `plan`: the id
-    of a plan, whose order it keeps.
-    """
-
-    family: str
-    name: str
-    version: str
-    terms: Mapping[str, Any]
-    group: str | None = None
-    plan: str | None = None
-    key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,9 +75,9 @@ class Rollouts:
         """What the same request would start, and nothing more. Raises as `start` does, but for running rollouts."""
         terms = parse_terms(request.terms, self.gating.parse)
         check_scope(caller, request.group)
-        request = _meant(session, request)
+        request = requests.meant(session, request)
         releases = self.repository.of_version(request.family, request.name, request.version)
-        id_, now = _id(request), self.clock()
+        id_, now = requests.new_id(request), self.clock()
         found = reading.meant(session, request.group, terms.target, self.states)
         mine = [d for d in found if d.profile in releases]
         hindered = self._hindered(session, terms, mine, now)
@@ -110,7 +86,7 @@ class Rollouts:
             for d in mine
         ]
         sizes = {profile: listed.release.size or listed.manifest.size for profile, listed in releases.items()}
-        excluded = _left_out(session, request, terms, [d for d in found if d.profile not in releases])
+        excluded = requests.left_out(session, request, terms, [d for d in found if d.profile not in releases])
         return Planned(id_, make_plan(id_, terms, candidates, sizes, now), releases, excluded)
 
     def start(self, session: Session, request: RolloutRequest, caller: Caller) -> tuple[RolloutRow, list[str]]:
@@ -123,27 +99,29 @@ class Rollouts:
         terms = parse_terms(request.terms, self.gating.parse)
         check_scope(caller, request.group)
         self._lead(session)
-        if request.key is not None and (known := _by_key(session, request.key)) is not None:
-            return _repeated(known, request, terms), []
-        asked, request = _asked(request, terms), _meant(session, request)
+        if request.key is not None and (known := requests.by_key(session, request.key)) is not None:
+            return requests.repeated(known, request, terms), []
+        asked, request = requests.as_asked(request, terms), requests.meant(session, request)
         releases = self.repository.of_version(request.family, request.name, request.version)
         _check_free(session, request.name, request.group)
         found = reading.meant(session, request.group, terms.target, self.states)
         if not any(d.profile in releases for d in found):
-            raise Conflict(_nobody(request, terms, releases))
-        row = _new_row(_id(request), request, _shared(terms, request, releases), caller, self.clock())
+            raise Conflict(requests.nobody(request, terms, releases))
+        row = requests.new_row(
+            requests.new_id(request), request, requests.shared(terms, request, releases), caller, self.clock()
+        )
         row.asked = asked
         if session.get(RolloutRow, row.id) is not None:
             raise Conflict(f"plan {row.id}: was started already: make a new plan")
         session.add(row)
         session.flush()
         session.add_all(RolloutProfile(rollout=row.id, profile=profile) for profile in releases)
-        note(session, row.id, self.clock(), "created", who=caller.name, reason=_words(row))
+        note(session, row.id, self.clock(), "created", who=caller.name, reason=requests.words(row))
         return row, self.looker.look(session, row)
 
     def knows(self, session: Session, key: str | None) -> bool:
         """Whether a rollout was started with a key: `start` gives that one."""
-        return key is not None and _by_key(session, key) is not None
+        return key is not None and requests.by_key(session, key) is not None
 
     def is_open(self, session: Session, id_: str) -> bool:
         """Whether there is such a rollout that has not ended."""
@@ -393,71 +371,8 @@ def _is_of(update: UpdateReport, member: RolloutDevice) -> bool:
     return update.rollout == attempt_name(member.rollout, member.attempt) and update.digest == member.digest
 
 
-def _id(request: RolloutRequest) -> str:
-    if request.plan is None:
-        return f"r-{secrets.token_hex(6)}"
-    if not _ID.fullmatch(request.plan):
-        raise Malformed(f"plan {request.plan[:40]!r}: expected the id of a plan, such as r-0123456789ab")
-    return request.plan
-
-
-def _shared(terms: Terms, request: RolloutRequest, releases: Mapping[str, ListedRelease]) -> dict[str, Any]:
-    """The terms as they are kept: the chance of a false alarm is shared by the profiles, unless somebody said so."""
-    value, given = terms.to_value(), request.terms.get("gates")
-    if not (isinstance(given, Mapping) and "profiles" in given):
-        value["gates"] = terms.gates.shared_by(len(releases)).to_value()
-    return value
-
-
-def _new_row(id_: str, request: RolloutRequest, terms: dict[str, Any], caller: Caller, now: datetime) -> RolloutRow:
-    stamp = show_instant(now)
-    return RolloutRow(
-        id=id_,
-        request_key=request.key,
-        group=request.group,
-        family=request.family,
-        name=request.name,
-        version=request.version,
-        waves=json.dumps(terms["waves"]),
-        wave=0,
-        state="running" if terms["approval"] == "none" else "awaiting",
-        verdict="HOLD",
-        reasons="[]",
-        started=stamp,
-        wave_started=stamp,
-        terms=json.dumps(terms),
-        created=stamp,
-        created_by=caller.name,
-    )
-
-
-def _meant(session: Session, request: RolloutRequest) -> RolloutRequest:
-    return replace(request, version=aliases.resolve(session, f"{request.family}/{request.name}", request.version))
-
-
 def _wave(number: int) -> str:
     return f"wave {number + 1}"
-
-
-def _words(row: RolloutRow) -> str:
-    target = json.loads(row.terms)["target"]
-    return f"{row.family}/{row.name} {row.version} to {target}" + (f" of group {row.group}" if row.group else "")
-
-
-def _by_key(session: Session, key: str) -> RolloutRow | None:
-    return session.exec(select(RolloutRow).where(RolloutRow.request_key == key)).first()
-
-
-def _asked(request: RolloutRequest, terms: Terms) -> str:
-    """A request as it was asked: what an alias means, and what is listed, may be another by the time it comes again."""
-    asked = (request.family, request.name, request.version, request.group, request.plan, terms.to_value())
-    return json.dumps(asked, sort_keys=True)
-
-
-def _repeated(row: RolloutRow, request: RolloutRequest, terms: Terms) -> RolloutRow:
-    if _asked(request, terms) != row.asked:
-        raise Conflict(f"idempotency key {request.key!r}: was used for another rollout, {row.id}: use a new key")
-    return row
 
 
 def _check_free(session: Session, name: str, group: str | None) -> None:
@@ -478,31 +393,3 @@ def _check_not_in_another(session: Session, row: RolloutRow) -> None:
                 f"rollout {row.id}: {member.device} stands in rollout {other.id} of {other.name} {other.version}, "
                 f"which is {other.state}: wait for it or abort it first"
             )
-
-
-def _nobody(request: RolloutRequest, terms: Terms, releases: Mapping[str, ListedRelease]) -> str:
-    of_group = f" of group {request.group}" if request.group else ""
-    meant = "" if isinstance(terms.target, queries.Everything) else f" that is meant by {queries.show(terms.target)!r}"
-    profiles = ", ".join(sorted(releases))
-    return (
-        f"rollout of {request.name} {request.version}: no enrolled device{of_group}{meant} has a profile it was "
-        f"released for: {profiles}"
-    )
-
-
-def _left_out(
-    session: Session, request: RolloutRequest, terms: Terms, unfit: Sequence[reading.Enrolled]
-) -> dict[str, str]:
-    """Devices that are meant and would not be reached, with the reason; and those that are not in the fleet yet."""
-    found = {d.id: f"{request.version} has no release for its profile, {d.profile}" for d in unfit[:EXCLUDED]}
-    query = select(Device.id, Device.profile, Device.group, Device.state)
-    others = query.where(col(Device.state).in_(("new", "pending", "retiring"))).order_by(col(Device.id))
-    if request.group is not None:
-        others = others.where(Device.group == request.group)
-    matches, asked, none = queries.predicate(terms.target), queries.asked_tags(terms.target), frozenset[str]()
-    tags = tags_of(session, only=asked) if asked is None or asked else {}
-    for id_, profile, group, state in session.exec(others):
-        standing = queries.Standing(id_, profile, group, tags.get(id_, none), "offline")
-        if len(found) < 2 * EXCLUDED and matches(standing):
-            found[id_] = f"it is {'enrolling' if state == 'new' else state}, and not in the fleet"
-    return found
