@@ -206,6 +206,7 @@ def _assemble(
         batches=Batches(enrolment, authority),
         renewals=Renewals(database, authority, enrolment.certificates),
         rollouts=rollouts,
+        leads=leads,
         registry=Registry(repository=repository, blobs=blobs, observe=observed_until(_clock), hearing=hearing),
         measuring=measuring,
         shadows=Shadows(repository, desired),

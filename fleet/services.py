@@ -24,6 +24,7 @@ from fleet.health.courier import Courier
 from fleet.health.hearing import hearing_of
 from fleet.health.status import Hearing
 from fleet.housekeeping import Housekeeping
+from fleet.lease import Leads
 from fleet.measuring import Measuring
 from fleet.mqtt.broker import Broker
 from fleet.mqtt.inbox import Inbox
@@ -66,6 +67,7 @@ class Services:
     batches: Batches
     renewals: Renewals
     rollouts: Rollouts
+    leads: Leads
     registry: Registry
     measuring: Measuring
     shadows: Shadows

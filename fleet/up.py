@@ -201,7 +201,8 @@ def _refresh_metadata(services: Services) -> None:
 
 def _tick_measuring(services: Services) -> None:
     with services.database.transaction() as session:
-        services.measuring.tick(session)
+        if services.leads(session):
+            services.measuring.tick(session)
 
 
 def _tick_rollouts(services: Services) -> None:
@@ -218,13 +219,13 @@ def _refresh_desired(services: Services) -> None:
 
 def _refresh_commands(services: Services) -> None:
     with services.database.transaction() as session:
-        ordered = services.commands.refresh(session)
+        ordered = services.commands.refresh(session) if services.leads(session) else []
     services.outbox.commands(ordered)
 
 
 def _tick_deltas(services: Services) -> None:
     with services.database.transaction() as session:
-        forgotten = services.deltas.tick(session)
+        forgotten = services.deltas.tick(session) if services.leads(session) else []
     services.deltas.drop(forgotten)
 
 

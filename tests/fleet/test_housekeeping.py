@@ -16,7 +16,7 @@ from fleet.up import tick
 PARTS = ("revocations", "certificates", "inbox", "audit", "alerts", "keeper", "measuring", "rollouts", "deltas")
 
 
-def services(faults: dict[str, Exception], done: list[str]) -> Any:
+def services(faults: dict[str, Exception], done: list[str], *, leads: bool = True) -> Any:
     """Parts that say that it was their turn, and fail where a fault is put."""
 
     def ticks(name: str) -> Callable[..., list[str]]:
@@ -42,8 +42,17 @@ def services(faults: dict[str, Exception], done: list[str]) -> Any:
         outbox=published,
         hearing=lambda: None,
         courier=None,
+        leads=lambda _session: leads,
         housekeeping=Housekeeping(),
     )
+
+
+def test_a_stand_by_gives_no_orders_and_forgets_nothing() -> None:
+    """Rollouts, alerts, evidence and desired states ask for the lease themselves."""
+    done: list[str] = []
+    tick(services({}, done, leads=False))
+    assert {"revocations", "rollouts", "desired"} <= set(done)
+    assert not {"measuring", "commands", "deltas"} & set(done)
 
 
 @pytest.mark.parametrize("at_fault", [*PARTS, "desired", "commands"])
