@@ -218,16 +218,10 @@ def test_a_command_of_the_pipeline_is_one_with_these_arguments(line: str) -> Non
         _, command, words = command.resolve_command(context, [*context._protected_args, *context.args])
     given = command.make_context(None, words).params
     if "waves" in given:
-        rollout._terms(tuple(given[name] for name in TERMS))
+        rollout.TermOptions(**{field.name: given[field.name] for field in rollout.TERMS}).body()
         parse_waves(given["waves"])
         for window in given["window"] or ():
             parse_window(window)
     if "until" in given:
         rollout._wave(given["until"])
         rollout._seconds(given["timeout"])
-
-
-TERMS = (
-    *("to", "waves", "group", "soak", "gates", "window", "per_hour", "mains"),
-    *("battery_above", "load_below", "only_online", "deadline", "approval"),
-)
