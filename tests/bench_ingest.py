@@ -8,6 +8,7 @@ it, stores it and acknowledges it, exactly as always; devices are enrolled by th
 messages are signed before the clock starts; the load shares this machine.
 
 `reports_per_s_*`: reports acknowledged by the seconds from the first sent to the last acknowledged.
+`caught_up_per_s_*`: the same, of devices that were away for `--together` minutes and tell of all in one message.
 `cpu_us_per_report_*`: CPU of the fleet process (not of broker and database) for each. `lost`: reports that were
 acknowledged and are not in the database, and those that were never acknowledged. `rss_mb_*`: the fleet's memory before
 the load, in its middle and after it.
@@ -45,14 +46,17 @@ from wire.units import show_instant
 
 DIGEST = "sha256:" + "0" * 64
 MEBI = 1024 * 1024
+LATE = 2
+"""Messages of each device that was away."""
 
 
 def main() -> None:
     options = _options()
     if options.parts:
-        sys.stdout.write(json.dumps({"parts_us": parts()}) + "\n")
+        figures = {"parts_us": parts(1), f"parts_us_of_{options.together}": parts(options.together)}
+        sys.stdout.write(json.dumps(figures) + "\n")
         return
-    figures: dict[str, Any] = {"devices": options.devices}
+    figures = {"devices": options.devices, "together": options.together}
     lost = 0
     for name in options.databases:
         with ExitStack() as stack:
@@ -75,18 +79,19 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--devices", type=int, default=1000, help="connections (default 1000)")
     parser.add_argument("--reports", type=int, default=40, help="reports of each device (default 40)")
+    parser.add_argument("--together", type=int, default=10, help="minutes in a message of who was away (default 10)")
     parser.add_argument("--databases", nargs="+", choices=("sqlite", "postgres"), default=["sqlite", "postgres"])
     parser.add_argument("--no-plan", action="store_true", help="leave the planning of a rollout out")
     parser.add_argument("--parts", action="store_true", help="only what the parts of a report cost, without a broker")
     return parser.parse_args()
 
 
-def parts() -> dict[str, float]:
-    """See `tests/ingest_parts.py`: 250 devices on SQLite."""
+def parts(together: int) -> dict[str, float]:
+    """See `tests/ingest_parts.py`: 250 devices on SQLite, messages of so many minutes."""
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as name:
         folder, names = Path(name), [f"bench-{n:05}" for n in range(250)]
         enrol(folder, "", folder, names)
-        found: dict[str, float] = import_module("ingest_parts").parts(folder, "", names, DIGEST)
+        found: dict[str, float] = import_module("ingest_parts").parts(folder, "", names, DIGEST, together)
         return found
 
 
@@ -109,23 +114,26 @@ def measure(folder: Path, url: str, options: argparse.Namespace) -> dict[str, An
                 parts.append(rounds(half))
                 memory.append(watched.memory_info().rss)
             cpu = sum(watched.cpu_times()[:2]) - cpu
-        sent = options.devices * half * 2
+            late = rounds(LATE, options.together)
+        sent = options.devices * (half * 2 + LATE)
         seconds = sum(part["seconds"] for part in parts)
         acknowledged = sum(part["acknowledged"] for part in parts)
         fleet.stop()
     stored = stored_records(folder / "fleet", url)
-    expected = 2 * (2 * options.devices + acknowledged)
+    expected = 2 * (2 * options.devices + acknowledged + late["acknowledged"] * options.together)
     found = {
         "reports_per_s": round(acknowledged / seconds),
         "cpu_us_per_report": round(1e6 * cpu / max(1, acknowledged)),
         "rss_mb": [round(one / MEBI, 1) for one in memory],
-        "lost": sent - acknowledged + max(0, expected - stored) // 2,
+        "caught_up_per_s": round(late["acknowledged"] * options.together / late["seconds"]),
+        "lost": sent - acknowledged - late["acknowledged"] + max(0, expected - stored) // 2,
     }
     load_us = 1e6 * sum(part["cpu"] for part in parts) / max(1, acknowledged)
     sys.stdout.write(
         f"{'PostgreSQL' if url else 'SQLite':<12} {acknowledged} reports of {options.devices} connections in "
-        f"{seconds:.1f} s: {found['reports_per_s']}/s, {found['cpu_us_per_report']} us of CPU each, lost "
-        f"{found['lost']}, fleet {found['rss_mb']} MB; the load itself {load_us:.0f} us; "
+        f"{seconds:.1f} s: {found['reports_per_s']}/s, {found['cpu_us_per_report']} us of CPU each; "
+        f"{options.together} in a message: {found['caught_up_per_s']}/s; "
+        f"lost {found['lost']}, fleet {found['rss_mb']} MB; the load itself {load_us:.0f} us; "
         f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n"
     )
     return found
@@ -149,7 +157,7 @@ def enrol(data: Path, url: str, folder: Path, names: Sequence[str]) -> None:
 
 @contextmanager
 def load(folder: Path, fleet: FleetProcess, names: Sequence[str]) -> Iterator[Any]:
-    """The devices in a process of their own: `rounds(n)` has each send so many, and gives what came of it."""
+    """The devices in a process of their own: `rounds(n)` has each send so many messages, and gives what came of it."""
     job = {
         "folder": str(folder),
         "port": int(fleet.broker.rpartition(":")[2]),
@@ -177,8 +185,8 @@ def load(folder: Path, fleet: FleetProcess, names: Sequence[str]) -> Iterator[An
             value: dict[str, Any] = json.loads(answer)
             return value
 
-        def rounds(count: int) -> dict[str, Any]:
-            ask(str(count))
+        def rounds(count: int, together: int = 1) -> dict[str, Any]:
+            ask(f"{count} {together}")
             return ask("go")
 
         try:

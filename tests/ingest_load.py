@@ -2,10 +2,11 @@
 
     python tests/ingest_load.py < job.json
 
-In: one line of JSON, a `Job`; then a line for each round: how many messages every device sends. Out: a line of JSON
-when all are connected, and one after each round. Each device sends one signed message, waits for the fleet's signed
-acknowledgement, and sends the next, as an agent does. Messages are signed before the clock starts. The packets are
-made here by hand, because a client library would take more of the machine than what is measured.
+In: one line of JSON, a `Job`; then a line for each round: how many messages every device sends, and how many minutes
+are in each. Out: a line of JSON when all are connected, and one after each round. Each device sends one signed message,
+waits for the fleet's signed acknowledgement, and sends the next, as an agent does. Messages are signed before the clock
+starts. The packets are made here by hand, because a client library would take more of the machine than what is
+measured.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ class Device:
     answers: list[bytes] = field(default_factory=list)
     unread: bytearray = field(default_factory=bytearray)
     sent: int = 0
+    minutes: int = 0
+    """Those that were told."""
 
 
 def text(value: str) -> bytes:
@@ -151,8 +154,10 @@ def read(device: Device) -> bool:
                 answered = True
 
 
-def messages(job: Job, device: Device, signer: CryptoSigner, stats: InferenceStats, count: int) -> None:
-    """Sign what is sent in a round: each a minute of one model, and the health of the device, as an agent sends it.
+def messages(
+    job: Job, device: Device, signer: CryptoSigner, stats: InferenceStats, count: int, together: int = 1
+) -> None:
+    """Sign what is sent in a round: minutes of one model, and the health of the device in each, as an agent sends them.
 
     What inputs and answers look like is told once an hour (`agent.life.shapes`), here by each in a minute of its own.
     """
@@ -161,22 +166,28 @@ def messages(job: Job, device: Device, signer: CryptoSigner, stats: InferenceSta
     minute = InferenceStats.from_value({k: v for k, v in stats.to_value().items() if k not in InferenceStats.LEAN})
     for _ in range(count):
         device.sent += 1
-        n = device.sent
-        start, end = (show_instant_of(job.start + 60 * (n + i) / 10) for i in (0, 1))
-        said = stats if n % 60 == told_at else minute
-        window = TelemetryRecord(seq=2 * n - 1, start=start, end=end, stream="inference", inference=(said,))
-        health = TelemetryRecord(seq=2 * n, start=start, end=end, stream="health", health=HEALTH)
-        ledger = tuple(StreamLedger(stream=s, produced=n, delivered=n - 1, waiting=1) for s in ("inference", "health"))
-        nonce = f"{device.name}-{n}"
+        records: list[TelemetryRecord] = []
+        for n in range(device.minutes + 1, device.minutes + 1 + together):
+            start, end = (show_instant_of(job.start + 60 * (n + i) / 10) for i in (0, 1))
+            said = stats if n % 60 == told_at else minute
+            records += [
+                TelemetryRecord(seq=2 * n - 1, start=start, end=end, stream="inference", inference=(said,)),
+                TelemetryRecord(seq=2 * n, start=start, end=end, stream="health", health=HEALTH),
+            ]
+        before, device.minutes = device.minutes, device.minutes + together
+        nonce = f"{device.name}-{device.sent}"
         batch = TelemetryBatch(
             device=device.name,
             boot="bench",
             starts=1,
-            sent=n,
+            sent=device.sent,
             nonce=nonce,
-            records=(window, health),
+            records=tuple(records),
             memory="bench",
-            ledger=ledger,
+            ledger=tuple(
+                StreamLedger(stream=stream, produced=device.minutes, delivered=before, waiting=together)
+                for stream in ("inference", "health")
+            ),
         )
         body = text(topic) + struct.pack("!H", 1) + b"\0" + seal(batch, signer)
         device.waiting.append((nonce, packet(PUBLISH, 2, body)))
@@ -285,9 +296,10 @@ def main() -> None:
     sys.stdout.write(json.dumps({"connected": len(devices)}) + "\n")
     sys.stdout.flush()
     for line in sys.stdin:
+        count, together = map(int, line.split())
         for device, signer in zip(devices, signers, strict=True):
-            messages(job, device, signer, chance.choice(some), int(line))
-        sys.stdout.write(json.dumps({"ready": len(devices) * int(line)}) + "\n")
+            messages(job, device, signer, chance.choice(some), count, together)
+        sys.stdout.write(json.dumps({"ready": len(devices) * count}) + "\n")
         sys.stdout.flush()
         sys.stdin.readline()
         sys.stdout.write(json.dumps(run(devices)) + "\n")

@@ -94,15 +94,15 @@ def made(database: Database, folder: Path, out: list[bytes]) -> Inbox:
     )
 
 
-def rounds(folder: Path, names: list[str], digest: str, count: int) -> list[list[Message]]:
+def rounds(folder: Path, names: list[str], digest: str, count: int, together: int) -> list[list[Message]]:
     """What every device sends, in another order each time."""
     job = ingest_load.Job(str(folder), 0, "", names, time.time() - 900, digest)
     chance, said = random.Random(7), list[list[Message]]()
     some = [ingest_load.stats_of(job, chance) for _ in range(50)]
     for name in names:
-        device = cast(Any, SimpleNamespace(name=name, waiting=[], sent=0))
+        device = cast(Any, SimpleNamespace(name=name, waiting=[], sent=0, minutes=0))
         signer = CryptoSigner(load_pem_private_key((folder / f"{name}.key").read_bytes(), None))
-        ingest_load.messages(job, device, signer, chance.choice(some), count)
+        ingest_load.messages(job, device, signer, chance.choice(some), count, together)
         topic = topics.Telemetry(name).topic
         said.append([Message(topic, data[data.index(b'{"payload"') :], False) for _, data in device.waiting])
     turns = [list(turn) for turn in zip(*said, strict=True)]
@@ -149,14 +149,17 @@ def check_us() -> float:
     return 1e6 * (time.thread_time() - began) / 50
 
 
-def parts(folder: Path, url: str, names: list[str], digest: str, count: int = 6) -> dict[str, float]:
-    """Microseconds of a report by part, on a database whose devices are enrolled; the table goes to the output."""
+def parts(folder: Path, url: str, names: list[str], digest: str, together: int, count: int = 6) -> dict[str, float]:
+    """Microseconds of a report by part, `together` of them in a message; the table goes to the output.
+
+    The devices of the database are enrolled.
+    """
     out: list[bytes] = []
     found: Counter[str] = Counter()
     checks = [check_us()]
     with closing(Database(url) if url else Database.in_folder(folder)) as database:
         inbox = made(database, folder, out)
-        first, *turns = rounds(folder, names, digest, count + 1)
+        first, *turns = rounds(folder, names, digest, count + 1, together)
         inbox.take(first)  # every device has its rows
         gc.collect()  # as `fleet.up` does
         gc.freeze()
@@ -166,9 +169,10 @@ def parts(folder: Path, url: str, names: list[str], digest: str, count: int = 6)
                 for at in range(0, len(turn), TOGETHER):
                     inbox.take(turn[at : at + TOGETHER])
                 checks.append(check_us())
-    n = len(names) * count
-    assert len(out) == n + len(names), "not every report was acknowledged"
+    assert len(out) == len(names) * (count + 1), "not every message was acknowledged"
+    n = len(names) * count * together
     shown = {label: round(found[label] / 1000 / n, 1) for _, _, label in PARTS}
+    sys.stdout.write(f"{together} in a message\n")
     for label, us in shown.items():
         sys.stdout.write(f"{label:<44}{us:8.1f} us\n")
     total, check = sum(shown.values()), sorted(checks)[len(checks) // 2]

@@ -45,6 +45,8 @@ START: Final = 600.0
 """Seconds until the model must be loaded, which happens at the lowest priority, too."""
 RUN: Final = 120.0
 """Seconds for one exchange; on a machine that is never idle it takes its time."""
+LAST: Final = 1.0
+"""Seconds in which the exit code of a process follows the end of its pipe."""
 AT_ONCE: Final = 0.25
 """Most seconds of CPU time of one exchange."""
 
@@ -141,7 +143,7 @@ class Runner:
             return cls(process, wanted, say, int(told["memory"]))
         await _end(process)
         kind = Unavailable if told.get("again") else Incompatible
-        raise kind(f"shadow: {told.get('fault') or _last_words(process)}"[:400])
+        raise kind(f"shadow: {told.get('fault') or await _last_words(process)}"[:400])
 
     def take(self, examples: Sequence[Example], results: Sequence[Result]) -> None:
         """An answer was given; one of its examples may be run too, in turn. Costs a microsecond."""
@@ -208,7 +210,7 @@ class Runner:
         async with asyncio.timeout(RUN):
             told = await _hear(self._process)
         if told.get("kind") != "done":
-            raise Unavailable(_last_words(self._process))
+            raise Unavailable(await _last_words(self._process))
         self._budget = self._budget.spent(float(told["cpu_s"]), time.monotonic())
         self.memory = max(self.memory, int(told["memory"]))
         self._count([Said(**outcome) for outcome in told["outcomes"]], len(samples))
@@ -260,7 +262,10 @@ async def _hear(process: asyncio.subprocess.Process) -> dict[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
-def _last_words(process: asyncio.subprocess.Process) -> str:
+async def _last_words(process: asyncio.subprocess.Process) -> str:
+    """Its end is heard of a moment after that of its pipe."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(process.wait(), LAST)
     code = process.returncode
     return "its process ended" if code is None else f"its process ended with {code}"
 

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import os
 import signal
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import numpy as np
 import psutil
@@ -83,8 +83,13 @@ async def ask_until_compared(device, n: int) -> None:
 
 
 def in_shadow(device) -> list[psutil.Process]:
-    """The processes of models in shadow."""
-    return [p for p in psutil.Process().children() if "agent.serving.shadow_program" in p.cmdline()]
+    """The processes of models in shadow. One that has ended may not be waited for yet."""
+    found = []
+    for process in psutil.Process().children():
+        with suppress(psutil.Error):
+            if "agent.serving.shadow_program" in process.cmdline():
+                found.append(process)
+    return found
 
 
 def test_a_shadow_answers_nobody_and_says_how_often_it_agrees_and_is_promoted_without_a_download(
