@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,33 @@ def test_a_silent_device_is_a_hold_with_its_name_and_a_person_can_abort(
     assert (desired.seq, desired.models) == (3, ())
     with pytest.raises(ApiError, match="nothing to abort"):
         fleet.api("POST", f"/api/v1/rollouts/{rollout['rollout']}/abort", {"reason": "again"})
+
+
+def test_an_approval_names_the_wave_that_was_looked_at(
+    fleet: FleetProcess, publisher: Publisher, new_device: Any
+) -> None:
+    publisher.release(*tiny_bundle("3.1.0"))
+    new_device("approved").connect()
+    body = {"family": "intents", "name": "kitchen", "version": "3.1.0", "waves": [100], "gates": "install"}
+    rollout = fleet.api("POST", "/api/v1/rollouts", {**body, "approval": "start"})
+    path, carol = f"/api/v1/rollouts/{rollout['rollout']}", approver(fleet)
+    assert rollout["state"] == "awaiting"
+    status, said = fleet.request("POST", f"{path}/approve", {"wave": 0})
+    assert status == 401, said
+    status, said = fleet.request("POST", f"{path}/approve", {"wave": 1}, headers=carol)
+    assert (status, b"does not wait for an approval" in said) == (409, True), said
+    assert fleet.api("GET", path)["state"] == "awaiting"
+    for _ in range(2):  # the answer may be lost
+        status, said = fleet.request("POST", f"{path}/approve", {"wave": 0}, headers=carol)
+        assert (status, json.loads(said)["state"]) == (200, "running"), said
+    fleet.api("POST", f"{path}/abort", {"reason": "the test is over"})
+
+
+def approver(fleet: FleetProcess) -> dict[str, str]:
+    """A person, for a program may not."""
+    known = {"name": "carol", "password": "a long walk by the sea"}
+    fleet.api("POST", "/api/v1/users", {**known, "roles": ["approver"]})
+    return {"Authorization": f"Bearer {fleet.api('POST', '/api/v1/sessions', known)['token']}"}
 
 
 def test_a_repeated_request_starts_one_rollout(fleet: FleetProcess, publisher: Publisher, new_device: Any) -> None:
