@@ -234,11 +234,12 @@ def _counts(stats: InferenceStats) -> list[int]:
 
 def _add_up(sums: Sums, records: Sequence[TelemetryRecord], *, duplicates: int) -> None:
     sums.duplicates = min(sums.duplicates + duplicates, FULL)
+    newest = next((record.health for record in reversed(records) if record.health is not None), None)
+    if newest is not None:
+        sums.health = orjson.dumps(newest.to_value()).decode()
     latency, counts = sums.latency, sums.counts
     for record in records:
         sums.records = min(sums.records + 1, FULL)
-        if record.health is not None:
-            sums.health = orjson.dumps(record.health.to_value()).decode()
         for inference in (one for one in record.inference if not one.shadow):  # what answered nobody is no request
             for name in SUMS:
                 counts[name] = min(counts[name] + getattr(inference, name), FULL)

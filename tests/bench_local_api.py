@@ -6,11 +6,16 @@ over its Unix socket with binary and with JSON tensors and over TCP with its tok
 installed. The same client asks all of them. Ratios are the median over the rounds of the ratio of medians; a round asks
 each for some milliseconds only, so that what else runs on the machine meets all of them.
 
+`bare` is a process of the same libraries (`bare_server.py`: `asyncio.Protocol`, httptools, the codec) that does nothing
+of what an agent does: what stands between it and the floor is theirs and the machine's, what stands between it and the
+agent is ours.
+
 `floor, paced` is that process with a pause of 0.2 ms before each call, as a client makes one: the same model takes
 longer when it is not called in a loop, whoever calls it. It is shown; the ratios are to the floor without pauses.
 
 `p50_ratio_*`: one request at a time. `cpu_ratio_c8`: CPU of the agent for a request with binary tensors, eight under
-way. `extra_mb`: PSS over the floor's, both running. `ready_s`: from the start of the process until the model is ready.
+way. `bare_*`: the same of the bare one.
+`extra_mb`: PSS over the floor's, both running. `ready_s`: from the start of the process until the model is ready.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -54,11 +60,12 @@ def main() -> None:
         model = bundle.blob(bundle.manifest.file("model").digest)
         floor = Floor(model, stack)
         figures = {"ready_s": ready_s(agent, options.starts), "extra_mb": pss_mb(agent.pid) - pss_mb(floor.pid)}
-        asked = doors(agent)
+        asked, pids = doors(agent), {"agent, binary": agent.pid}
+        asked |= bare(folder, model, stack, pids)
         peer = None if options.no_peer else mlserver_peer.start(folder, model, stack)
         if peer is not None:
             asked["MLServer, JSON over TCP"] = (peer, post("/v2/models/kitchen/infer", json_request(), _JSON))
-        times, cpu = measured(floor, agent, asked, options.rounds, options.requests)
+        times, cpu = measured(floor, pids, asked, options.rounds, options.requests)
     report(times, cpu, figures)
 
 
@@ -138,6 +145,23 @@ def doors(agent: AgentProcess) -> dict[str, tuple[Address, bytes]]:
     }
 
 
+def bare(folder: Path, model: Path, stack: ExitStack, pids: dict[str, int]) -> dict[str, tuple[Address, bytes]]:
+    """The server of `bare_server.py`, and the same requests for it; its process is added to `pids`."""
+    path = folder / "bare.sock"
+    program = Path(__file__).with_name("bare_server.py")
+    child = subprocess.Popen([sys.executable, "-P", str(program), str(model), str(path)], stdout=subprocess.PIPE)
+    stack.callback(child.wait)
+    stack.callback(child.kill)
+    assert child.stdout is not None
+    stack.callback(child.stdout.close)
+    assert child.stdout.readline() == b"listening\n"
+    pids["bare, binary"] = child.pid
+    return {
+        "bare, binary": (path, binary_request()),
+        "bare, JSON": (path, post("/v2/models/kitchen/infer", json_request(), _JSON)),
+    }
+
+
 def binary_request(headers: Mapping[str, str] | None = None) -> bytes:
     tensors = quick_model.frame(1)
     inputs = [
@@ -166,26 +190,28 @@ Times = dict[str, list[float]]
 
 
 def measured(
-    floor: Floor, agent: AgentProcess, asked: Mapping[str, tuple[Address, bytes]], rounds: int, requests: int
+    floor: Floor, pids: Mapping[str, int], asked: Mapping[str, tuple[Address, bytes]], rounds: int, requests: int
 ) -> tuple[Times, Times]:
-    """Of each, the median seconds in each round; CPU seconds of a call in each round, at concurrency 8."""
+    """Of each, the median seconds in each round; CPU seconds of a call in each round, at concurrency 8, of `pids`."""
     times: Times = {"floor": [], "floor, paced": [], **{name: [] for name in asked}}
-    cpu: Times = {"floor": [], "agent, binary": []}
+    cpu: Times = {"floor": [], **{name: [] for name in pids}}
     with ExitStack() as stack:
         clients = {name: stack.enter_context(RawClient(address)) for name, (address, _) in asked.items()}
         for number in range(rounds + 1):
             kept = number > 0  # the first round warms up
             found = {"floor": floor.ask("time", requests), "floor, paced": floor.ask("paced", requests)}
-            found |= {name: clients[name].time(request, requests) for name, (_, request) in asked.items()}
+            # In another order each time: who comes after whom finds other things in the caches.
+            for name in random.sample(list(asked), len(asked)):
+                found[name] = clients[name].time(asked[name][1], requests)
             if kept:
                 for name, values in found.items():
                     times[name].append(statistics.median(values))
         for _ in range(max(3, rounds // 6)):
             cpu["floor"].append(floor.ask("cpu", 10 * requests) / (10 * requests))
-            address, request = asked["agent, binary"]
-            before = cpu_s(agent.pid)
-            load(address, request, connections=AT_ONCE, total=10 * requests)
-            cpu["agent, binary"].append((cpu_s(agent.pid) - before) / (10 * requests))
+            for name, pid in pids.items():
+                before = cpu_s(pid)
+                load(*asked[name], connections=AT_ONCE, total=10 * requests)
+                cpu[name].append((cpu_s(pid) - before) / (10 * requests))
     return times, cpu
 
 
@@ -214,6 +240,9 @@ def report(times: Times, cpu: Times, figures: dict[str, float]) -> None:
         "p50_ratio_json": ratio(times, "agent, JSON"),
         "cpu_ratio_c8": ratio(cpu, "agent, binary"),
         "paced_floor_ratio": ratio(times, "floor, paced"),
+        "bare_p50_ratio_binary": ratio(times, "bare, binary"),
+        "bare_p50_ratio_json": ratio(times, "bare, JSON"),
+        "bare_cpu_ratio_c8": ratio(cpu, "bare, binary"),
     }
     for name, target in TARGETS.items():
         print(f"{name:32}{figures[name]:9.2f}   at most {target}")
