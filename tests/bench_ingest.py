@@ -12,6 +12,9 @@ messages are signed before the clock starts; the load shares this machine.
 `cpu_us_per_report_*`: CPU of the fleet process (not of broker and database) for each. `lost`: reports that were
 acknowledged and are not in the database, and those that were never acknowledged. `rss_mb_*`: the fleet's memory before
 the load, in its middle and after it.
+
+`floor_per_s`, `floor_cpu_us`: the same load at the same broker, right after it, taken by `plain_intake.py`: paho, a
+signature checked and an answer signed, and nothing stored. That is what the libraries leave of a core.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import argparse
 import json
 import os
 import platform
+import socket
 import subprocess
 import sys
 import tempfile
@@ -34,9 +38,10 @@ from typing import Any
 import psutil
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from fleet_process import FleetProcess, initialise_trust
+from fleet_process import FleetProcess, initialise_trust, until
 from sqlmodel import func, select
 
+from fleet.mqtt.broker import CONFIG, find_program
 from fleet.store.database import Database
 from fleet.store.tables import DeviceStats
 from fleet.trust.ca import Authority
@@ -67,7 +72,7 @@ def main() -> None:
                 url = stack.enter_context(cluster.postgres())
             found = measure(folder, url, options)
         lost += found.pop("lost")
-        figures |= {f"{key}_{name}": value for key, value in found.items()}
+        figures |= {key if key.startswith("floor") else f"{key}_{name}": value for key, value in found.items()}
     figures["lost"] = lost
     figures["cpu_us_per_report"] = figures.get(f"cpu_us_per_report_{options.databases[0]}")
     if not options.no_plan:
@@ -119,6 +124,7 @@ def measure(folder: Path, url: str, options: argparse.Namespace) -> dict[str, An
         seconds = sum(part["seconds"] for part in parts)
         acknowledged = sum(part["acknowledged"] for part in parts)
         fleet.stop()
+        plain = {} if url else floor(folder, fleet, names, options)
     stored = stored_records(folder / "fleet", url)
     expected = 2 * (2 * options.devices + acknowledged + late["acknowledged"] * options.together)
     found = {
@@ -136,7 +142,53 @@ def measure(folder: Path, url: str, options: argparse.Namespace) -> dict[str, An
         f"lost {found['lost']}, fleet {found['rss_mb']} MB; the load itself {load_us:.0f} us; "
         f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n"
     )
+    return found | plain
+
+
+def floor(folder: Path, fleet: FleetProcess, names: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
+    """The load before `plain_intake.py`, at the broker of the fleet, which has ended."""
+    host, _, port = fleet.broker.rpartition(":")
+    broker = [find_program("mosquitto"), "-c", str(fleet.data / "broker" / CONFIG)]
+    program = [sys.executable, str(Path(__file__).with_name("plain_intake.py")), str(fleet.data), host, port]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    with ExitStack() as stack:
+        stack.enter_context(ended(subprocess.Popen(broker, stderr=subprocess.DEVNULL)))
+        until(lambda: _listens(host, int(port)), what="the broker")
+        intake = subprocess.Popen(
+            [*program, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        )
+        stack.enter_context(ended(intake))
+        assert intake.stdout is not None
+        assert intake.stdout.readline() == b"listening\n"
+        rounds = stack.enter_context(load(folder, fleet, names))
+        rounds(2)
+        watched = psutil.Process(intake.pid)
+        cpu = sum(watched.cpu_times()[:2])
+        took = rounds(options.reports // 2)
+        cpu = sum(watched.cpu_times()[:2]) - cpu
+    found = {
+        "floor_per_s": round(took["acknowledged"] / took["seconds"]),
+        "floor_cpu_us": round(1e6 * cpu / max(1, took["acknowledged"])),
+    }
+    sys.stdout.write(
+        f"{'floor':<12} {found['floor_per_s']}/s, {found['floor_cpu_us']} us of CPU each, nothing stored\n"
+    )
     return found
+
+
+def _listens(host: str, port: int) -> bool:
+    with socket.socket() as tried:
+        return tried.connect_ex((host, port)) == 0
+
+
+@contextmanager
+def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """It is ended with the block."""
+    with process:
+        try:
+            yield process
+        finally:
+            process.terminate()
 
 
 def enrol(data: Path, url: str, folder: Path, names: Sequence[str]) -> None:
