@@ -138,7 +138,7 @@ def measure(folder: Path, url: str, options: argparse.Namespace) -> dict[str, An
     sys.stdout.write(
         f"{'PostgreSQL' if url else 'SQLite':<12} {acknowledged} reports of {options.devices} connections in "
         f"{seconds:.1f} s: {found['reports_per_s']}/s, {found['cpu_us_per_report']} us of CPU each; "
-        f"{options.together} in a message: {found['caught_up_per_s']}/s; "
+        f"{options.together} in a message: {found['caught_up_per_s']}/s, {late['again']} sent again; "
         f"lost {found['lost']}, fleet {found['rss_mb']} MB; the load itself {load_us:.0f} us; "
         f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n"
     )

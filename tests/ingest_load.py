@@ -39,6 +39,9 @@ from wire.sketch import Histogram, Sketch
 from wire.units import show_instant
 
 CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK = 1, 2, 3, 4, 8, 9
+AGAIN = 5.0
+"""Seconds without any acknowledgement after which what is under way is sent again, as an agent does: a broker whose
+queue was full dropped it."""
 SILENT = 60.0
 """Seconds without any acknowledgement after which what is missing counts as lost."""
 
@@ -63,6 +66,7 @@ class Device:
     sock: ssl.SSLSocket
     waiting: deque[tuple[str, bytes]] = field(default_factory=deque)
     under_way: str = ""
+    sent_last: bytes = b""
     answers: list[bytes] = field(default_factory=list)
     unread: bytearray = field(default_factory=bytearray)
     sent: int = 0
@@ -248,11 +252,15 @@ def send(device: Device) -> bool:
     if not device.waiting:
         device.under_way = ""
         return False
-    device.under_way, data = device.waiting.popleft()
-    device.sock.setblocking(True)
-    device.sock.sendall(data)
-    device.sock.setblocking(False)
+    device.under_way, device.sent_last = device.waiting.popleft()
+    send_out(device)
     return True
+
+
+def send_out(device: Device) -> None:
+    device.sock.setblocking(True)
+    device.sock.sendall(device.sent_last)
+    device.sock.setblocking(False)
 
 
 def run(devices: list[Device]) -> dict[str, Any]:
@@ -264,16 +272,22 @@ def run(devices: list[Device]) -> dict[str, Any]:
         waits.register(device.sock, selectors.EVENT_READ)
     began, cpu = time.monotonic(), time.process_time()
     open_ = sum(send(device) for device in devices)
-    last = time.monotonic()
+    last = sent = time.monotonic()
+    again = 0
     while open_ and time.monotonic() - last < SILENT:
         for key, _ in waits.select(1.0):
             device = by_socket[key.fd]
-            if read(device):
-                last = time.monotonic()
+            if read(device) and device.under_way:
+                last = sent = time.monotonic()
                 open_ -= not send(device)
+        if time.monotonic() - sent > AGAIN:
+            unanswered = [device for device in devices if device.under_way]
+            for device in unanswered:
+                send_out(device)
+            again, sent = again + len(unanswered), time.monotonic()
     seconds = last - began
     waits.close()
-    return {"seconds": seconds, "cpu": time.process_time() - cpu, **acknowledged(devices)}
+    return {"seconds": seconds, "cpu": time.process_time() - cpu, "again": again, **acknowledged(devices)}
 
 
 def acknowledged(devices: list[Device]) -> dict[str, int]:
