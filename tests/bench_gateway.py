@@ -36,7 +36,7 @@ from pathlib import Path
 
 import aiohttp
 import psutil
-from fleet_process import FleetProcess, until
+from fleet_process import FleetProcess, listens, until
 
 STUB = Path(__file__).with_name("stub_upstream.py")
 PLAIN = Path(__file__).with_name("plain_gateway.py")
@@ -182,16 +182,11 @@ def litellm(python: Path, folder: Path, upstream: int) -> Iterator[Gateway]:
     with (folder / "litellm.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
     try:
-        until(lambda: _listens(port), within=120, what="the LiteLLM proxy")
+        until(lambda: listens("127.0.0.1", port), within=120, what="the LiteLLM proxy")
         yield Gateway("litellm", f"http://127.0.0.1:{port}", "sk-bench", psutil.Process(process.pid), True)
     finally:
         process.terminate()
         process.wait(20)
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as tried:
-        return tried.connect_ex(("127.0.0.1", port)) == 0
 
 
 def growth_mb(gateway: Gateway, requests: int) -> float:

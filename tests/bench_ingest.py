@@ -23,7 +23,6 @@ import argparse
 import json
 import os
 import platform
-import socket
 import subprocess
 import sys
 import tempfile
@@ -38,7 +37,7 @@ from typing import Any
 import psutil
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from fleet_process import FleetProcess, initialise_trust, until
+from fleet_process import FleetProcess, initialise_trust, listens, until
 from sqlmodel import func, select
 
 from fleet.mqtt.broker import CONFIG, find_program
@@ -153,7 +152,7 @@ def floor(folder: Path, fleet: FleetProcess, names: Sequence[str], options: argp
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     with ExitStack() as stack:
         stack.enter_context(ended(subprocess.Popen(broker, stderr=subprocess.DEVNULL)))
-        until(lambda: _listens(host, int(port)), what="the broker")
+        until(lambda: listens(host, int(port)), what="the broker")
         intake = subprocess.Popen(
             [*program, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )
@@ -174,11 +173,6 @@ def floor(folder: Path, fleet: FleetProcess, names: Sequence[str], options: argp
         f"{'floor':<12} {found['floor_per_s']}/s, {found['floor_cpu_us']} us of CPU each, nothing stored\n"
     )
     return found
-
-
-def _listens(host: str, port: int) -> bool:
-    with socket.socket() as tried:
-        return tried.connect_ex((host, port)) == 0
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from __future__ import annotations
 import http.client
 import json
 import select
+import socket
 import ssl
 import subprocess
 import sys
@@ -51,6 +52,12 @@ def until(condition: Callable[[], Any], *, within: float = 15.0, what: str = "th
         assert time.monotonic() < deadline, f"{what} did not hold within {within} s"
         time.sleep(0.02)
     return value
+
+
+def listens(host: str, port: int) -> bool:
+    """Whether somebody answers on a port."""
+    with socket.socket() as tried:
+        return tried.connect_ex((host, port)) == 0
 
 
 class FleetProcess:
