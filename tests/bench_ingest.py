@@ -14,7 +14,8 @@ acknowledged and are not in the database, and those that were never acknowledged
 the load, in its middle and after it.
 
 `floor_per_s`, `floor_cpu_us`: the same load at the same broker, right after it, taken by `plain_intake.py`: paho, a
-signature checked and an answer signed, and nothing stored. That is what the libraries leave of a core.
+signature checked and an answer signed, and nothing stored. Broker and load share the machine with it as with the fleet,
+and may be what bounds it: see its CPU.
 """
 
 from __future__ import annotations
@@ -134,10 +135,11 @@ def measure(folder: Path, url: str, options: argparse.Namespace) -> dict[str, An
         "lost": sent - acknowledged - late["acknowledged"] + max(0, expected - stored) // 2,
     }
     load_us = 1e6 * sum(part["cpu"] for part in parts) / max(1, acknowledged)
+    again = sum(part["again"] for part in (*parts, late))
     sys.stdout.write(
         f"{'PostgreSQL' if url else 'SQLite':<12} {acknowledged} reports of {options.devices} connections in "
         f"{seconds:.1f} s: {found['reports_per_s']}/s, {found['cpu_us_per_report']} us of CPU each; "
-        f"{options.together} in a message: {found['caught_up_per_s']}/s, {late['again']} sent again; "
+        f"{options.together} in a message: {found['caught_up_per_s']}/s; {again} sent again; "
         f"lost {found['lost']}, fleet {found['rss_mb']} MB; the load itself {load_us:.0f} us; "
         f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n"
     )

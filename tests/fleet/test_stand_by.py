@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -23,7 +22,6 @@ pytestmark = [
     pytest.mark.skipif(program("initdb") is None, reason="PostgreSQL is not installed: scripts/setup"),
     pytest.mark.slow,
 ]
-JSON = {"Content-Type": "application/json"}
 TAKEN_OVER = 75.0
 """Seconds: the lease of the one before runs out after 30."""
 
@@ -41,10 +39,8 @@ def stopped(fleet: FleetProcess) -> Iterator[None]:
 
 def refusal(fleet: FleetProcess, path: str) -> str:
     """What the fleet says when it may not act; "" when it did."""
-    body = {"reason": "a test"}
-    status, said = fleet.request(
-        "POST", path, json.dumps(body).encode(), headers={"Authorization": f"Bearer {fleet.token}", **JSON}
-    )
+    headers = {"Authorization": f"Bearer {fleet.token}"}
+    status, said = fleet.request("POST", path, {"reason": "a test"}, headers=headers)
     assert status in (200, 503), said
     return "" if status == 200 else said.decode()
 
