@@ -14,7 +14,7 @@ states rise by one with every change, as the real ones do, and `assigned` keeps 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -282,3 +282,30 @@ def reported(device: str, *updates: UpdateReport) -> Reported:
         desired_seq=1,
         updates=updates,
     )
+
+
+def one_world() -> Iterator[World]:
+    """For all tests of a module."""
+    made = World()
+    yield made
+    made.database.close()
+
+
+def anew(world: World) -> World:
+    """The same without devices and rollouts, and with two versions for two profiles."""
+    world.clear()
+    for version in ("1.0.0", "2.0.0"):
+        world.release(version, "x86-64", "pi")
+    return world
+
+
+def names(n: int, prefix: str = "d") -> list[str]:
+    return [f"{prefix}{i}" for i in range(n)]
+
+
+def run(world: World, version: str) -> str:
+    """Everybody runs a version."""
+    rollout = world.start(version, waves="100")
+    world.answer_all(rollout)
+    assert world.rollout(rollout).state == "done"
+    return rollout
