@@ -27,7 +27,7 @@ def test_requests_sent_ahead_are_answered_in_order(serve) -> None:
         asked = [post("/echo", b"%d" % i) for i in range(50)]
         found = asyncio.create_task(ask(path, post("/later", b"first"), *asked))
         await routes.begun.wait()
-        await asyncio.sleep(0.05)
+        await until(lambda: any(connection._waiting for connection in routes.hub.connections))
         routes.go.set()
         assert [body for _, _, body in await found] == [b"later first", *(b"%d" % i for i in range(50))]
 
