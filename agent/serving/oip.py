@@ -23,7 +23,15 @@ import orjson
 from agent.errors import Malformed
 from agent.serving.exchange import Fields, Reply
 from agent.serving.service import Answer, Served
-from agent.serving.tensors import arrays_at, raw_bytes, read_array, read_texts, write_array, write_texts
+from agent.serving.tensors import (
+    arrays_at,
+    pack_floats,
+    raw_bytes,
+    read_array,
+    read_texts,
+    write_array,
+    write_texts,
+)
 from wire.pipeline import EMBEDDING, SCORES
 
 if TYPE_CHECKING:
@@ -57,16 +65,14 @@ class Request:
     examples: tuple[Example, ...]
     outputs: tuple[str, ...]
     binary: frozenset[str] = frozenset()
-    layout: Layout | None = None
-    """Where the arrays stood, when all were raw: the next request of the same JSON is read by it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The JSON of a request of raw arrays, read and found to fit the model once. An app in a loop sends the same."""
+    """A request of arrays, read and found to fit the model once: an app in a loop sends many of the same form."""
 
     arrays: tuple[Place, ...]
-    """Each with its place behind the JSON."""
+    """Each with its place in the raw bytes of all."""
     size: int
     outputs: tuple[str, ...]
     binary: frozenset[str]
@@ -82,56 +88,66 @@ def parse_request(body: bytes, served: Served, json_length: str | None = None) -
     if served.pipeline.language is not None:
         raise Malformed("a language model answers on /v1/chat/completions and /v1/completions")
     if json_length is None:
-        return _parse(body, len(body), served)
+        return _of_json(parse_object(body), served)
     length = _length(json_length, len(body))
     head = body[:length]
     layout = served.layouts.get(head)
     if layout is not None and length + layout.size == len(body):
         return layout.request(body, length)
-    request = _parse(body, length, served)
-    if request.layout is not None:
-        if len(served.layouts) >= LAYOUTS:
-            served.layouts.clear()
-        served.layouts[head] = request.layout
+    whole = memoryview(body)
+    request, raw = _parse(parse_object(whole[:length]), whole[length:], served)
+    if request.id is None and None not in raw:
+        _remember(head, request, served)
     return request
 
 
-def _parse(body: bytes, length: int, served: Served) -> Request:
-    whole = memoryview(body)
-    value = parse_object(whole[:length])
+def _of_json(value: dict[str, Any], served: Served) -> Request:
+    """Numbers in a form that was read before are packed into the raw bytes that they might have come as."""
+    form = _form(value)
+    layout = served.layouts.get(form) if form else None
+    if layout is not None and (packed := pack_floats([t["data"] for t in value["inputs"]], layout.size)) is not None:
+        return layout.request(packed, 0)
+    request, _ = _parse(value, memoryview(b""), served)
+    if form and all(datatype == "FP32" for _, datatype, *_ in form):
+        _remember(form, request, served)
+    return request
+
+
+def _form(value: dict[str, Any]) -> tuple[tuple[str, str, str, int, int], ...] | None:
+    """What tells two requests of JSON tensors from each other beside their numbers; None if there is more to it."""
+    try:
+        form = tuple([(t["name"], t["datatype"], repr(t["shape"]), len(t["data"]), len(t)) for t in value["inputs"]])
+    except (KeyError, TypeError):
+        return None
+    return form if len(value) == 1 and all(keys == 4 for *_, keys in form) else None
+
+
+def _parse(value: dict[str, Any], data: memoryview, served: Served) -> tuple[Request, Sequence[memoryview | None]]:
+    """The request, and the raw bytes of each input; None where its data is JSON."""
     name = value.get("id")
     if name is not None and not (isinstance(name, str) and 0 < len(name) <= 128):
         raise Malformed("id: expected a text of 1 to 128 characters")
     inputs = value.get("inputs")
     if not isinstance(inputs, list) or not all(isinstance(t, dict) for t in inputs):
         raise Malformed(f"inputs: expected a list of tensors, such as {_FORM}")
-    raw = _raw(inputs, whole[length:])
+    raw = _raw(inputs, data)
     every = _parameters(value, "request").get("binary_data_output") is True
     outputs, binary = _outputs(value.get("outputs"), served.interface.names, every=every)
-    examples = _examples(inputs, raw, served)
-    return Request(
-        name, examples, outputs, binary, _layout(examples, inputs, raw, outputs, binary) if not name else None
-    )
+    return Request(name, _examples(inputs, raw, served), outputs, binary), raw
 
 
-def _layout(
-    examples: tuple[Example, ...],
-    inputs: Sequence[dict[str, Any]],
-    raw: Sequence[memoryview | None],
-    outputs: tuple[str, ...],
-    binary: frozenset[str],
-) -> Layout | None:
-    arrays = examples[0]
+def _remember(form: object, request: Request, served: Served) -> None:
+    """The arrays of an example stand in the order in which they came."""
+    arrays = request.examples[0]
     if isinstance(arrays, str):
-        return None
-    found, at = [], 0
-    for tensor, data in zip(inputs, raw, strict=True):
-        if data is None:
-            return None
-        values = arrays[tensor["name"]]
-        found.append((tensor["name"], at, values.dtype, values.shape))
-        at += len(data)
-    return Layout(tuple(found), at, outputs, binary)
+        return
+    places, at = [], 0
+    for name, values in arrays.items():
+        places.append((name, at, values.dtype, values.shape))
+        at += values.nbytes
+    if len(served.layouts) >= LAYOUTS:
+        served.layouts.clear()
+    served.layouts[form] = Layout(tuple(places), at, request.outputs, request.binary)
 
 
 def parse_object(body: bytes | memoryview) -> dict[str, Any]:
@@ -247,15 +263,13 @@ def _examples(
         if len(inputs) != 1:
             raise Malformed(f"inputs: expected one tensor, such as {_FORM}")
         return _texts(inputs[0], raw[0], 1 if pipeline.task == "token-classification" else MOST_TEXTS)
-    places = {str(tensor.get("name")): i for i, tensor in enumerate(inputs)}
-    missing = [info.name for info in asked if info.name not in places]
+    names = [str(tensor.get("name")) for tensor in inputs]
+    missing = [info.name for info in asked if info.name not in names]
     if missing or len(inputs) != len(asked):
         listed = ", ".join(f"{info.name} {info.datatype} {list(info.shape)}" for info in asked)
         raise Malformed(f"inputs: expected {listed}; {'missing: ' + ', '.join(missing) if missing else 'one each'}")
-    arrays = {}
-    for info in asked:
-        i = places[info.name]
-        arrays[info.name] = read_array(inputs[i], info, raw[i], f"inputs[{i}]")
+    infos = {info.name: info for info in asked}
+    arrays = {name: read_array(inputs[i], infos[name], raw[i], f"inputs[{i}]") for i, name in enumerate(names)}
     if pipeline.image is not None or pipeline.audio is not None:
         arrays = {name: array[0] for name, array in arrays.items()}
     return (arrays,)

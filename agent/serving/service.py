@@ -99,7 +99,7 @@ class Served:
         self.tally = Tally()
         self.names = Fields({"shoal-model-version": bundle.manifest.version, "shoal-model-digest": bundle.digest})
         """Header fields of every answer of this model."""
-        self.layouts: dict[bytes, Layout] = {}
+        self.layouts: dict[object, Layout] = {}
         """Forms of requests that were read before: `agent.serving.oip`."""
         self.heads: dict[tuple[object, ...], tuple[bytes, bytes, Fields]] = {}
         """The JSON of answers in raw bytes that were given before, up to their id and behind it; header fields."""

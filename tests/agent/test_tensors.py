@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import tracemalloc
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -122,6 +123,90 @@ def test_a_request_with_an_id_is_not_taken_for_another() -> None:
     model = served("tensors")
     assert [parse(model, {**HEAD, "id": name}, RAW).id for name in ("one", "two")] == ["one", "two"]
     assert model.layouts == {}
+
+
+FLOATS = {"inputs": [{"name": "b", "datatype": "FP32", "shape": [1, 3], "data": [0.5, 1.5, 2.5]}]}
+
+
+def of_floats() -> Any:
+    """A model of one tensor of floating-point numbers."""
+    model = served("tensors")
+    model.interface = replace(model.interface, inputs=model.interface.inputs[1:])
+    return model
+
+
+def parse_json(model: Any, value: object) -> oip.Request:
+    return oip.parse_request(json.dumps(value).encode(), model)
+
+
+def floats(**changed: object) -> dict[str, Any]:
+    return {"inputs": [{**FLOATS["inputs"][0], **changed}]}
+
+
+@pytest.mark.parametrize(
+    "data", [[9, 8, 7], [-0.0, 1e-45, 5e-324], [1, True, 0], [0.1, 1 / 3, 2**24 + 1], [2**53 + 1, 0.5, -1], [[4, 5, 6]]]
+)
+def test_json_of_a_form_that_was_read_before_is_read_as_at_first(data: list[Any]) -> None:
+    model = of_floats()
+    parse_json(model, FLOATS)
+    assert len(model.layouts) == 1
+    for known in (model, of_floats()):
+        request = parse_json(known, floats(data=data))
+        assert (request.id, request.outputs, request.binary) == (None, ("minus", "double"), frozenset())
+        values = request.examples[0]["b"]
+        assert (values.dtype, values.shape) == (np.float32, (1, 3))
+        assert values.tobytes() == np.asarray(data, np.float64).astype(np.float32).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"data": [1e39, 1, 2]}, "out of the range"),
+        ({"data": [1, 2]}, "data"),
+        ({"data": [True, False, True]}, "data"),
+        ({"data": ["0.5", 1, 2]}, "data"),
+        ({"data": "abc"}, "data"),
+        ({"data": {"a": 1, "b": 2, "c": 3}}, "data"),
+        ({"data": [None, 1, 2]}, "data"),
+        ({"data": [[1], 2, 3]}, "data"),
+        ({"shape": [True, 3]}, "shape"),
+        ({"shape": [1.0, 3]}, "shape"),
+        ({"shape": "[1, 3]"}, "shape"),
+        ({"datatype": "FP64"}, "datatype"),
+        ({"name": "c"}, "missing: b"),
+        ({"parameters": {"shared_memory_region": "x"}}, "not supported"),
+        ({"parameters": {"binary_data_size": 12}}, "0 bytes of binary data follow"),
+    ],
+)
+def test_json_that_does_not_hold_is_refused_whether_or_not_its_form_was_read_before(
+    changed: dict[str, Any], said: str
+) -> None:
+    known = of_floats()
+    parse_json(known, FLOATS)
+    errors = set()
+    for model in (known, of_floats()):
+        with pytest.raises(Malformed, match=said) as caught:
+            parse_json(model, floats(**changed))
+        errors.add(str(caught.value))
+    assert len(errors) == 1
+
+
+def test_what_else_json_asks_for_is_not_forgotten_when_its_form_was_read_before() -> None:
+    model = of_floats()
+    parse_json(model, FLOATS)
+    assert parse_json(model, {**FLOATS, "id": "one"}).id == "one"
+    assert parse_json(model, {**FLOATS, "outputs": [{"name": "minus"}]}).outputs == ("minus",)
+    assert parse_json(model, {**FLOATS, "parameters": {"binary_data_output": True}}).binary == {"minus", "double"}
+    assert len(model.layouts) == 1
+
+
+def test_tensors_may_come_in_any_order() -> None:
+    model = served("tensors")
+    head = {**HEAD, "inputs": HEAD["inputs"][::-1]}
+    for _ in range(2):
+        (arrays,) = parse(model, head, ARRAYS["b"].tobytes() + ARRAYS["a"].tobytes()).examples
+        for name, values in ARRAYS.items():
+            np.testing.assert_array_equal(arrays[name], values)
 
 
 def test_only_so_many_forms_are_remembered() -> None:
