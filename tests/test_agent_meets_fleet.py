@@ -83,7 +83,8 @@ def test_models_answer_with_the_fleet_killed_and_every_record_arrives_once_after
     telemetry = _telemetry_counts(agent)
     until(lambda: world.device("kitchen-1")["stats"]["records"] >= telemetry["delivered"])
     stats = world.device("kitchen-1")["stats"]
-    assert stats["records"] in (telemetry["delivered"], telemetry["produced"])
+    # What was on its way when the agent ended may be stored without that it heard so.
+    assert telemetry["delivered"] <= stats["records"] <= telemetry["produced"]
     assert telemetry["dropped"] == 0
     assert stats["requests"] >= asked
     agent.start()
