@@ -8,9 +8,10 @@ stands for the larger model. The rows that no head was trained on are split in t
     calibration  pruning is fitted to some of them, confidence and threshold are learnt from all
     fresh        what is told here; nothing else looked at them
 
-The cascade is the agent's own: `wire.processing` says how sure an answer is, `agent.routing` whether it goes up. Both
-data sets have the target error of `TARGET_ERROR`. Sentences are split by template between training and the rest, not
-among the three parts.
+The cascade is the agent's own: `wire.processing` says how sure an answer is, `agent.routing` whether it goes up. The
+target error is what an operator would choose who may send `MOST_UP` of the requests: the smallest of `TARGET_ERRORS` at
+which the evidence that comes with the bundle, of the calibration rows alone, says `escalated` is no more with 95 %
+confidence. Sentences are split by template between training and the rest, not among the three parts.
 
 Then the fleet's estimate (`fleet.agreement`) of the small model's accuracy, as if every fresh answer were a device's:
 `CHECKED` answers drawn anew, with replacement, are compared with the larger model, and on `LABELLED` of them the truth
@@ -42,11 +43,13 @@ from compiler.runtimes import open_graph
 from fleet.agreement import accuracy
 from wire.agreement import Agreement, stratum
 from wire.build import BuildJob, Data
+from wire.evidence import Measurement
 from wire.pipeline import Labels, Pipeline
 from wire.processing import Processor, Result
 
-TARGET_ERROR = 1.0
-"""Answers of 100 that may stay wrong on the device where the larger model is right."""
+TARGET_ERRORS = (0.5, 1.0, 1.5, 2.0, 3.0)
+"""Answers of 100 that may stay wrong on the device where the larger model is right: the default, and above."""
+MOST_UP = 0.3
 BUILT, CALIBRATION = 1000, 2000
 """Rows of these parts; the others are fresh."""
 INTENTS_PER_CLASS = 330
@@ -84,8 +87,8 @@ def main() -> None:
 
 def run(folder: Path, recipe: str = SMALL) -> dict[str, Any]:
     """Both data sets; the table is printed on the way."""
-    columns = ("", "n", "small", "larger", "cascade", "gap", "sent up", "error before", "error after", "coverage")
-    print("".join(f"{name:>13}" for name in columns))
+    columns = ("", "n", "target error", "small", "larger", "cascade", "gap", "sent up", "error before", "error after")
+    print("".join(f"{name:>13}" for name in (*columns, "coverage")))
     found: dict[str, Any] = {}
     for name, (train, held) in {"intents": intents(), "reviews": reviews()}.items():
         rows = list(held)
@@ -109,8 +112,8 @@ def cascade(
         sentences.write_jsonl(folder / f"{name}-{part}.jsonl", rows)
         for part, rows in zip(("built", "calibration"), parts, strict=False)
     ]
-    small, measured = compiled(folder, name, recipe, source, files)
-    larger, _ = compiled(folder, name, LARGE, source, files)
+    small, measured, target_error = chosen(folder, name, recipe, source, files)
+    larger, _ = compiled(folder, name, LARGE, source, files, TARGET_ERRORS[0])
     asked = ask(small, larger, parts[2])
     told = {
         "accuracy_gap_points": round(100 * (float(asked.larger_right.mean()) - asked.cascade), 3),
@@ -118,13 +121,27 @@ def cascade(
         "interval_coverage": coverage(asked),
     }
     figures = (asked.right.mean(), asked.larger_right.mean(), asked.cascade)
-    shown = [name, len(parts[2]), *(f"{v:.4f}" for v in figures), *map(str, list(told.values())[:2])]
-    errors = [f"{measured[m]:.4f}" for m in ("calibration_error_before", "calibration_error")]
+    shown = [name, len(parts[2]), target_error, *(f"{v:.4f}" for v in figures), *map(str, list(told.values())[:2])]
+    errors = [f"{measured[m].value:.4f}" for m in ("calibration_error_before", "calibration_error")]
     print("".join(f"{v:>13}" for v in (*shown, *errors, told["interval_coverage"])))
     return {f"{key}_{name}": value for key, value in told.items()}
 
 
-def compiled(folder: Path, name: str, recipe: str, source: Path, files: list[Path]) -> tuple[Model, dict[str, float]]:
+def chosen(
+    folder: Path, name: str, recipe: str, source: Path, files: list[Path]
+) -> tuple[Model, dict[str, Measurement], float]:
+    """The small model with the smallest target error that sends no more up than may be, by its evidence."""
+    for target_error in TARGET_ERRORS:
+        small, measured = compiled(folder, name, recipe, source, files, target_error)
+        high = measured["escalated"].high
+        if high is not None and high <= MOST_UP:
+            break
+    return small, measured, target_error
+
+
+def compiled(
+    folder: Path, name: str, recipe: str, source: Path, files: list[Path], target_error: float
+) -> tuple[Model, dict[str, Measurement]]:
     """The bundle of one recipe, opened as an agent opens it, and the figures of its evidence."""
     job = BuildJob(
         family="bench",
@@ -133,20 +150,20 @@ def compiled(folder: Path, name: str, recipe: str, source: Path, files: list[Pat
         source=str(source),
         test=Data(path=str(files[0])),
         calibration=Data(path=str(files[1])),
-        output=str(folder / f"{name}-{recipe}"),
+        output=str(folder / f"{name}-{recipe}-{target_error:g}"),
         cache=str(folder / "cache"),
         profiles=(load("x86-64"),),
         recipes=(recipe,),
         # What the small one loses the larger makes good: that is the point. Above it the gates could not see sabotage.
         max_drop=5.0,
-        target_error=TARGET_ERROR,
+        target_error=target_error,
     )
     build(job)
     layout = Layout(Path(job.output))
     (bundle,) = layout.bundles()
     evidence = layout.evidence(bundle.digest)
     assert evidence is not None
-    return Model(layout, bundle.digest), {m.metric: m.value for m in evidence.measurements}
+    return Model(layout, bundle.digest), {m.metric: m for m in evidence.measurements}
 
 
 class Model:
