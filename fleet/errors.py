@@ -15,6 +15,7 @@
     │   └── Conflict       names something that is there already, or in another state
     └── Unavailable        the machine, a port, the broker or an upstream: try again after mending it
         ├── StorageFull    no room left on the disk
+        ├── Unanswered     the broker was told something and gives no sign: it may heed it later
         ├── UpstreamDown   the cloud tier cannot be reached or broke off
         ├── UpstreamSlow   the cloud tier did not answer in time
         ├── UpstreamShut   the cloud tier failed lately and is left alone: `retry_after` says until when
@@ -86,6 +87,10 @@ class Conflict(Incompatible):
 
 class Unavailable(FleetError):
     """Something that the fleet stands on is missing, taken or down."""
+
+
+class Unanswered(Unavailable):
+    """The broker was told something and gives no sign of life: it may heed it later."""
 
 
 class StorageFull(Unavailable):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from fleet.api.tls import ServerTls
+from fleet.errors import Unanswered
 from fleet.mqtt.broker import Broker
 from fleet.trust.ca import Authority, KeyPair
 from wire.topics import FLEET_CLIENT
@@ -45,11 +46,14 @@ class OwnCertificates:
         Lists of revoked certificates are another matter: `Revocations.reissue`.
         """
         now = self.clock()
+        self.authority.client(FLEET_CLIENT, now)  # first: with it the broker is asked whether it read the others
         self._renew_server(now)
-        self.authority.client(FLEET_CLIENT, now)
 
     def _renew_server(self, now: datetime) -> None:
         self.authority.server(self.names, now)
         self.https.renew()
-        self.broker.reload()
+        try:
+            self.broker.reload()
+        except Unanswered as e:  # it was told, and reads them when it goes on
+            _log.warning("%s", e)
         _log.info("HTTPS port and broker have a new certificate")

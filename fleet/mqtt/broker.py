@@ -3,7 +3,7 @@
 broker = Broker(program, folder, address, server_pair, client_pair, authorities, connections=10_000)
 broker.restrict(access_rules(denied), revocation_lists)    # before the start, and at any time later
 await broker.start()        # returns once a real mutual-TLS connection got through
-broker.reload()             # certificates, authorities, revocation and access lists are read again
+broker.reload()             # certificates, authorities, revocation and access lists are read again when it returns
 await broker.stop()
 
 Why each setting is as it is stands beside it in `configuration`.
@@ -17,14 +17,17 @@ import logging
 import os
 import shutil
 import signal
+import socket
+import ssl
 import sys
+import threading
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from fleet.errors import Unavailable
+from fleet.errors import Unanswered, Unavailable
 from fleet.mqtt.link import tls_context
 from fleet.store.files import private_folder, write
 from fleet.trust.ca import KeyPair
@@ -36,6 +39,11 @@ ACCESS, REVOKED = "acl", "revoked.pem"
 READY_WITHIN = 10.0
 """Seconds a broker may take to accept its first connection."""
 STOP_WITHIN = 5.0
+ANSWER_WITHIN = 2.0
+"""Seconds that the broker, on this machine, may take to answer."""
+READ_WITHIN = 5.0
+"""Seconds that it may take to read its files again: an access list takes the longer the more are shut out."""
+DISCONNECT = b"\xe0\x00"
 _BACK_OFF = (0.2, 1.0, 2.0, 5.0)
 _log = logging.getLogger(__name__)
 
@@ -75,6 +83,7 @@ class Broker:
         self._supervisor: asyncio.Task[None] | None = None
         self._last_lines: deque[str] = deque(maxlen=20)
         self._reload_wanted = False
+        self._reloading = threading.Lock()
         self.state = "stopped"
         write(self._config, configuration(self._folder, address, server, authorities, connections).encode())
 
@@ -89,19 +98,21 @@ class Broker:
         self._supervisor = asyncio.create_task(self._supervise(), name="broker")
 
     def restrict(self, rules: str, revoked: bytes) -> None:
-        """Put another access list and other revocation lists (PEM, one of each authority) in force. Any thread."""
+        """Put another access list and other revocation lists (PEM, one of each authority) in force, as `reload`."""
         write(self._folder / ACCESS, rules.encode())
         write(self._folder / REVOKED, revoked)
         self.reload()
 
     def reload(self) -> None:
-        """Have access list, revocation lists, certificates and authorities read again. From any thread.
+        """Have access list, revocation lists, certificates and authorities read again. Any thread that may wait for it.
 
-        New connections are judged by the new files at once, live ones by the new access list.
+        When it returns, new connections are judged by the new files and live ones by the new access list; a broker that
+        is starting reads them before it runs. Raises `Unanswered`: call it again.
         """
-        self._reload_wanted = True
-        if self.state == "running":
-            self._signal_reload()
+        with self._reloading:
+            self._reload_wanted = True
+            if self.state == "running":
+                self._reload_now()
 
     def end_connections(self) -> None:
         """End every live connection, by a restart: whose certificate is still believed comes back. From any thread.
@@ -122,12 +133,44 @@ class Broker:
         await self._end()
         self.state = "stopped"
 
-    def _signal_reload(self) -> None:
-        """Only a process that is ready: one that is still starting could die of the signal."""
+    def _reload_now(self) -> None:
+        """Only of a process that is ready: one that is still starting could die of the signal.
+
+        And never two at once: mosquitto forgets a signal that comes while it reads for the one before.
+        """
+        if self.pid is None:  # it ended this moment: the next one reads the new files
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGHUP)
+        self._wait_for_two_turns()
         self._reload_wanted = False
-        if self.pid is not None:
-            with contextlib.suppress(ProcessLookupError):  # it ended this moment: the next one reads the new files
-                os.kill(self.pid, signal.SIGHUP)
+
+    def _wait_for_two_turns(self) -> None:
+        """Connect, speak, and wait for the end of the connection. Raises `Unanswered`.
+
+        mosquitto heeds a signal at the end of a turn of its loop. The turn that accepts a connection judges it, and all
+        others that come meanwhile, by the files of before; what is said after the handshake is read in a later turn.
+        """
+        try:
+            if not self._hears_out():
+                self._hears_out()  # it was refused in the turn that accepted it, as by a full broker: this comes later
+        except OSError as e:
+            words = f"broker: pid {self.pid} was told to read its files again and does not answer"
+            raise Unanswered(f"{words} ({e}): if that goes on, end this process: it is started again") from e
+
+    def _hears_out(self) -> bool:
+        """Whether a connection of ours got through its handshake. Raises `OSError` when nothing is heard of it."""
+        address = (self.address.local, self.address.port)
+        context = tls_context(self._client, self._authorities)
+        with socket.create_connection(address, timeout=READ_WITHIN) as raw:
+            try:
+                with context.wrap_socket(raw, server_hostname=self.address.local) as connection:
+                    connection.sendall(DISCONNECT)
+                    while connection.recv(1024):
+                        pass
+            except (ssl.SSLError, ConnectionError):
+                return False
+        return True
 
     async def _launch(self) -> None:
         try:
@@ -171,6 +214,7 @@ class Broker:
         self._reader = asyncio.create_task(self._read_log(self._process), name="broker log")
         try:
             await asyncio.wait_for(self._until_ready(self._process), READY_WITHIN)
+            await asyncio.to_thread(self._catch_up)
         except (TimeoutError, Unavailable) as e:
             await self._end()
             words = "; ".join(dict.fromkeys(self._last_lines)) or "it said nothing"
@@ -178,10 +222,14 @@ class Broker:
                 f"broker: mosquitto did not come up on {self.address.host}:{self.address.port}: {words}: "
                 "if the port is taken, free it or choose another one with --broker ADDRESS:PORT"
             ) from e
-        self.state = "running"
-        if self._reload_wanted:
-            self._signal_reload()
         _log.info("broker runs on %s:%d, pid %d", self.address.host, self.address.port, self._process.pid)
+
+    def _catch_up(self) -> None:
+        """It runs, once it has read again what changed while it was starting."""
+        with self._reloading:
+            if self._reload_wanted:
+                self._reload_now()
+            self.state = "running"
 
     async def _until_ready(self, process: asyncio.subprocess.Process) -> None:
         """A connection with our certificate gets through, and the process that answers is still ours."""

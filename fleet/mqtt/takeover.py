@@ -11,15 +11,12 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from fleet.errors import Unavailable
-from fleet.mqtt.broker import BrokerAddress
+from fleet.mqtt.broker import ANSWER_WITHIN, DISCONNECT, BrokerAddress
 from fleet.mqtt.link import tls_context
 from fleet.trust.ca import Authority
 
-WITHIN: Final = 2.0
-"""Seconds that the broker, on this machine, may take to answer."""
 LIFETIME: Final = timedelta(minutes=5)
 _CONNACK: Final = 0x20
-_DISCONNECT: Final = b"\xe0\x00"
 
 
 def take_over(client: str, authority: Authority, address: BrokerAddress, now: datetime) -> None:
@@ -31,12 +28,12 @@ def take_over(client: str, authority: Authority, address: BrokerAddress, now: da
         context = tls_context(pair, authority.believed_path)
     try:
         with (
-            socket.create_connection((address.local, address.port), timeout=WITHIN) as raw,
+            socket.create_connection((address.local, address.port), timeout=ANSWER_WITHIN) as raw,
             context.wrap_socket(raw, server_hostname=address.local) as connection,
         ):
             connection.sendall(_connect(client))
             answer = connection.recv(1)
-            connection.sendall(_DISCONNECT)
+            connection.sendall(DISCONNECT)
     except (OSError, ssl.SSLError) as e:
         raise Unavailable(f"broker: the connection of {client} was not ended ({e}): it is tried again") from e
     if answer[:1] != bytes([_CONNACK]):

@@ -5,7 +5,7 @@ revocations.tick()             # finds what nobody applied, and ends the connect
 revocations.hold("kitchen-1")  # out for a minute: it floods
 
 Three things shut a device out, each for what the others leave open. The access list takes every right from its live
-connection, its will too. The revocation list refuses its certificate on a new one. And a moment later the fleet takes
+connection, its will too. The revocation list refuses its certificate on a new one. And a moment later `tick` takes
 the live connection over, which ends it and drops what was queued for it: a device that kept it open would else have its
 rights back the day its id is enrolled again.
 """
@@ -21,7 +21,7 @@ from typing import Final
 
 from sqlmodel import Session, col, func, select
 
-from fleet.errors import Unavailable
+from fleet.errors import Unanswered, Unavailable
 from fleet.mqtt.broker import Broker
 from fleet.mqtt.link import Link
 from fleet.mqtt.takeover import take_over
@@ -38,8 +38,6 @@ HELD_FOR: Final = 60.0
 """Seconds that a device stays out which floods; its next flood is told no earlier (`fleet.mqtt.limits.EVERY`)."""
 LOOK_EVERY: Final = 2.0
 """Seconds between two looks for what was revoked and not applied."""
-RELOADED_AFTER: Final = 0.5
-"""Seconds that the broker is given to read its lists before live connections are ended, so that nobody comes back."""
 _EARLIER: Final = timedelta(hours=1)
 """The lists are dated back, so that the broker finds none from the future however fast they follow one another."""
 _log = logging.getLogger(__name__)
@@ -77,7 +75,7 @@ class Revocations:
     _held: dict[str, float] = field(default_factory=dict)
 
     def apply(self, session: Session | None = None) -> None:
-        """Put what the database says in force, within the broker's next look at its connections.
+        """Put what the database says in force. A broker that does not answer is told again by `tick`.
 
         Within a transaction that is not committed yet give its session.
         """
@@ -120,7 +118,12 @@ class Revocations:
         barred, before = _barred(session, self.clock(), held), self.applied
         self._seen = None  # a full disk may stop us here: the next look tries again
         if barred != before:
-            self.broker.restrict(access_rules(barred.devices | barred.held | barred.batches), self._lists(barred))
+            rules = access_rules(barred.devices | barred.held | barred.batches)
+            try:
+                self.broker.restrict(rules, self._lists(barred))
+            except Unanswered as e:
+                _log.warning("%s. Until then who was shut out may be in; it is told again in %g s", e, LOOK_EVERY)
+                return
             self.applied = barred
             self._shut_out(before)
         self._seen = _signs(session)
@@ -145,7 +148,7 @@ class Revocations:
             for topic in (Desired(device), Reported(device), State(device)):
                 self.link.publish(topic.topic, b"", retain=True)
         for device in (self.applied.devices | self.applied.held) - (before.devices | before.held):
-            self._leaving[device] = time.monotonic() + RELOADED_AFTER
+            self._leaving[device] = time.monotonic()  # due at the next tick: whoever revoked waits for no connection
 
     def _end(self, device: str) -> None:
         try:
