@@ -54,6 +54,7 @@ class OwnCertificates:
         self.https.renew()
         try:
             self.broker.reload()
-        except Unanswered as e:  # it was told, and reads them when it goes on
-            _log.warning("%s", e)
+        except Unanswered as e:  # it is told again when revocations look after it
+            _log.warning("%s. Until it does, it shows the certificate of before", e)
+            return
         _log.info("HTTPS port and broker have a new certificate")

@@ -82,7 +82,7 @@ class Broker:
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._last_lines: deque[str] = deque(maxlen=20)
-        self._reload_wanted = False
+        self._reload_wanted = self._unanswered = False
         self._reloading = threading.Lock()
         self.state = "stopped"
         write(self._config, configuration(self._folder, address, server, authorities, connections).encode())
@@ -91,6 +91,11 @@ class Broker:
     def pid(self) -> int | None:
         """Process id, while it runs."""
         return self._process.pid if self._process and self._process.returncode is None else None
+
+    @property
+    def unread(self) -> bool:
+        """Whether it was told to read its files again, and did not say that it has."""
+        return self._reload_wanted
 
     async def start(self) -> None:
         """Start it and keep it running. Raises `Unavailable` with its own words when it does not come up."""
@@ -107,7 +112,8 @@ class Broker:
         """Have access list, revocation lists, certificates and authorities read again. Any thread that may wait for it.
 
         When it returns, new connections are judged by the new files and live ones by the new access list; a broker that
-        is starting reads them before it runs. Raises `Unanswered`: call it again.
+        is starting reads them before it runs. One that was accepted before, and has not shown its certificate yet, is
+        still judged by the old ones. Raises `Unanswered`: call it again.
         """
         with self._reloading:
             self._reload_wanted = True
@@ -138,14 +144,18 @@ class Broker:
 
         And never two at once: mosquitto forgets a signal that comes while it reads for the one before.
         """
-        if self.pid is None:  # it ended this moment: the next one reads the new files
+        pid = self.pid
+        if pid is None:  # it ended this moment: the next one reads the new files
             return
+        if self._unanswered:
+            self._wait_for_two_turns(pid)
+        self._unanswered = True
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGHUP)
-        self._wait_for_two_turns()
-        self._reload_wanted = False
+            os.kill(pid, signal.SIGHUP)
+        self._wait_for_two_turns(pid)
+        self._reload_wanted = self._unanswered = False
 
-    def _wait_for_two_turns(self) -> None:
+    def _wait_for_two_turns(self, pid: int) -> None:
         """Connect, speak, and wait for the end of the connection. Raises `Unanswered`.
 
         mosquitto heeds a signal at the end of a turn of its loop. The turn that accepts a connection judges it, and all
@@ -155,7 +165,7 @@ class Broker:
             if not self._hears_out():
                 self._hears_out()  # it was refused in the turn that accepted it, as by a full broker: this comes later
         except OSError as e:
-            words = f"broker: pid {self.pid} was told to read its files again and does not answer"
+            words = f"broker: pid {pid} was told to read its files again and does not answer"
             raise Unanswered(f"{words} ({e}): if that goes on, end this process: it is started again") from e
 
     def _hears_out(self) -> bool:
@@ -192,7 +202,7 @@ class Broker:
 
     async def _attempt(self) -> None:
         self.state = "starting"
-        self._reload_wanted = False
+        self._reload_wanted = self._unanswered = False
         self._tls = tls_context(self._client, self._authorities)
         command = (
             sys.executable,
@@ -215,6 +225,9 @@ class Broker:
         try:
             await asyncio.wait_for(self._until_ready(self._process), READY_WITHIN)
             await asyncio.to_thread(self._catch_up)
+        except Unanswered:
+            await self._end()
+            raise
         except (TimeoutError, Unavailable) as e:
             await self._end()
             words = "; ".join(dict.fromkeys(self._last_lines)) or "it said nothing"

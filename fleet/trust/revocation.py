@@ -1,6 +1,6 @@
 """Who may not use the broker: from the database into its access and revocation lists, and off its live connections.
 
-revocations.apply()            # after the transaction that revoked something: in force when it returns
+revocations.apply()            # after the transaction that revoked something: in force when it returns, or a warning
 revocations.tick()             # finds what nobody applied, and ends the connections of those who were shut out
 revocations.hold("kitchen-1")  # out for a minute: it floods
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
@@ -38,6 +39,11 @@ HELD_FOR: Final = 60.0
 """Seconds that a device stays out which floods; its next flood is told no earlier (`fleet.mqtt.limits.EVERY`)."""
 LOOK_EVERY: Final = 2.0
 """Seconds between two looks for what was revoked and not applied."""
+SOON: Final = 0.5
+"""Seconds after which the connection of who was shut out is taken over."""
+LATE: Final = 120.0
+"""Seconds after which it is once more: mosquitto judges a connection by the lists of when it accepted it, and gives it
+95 s to show its certificate."""
 _EARLIER: Final = timedelta(hours=1)
 """The lists are dated back, so that the broker finds none from the future however fast they follow one another."""
 _log = logging.getLogger(__name__)
@@ -70,8 +76,11 @@ class Revocations:
     _dated: datetime | None = None
     _seen: tuple[object, ...] | None = None
     """What the database showed when the lists were written; None while they may not be in force."""
-    _looked: float = 0.0
+    _look_at: float = 0.0
+    _stale: bool = False
+    """The lists on the disk may be others than those of `applied`, which the broker has read."""
     _leaving: dict[str, float] = field(default_factory=dict)
+    _late: dict[str, float] = field(default_factory=dict)
     _held: dict[str, float] = field(default_factory=dict)
 
     def apply(self, session: Session | None = None) -> None:
@@ -87,9 +96,8 @@ class Revocations:
 
     def reissue(self) -> None:
         """Sign the lists again though nobody was revoked: the authorities changed."""
-        self.applied, before = None, self.applied
+        self._stale = True
         self.apply()
-        self._shut_out(before)
 
     def hold(self, device: str) -> None:
         """Shut a device out for a minute: what it may say is bounded, but reading its flood keeps others waiting."""
@@ -99,32 +107,40 @@ class Revocations:
     def tick(self) -> None:
         """Apply what was revoked without a word to us, and end the live connections of who was shut out."""
         now = time.monotonic()
-        if now - self._looked >= LOOK_EVERY:
-            self._looked = now
-            with self.database.transaction() as session:
-                if _signs(session) != self._seen:
-                    self._apply(session)
-        for device in [d for d, due in self._leaving.items() if now >= due]:
+        if now >= self._look_at:
+            self._look()
+        for device in _due(self._leaving, now):
             self._end(device)
-        over = [d for d, until in self._held.items() if now >= until]
+        for device in _due(self._late, now):
+            self._end_late(device)
+        over = _due(self._held, now)
         for device in over:
             del self._held[device]
         if over:
             self.apply()
+
+    def _look(self) -> None:
+        began = time.monotonic()
+        with self.database.transaction() as session:
+            if self.broker.unread or _signs(session) != self._seen:
+                self._apply(session)
+        # A broker that does not answer is waited for: requests wait meanwhile, but not most of the time.
+        self._look_at = time.monotonic() + max(LOOK_EVERY, 2 * (time.monotonic() - began))
 
     def _apply(self, session: Session) -> None:
         # Who is on the way out stays barred until it is out, even if its id may come in again.
         held = frozenset(self._leaving) | frozenset(self._held)
         barred, before = _barred(session, self.clock(), held), self.applied
         self._seen = None  # a full disk may stop us here: the next look tries again
-        if barred != before:
+        if barred != before or self._stale or self.broker.unread:
+            self._stale = True
             rules = access_rules(barred.devices | barred.held | barred.batches)
             try:
                 self.broker.restrict(rules, self._lists(barred))
             except Unanswered as e:
-                _log.warning("%s. Until then who was shut out may be in; it is told again in %g s", e, LOOK_EVERY)
+                _log.warning("%s. Until it does, who was shut out may be in", e)
                 return
-            self.applied = barred
+            self.applied, self._stale = barred, False
             self._shut_out(before)
         self._seen = _signs(session)
 
@@ -148,7 +164,7 @@ class Revocations:
             for topic in (Desired(device), Reported(device), State(device)):
                 self.link.publish(topic.topic, b"", retain=True)
         for device in (self.applied.devices | self.applied.held) - (before.devices | before.held):
-            self._leaving[device] = time.monotonic()  # due at the next tick: whoever revoked waits for no connection
+            self._leaving[device] = time.monotonic() + SOON
 
     def _end(self, device: str) -> None:
         try:
@@ -158,7 +174,20 @@ class Revocations:
             _log.warning("%s", e)
         else:
             del self._leaving[device]
+            self._late[device] = time.monotonic() + LATE
             self.apply()
+
+    def _end_late(self, device: str) -> None:
+        """One that is in again by now has thrown out whoever lurked, by connecting."""
+        applied = self.applied or Barred()
+        if device in applied.devices | applied.held:
+            with suppress(Unavailable):
+                take_over(device, self.authority, self.broker.address, self.clock())
+        del self._late[device]
+
+
+def _due(times: dict[str, float], now: float) -> list[str]:
+    return [name for name, at in times.items() if now >= at]
 
 
 def _barred(session: Session, now: datetime, held: frozenset[str]) -> Barred:

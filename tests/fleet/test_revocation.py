@@ -26,7 +26,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from sqlmodel import select
 
-from fleet.errors import StorageFull
+from fleet.errors import StorageFull, Unanswered
+from fleet.mqtt import broker as broker_module
 from fleet.mqtt.broker import REVOKED, Broker, BrokerAddress
 from fleet.mqtt.link import Link
 from fleet.store.database import Database
@@ -40,6 +41,8 @@ from wire.units import show_instant
 
 WITHIN = 10.0
 """Seconds within which a revoked device is out."""
+HELLO = b"\x10\x13\x00\x04MQTT\x05\x02\x00\x0a\x00\x00\x06victim"
+"""CONNECT of the device `victim`."""
 
 
 class Client:
@@ -417,6 +420,57 @@ def test_a_broker_that_does_not_answer_is_told_again(rig: Rig, caplog: pytest.Lo
     assert rig.refuses(path)
 
 
+def test_what_is_undone_while_the_broker_does_not_answer_is_undone_there_too(rig: Rig) -> None:
+    """Accident: the broker hangs, was told that a device is out, and wakes up after it is in again."""
+    path = rig.device("a")
+    rig.revocations.tick()
+    assert rig.broker.pid is not None
+    os.kill(rig.broker.pid, signal.SIGSTOP)
+    try:
+        rig.mark("a", device="revoked", certificate="revoked")
+        rig.revocations.apply()
+        rig.mark("a", device="enrolled", certificate="current")
+    finally:
+        os.kill(rig.broker.pid, signal.SIGCONT)
+    until(lambda: rig.refuses(path), what="the broker's reading of what it was told")
+    until(lambda: rig.revocations.tick() or not rig.refuses(path), within=WITHIN, what="the end of that")
+    assert not rig.broker.unread
+
+
+def test_a_signal_that_follows_one_without_an_answer_is_not_lost(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accident: the broker reads for so long that it is told again meanwhile, of another change."""
+    victim, lists = rig.connect("victim", rig.device("victim")), rig.authority.current.revocation_list([], rig.now)
+    long = "".join(f"user somebody-{i}\ntopic deny #\n" for i in range(8000))
+    with monkeypatch.context() as hasty:
+        hasty.setattr(broker_module, "READ_WITHIN", 0.02)
+        with pytest.raises(Unanswered, match="does not answer"):
+            rig.broker.restrict(topics.access_rules() + long, lists)
+    assert rig.broker.unread
+    rig.broker.restrict(topics.access_rules(("victim",)) + long, lists)
+    assert not rig.broker.unread
+    assert not delivered(rig, victim)
+
+
+def test_a_connection_that_shows_its_certificate_late_is_ended_too(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attack: a device connects before it is revoked, and shows its certificate after it was."""
+    monkeypatch.setattr(revocation, "LATE", 1.0)
+    context = ssl.create_default_context(cafile=str(rig.authority.believed_path))
+    context.load_cert_chain(rig.device("victim"))
+    with socket.create_connection(("127.0.0.1", rig.broker.address.port), timeout=10) as raw:
+        assert handshake(rig, context, None) is not None  # it came later, so the one before is accepted as well
+        rig.broker.reload()  # what mosquitto accepted before this hears of this change, and of none after it
+        rig.mark("victim", device="revoked", certificate="revoked")
+        rig.revocations.apply()
+        rig.settle()
+        with context.wrap_socket(raw, server_hostname="127.0.0.1") as late:
+            late.sendall(HELLO)
+            assert late.recv(1) == b"\x20", "the case that this is about"
+            until(lambda: rig.revocations.tick() or not rig.revocations._late, within=WITHIN, what="the second time")
+            while late.recv(100):
+                pass
+    assert handshake(rig, context, None) is None
+
+
 def test_who_is_revoked_while_the_broker_starts_is_out_when_it_runs(rig: Rig) -> None:
     for i, state in enumerate(("restarting", "starting")):
         path = rig.device(f"d{i}")
@@ -461,13 +515,12 @@ def test_a_session_that_was_resumed_does_not_get_round_the_list(rig: Rig) -> Non
 
 def handshake(rig: Rig, context: ssl.SSLContext, session: ssl.SSLSession | None) -> ssl.SSLSession | None:
     """Connect over MQTT; the TLS session when the broker answers, None when it refuses."""
-    hello = b"\x10\x13\x00\x04MQTT\x05\x02\x00\x0a\x00\x00\x06victim"
     try:
         with (
             socket.create_connection(("127.0.0.1", rig.broker.address.port), timeout=10) as raw,
             context.wrap_socket(raw, server_hostname="127.0.0.1", session=session) as connection,
         ):
-            connection.sendall(hello)
+            connection.sendall(HELLO)
             assert connection.recv(4)[:1] in (b"\x20", b"")
             assert session is None or connection.session_reused
             return connection.session
