@@ -19,7 +19,7 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from datetime import datetime
 from typing import Final
 
@@ -440,10 +440,34 @@ class Installer:
             await asyncio.gather(saying, return_exceptions=True)
 
     async def _fetch_size(self, name: str, release: Release) -> None:
-        """Where an older signer left the size out, the manifest comes first, and no byte of the rest before it fits."""
-        if not release.size and release.length <= WHOLE:
-            await self._fetcher.fetch(single(release.digest, release.length), lambda _chunks: None)
+        """Where an older signer left sizes out, manifests come first, and no byte of the rest before it fits.
+
+        Also those of the models before this one: they take their room first, whichever of them gets here first.
+        """
+        before = [await self._learn_size(one) for one in self._coming_before(name)]
+        if not release.size:
+            await self._fetch_manifest(release)
+        if not release.size or any(before):
             await self._check_room(name, nullcontext())
+
+    def _coming_before(self, name: str) -> list[update.Update]:
+        """The updates under way of the models that the desired state names before this one."""
+        place = (self._models[name].rank, name)
+        ahead = (model for other, model in self._models.items() if (model.rank, other) < place)
+        return [model.update for model in ahead if model.busy and model.update is not None]
+
+    async def _learn_size(self, wanted: update.Update) -> bool:
+        """The size of a release that is not in the metadata; whether that was needed. One that fails needs no room."""
+        with suppress(AgentError, WireError):
+            release = await self._listed.find(wanted.target, wanted.digest)
+            if not isinstance(release, Missing) and not release.size:
+                await self._fetch_manifest(release)
+                return True
+        return False
+
+    async def _fetch_manifest(self, release: Release) -> None:
+        if release.length <= WHOLE:
+            await self._fetcher.fetch(single(release.digest, release.length), lambda _chunks: None)
 
     async def _say_when_still(self, name: str, download: Download) -> None:
         """A line that is down is no fault of the update, so it has no deadline; but nobody should have to guess."""

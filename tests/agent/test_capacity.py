@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from tiny_bundle import make_layout
 
 from agent.capacity import Need, Room, estimated_memory, misfits
+from agent.install.releases import Releases
 from wire.errors import Malformed
 from wire.messages import Want
 from wire.profile import Limits
@@ -101,13 +103,26 @@ def test_a_profile_gives_three_bundles_of_disk_unless_it_says_otherwise() -> Non
         _ = Limits(disk="64 MiB", memory="160 MiB", store="much").store_bytes
 
 
+@pytest.mark.parametrize("held_up", [False, True])
 @pytest.mark.parametrize("named", [True, False])
 def test_the_model_that_does_not_fit_is_refused_before_it_is_fetched_and_the_other_one_runs(
-    new_device, sim, tmp_path, named
+    new_device, sim, tmp_path, monkeypatch, named, held_up
 ) -> None:
-    """The size is in the signed release; where an older signer left it out, the manifest is fetched to know it."""
+    """The size is in the signed release; where an older signer left it out, the manifest is fetched to know it.
+
+    `held_up`: the model that comes first in the desired state is looked at last.
+    """
     first = make_layout(tmp_path / "layout", name="kitchen")
     second = make_layout(tmp_path / "layout", name="lock", version="2.0.0")
+    keyless, looked = Releases._keyless, []
+
+    def slowly(self: Releases, manifest: str) -> set[str]:
+        if held_up and manifest == first.digest and not looked:
+            looked.append(manifest)
+            time.sleep(0.5)  # a thread that gets no processor; the other model is at its lock long before
+        return keyless(self, manifest)
+
+    monkeypatch.setattr(Releases, "_keyless", slowly)
 
     async def story() -> None:
         device = new_device()
@@ -129,6 +144,7 @@ def test_the_model_that_does_not_fit_is_refused_before_it_is_fetched_and_the_oth
         wanted = [Want.from_bytes(data).digest for topic, data in device.link.published if topic.endswith("/want")]
         assert (second.digest in wanted) is not named
         assert second.manifest.file("model").digest not in wanted
+        assert bool(looked) is held_up
         assert not device.store.has(second.manifest.file("model").digest)
         await device.stop()
 
