@@ -174,11 +174,13 @@ class Storms(RuleBasedStateMachine):
     def begin(self, hold: float, recover: float, repeat: float, wait: int) -> None:
         self.world = World(a_rule(hold=hold, recover=recover, repeat=repeat), timedelta(seconds=wait))
         self.now, self.wrong, self.unknown = 0.0, set[str](), set[str]()
+        self.seen_wrong = set[str]()  # when it was looked at last and something was known of it
         self.told: dict[str, list[tuple[str, float]]] = {}
         self.silent = False
 
     def step(self, seconds: float) -> None:
         self.now += seconds
+        self.seen_wrong = (self.seen_wrong & self.unknown) | (self.wrong - self.unknown)
         before = dict(self.world.alerts)
         count = len(self.world.sent)
         self.world.look(self.now, *(self.wrong - self.unknown), unknown=frozenset(self.unknown))
@@ -188,7 +190,7 @@ class Storms(RuleBasedStateMachine):
             for subject in message.subjects:
                 self.told.setdefault(subject, []).append((message.what, self.now))
                 if message.what == "recovered":
-                    assert subject not in self.wrong
+                    assert subject not in self.seen_wrong
                     assert before["offline", subject].told is not None
                 if message.what == "repeat":
                     assert not before["offline", subject].acknowledged
