@@ -108,7 +108,7 @@ class Plan:
     reboot_for: float = _setting(_duration, "20 s")
     """and how long that takes at most."""
     calm_after: float = _setting(_duration, "1 d")
-    """So long after the rollout began nothing is cut and nothing starts again any more."""
+    """So long after the rollout began nothing is lost, nothing is cut and nothing starts again any more."""
     slow: float = _setting(_share, 0)
     """Share of devices whose models take longer than those of their class,"""
     slow_by: float = field(default=10.0, metadata={"read": lambda v, where: _number(v, where, most=1000.0)})

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from agent.life.telemetry import LONGEST_PAUSE
 from cli.client import Fleet
 from cli.errors import Refused, Unavailable
 from cli.rollout_views import ENDED
@@ -29,8 +30,8 @@ POLL: Final = 1.0
 """Seconds between two looks at the fleet; longer for a fleet whose answers are."""
 UNHEARD: Final = 120.0
 """Seconds for which a fleet that does not answer is asked again."""
-DRAIN: Final = 180.0
-"""Seconds in which what waits has to be delivered once nothing new is made."""
+DRAIN: Final = LONGEST_PAUSE + 60.0
+"""Seconds in which what waits has to be delivered once nothing new is made and nothing is lost any more."""
 END_WITHIN: Final = 60.0
 CLOSE: Final = 1024 * 1024
 """Longest line of a worker in bytes."""

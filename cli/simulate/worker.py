@@ -1,8 +1,8 @@
 """One process of a simulation: some of the devices on one asyncio loop. `python -m cli.simulate.worker`.
 
 In: one line of JSON, a `Job`; then one word a line: `go` (come up), `late` (those that come late too), `calm` (no
-reboots and cuts any more), `quiet` (no requests either: send what waits), `stop`. The end of the input is `stop`: a
-worker never outlives who started it.
+reboots, cuts and losses any more), `quiet` (no requests either: send what waits), `stop`. The end of the input is
+`stop`: a worker never outlives who started it.
 Out: a line of JSON, a `Tally`, every second or so.
 """
 
@@ -167,13 +167,20 @@ class Worker:
                     if device.its.late == (word == "late"):
                         self._task(self._join(device))
             case "calm":
-                self._calm = True
+                self._becalm()
             case "quiet":
                 self._quiet = True
+                self._becalm()
                 for device in self._up():
                     device.core.close_window()
             case _:
                 log.error("no such word: %s", word)
+
+    def _becalm(self) -> None:
+        """What is sent from now on arrives; else what waits for a lucky day could wait longer than anybody watches."""
+        self._calm = True
+        for device in self.devices:
+            device.weather.loss = 0.0
 
     def _task(self, work: Any) -> None:
         task = asyncio.create_task(work)

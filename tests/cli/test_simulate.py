@@ -88,6 +88,18 @@ def test_a_rollout_completes_through_loss_reboots_and_late_devices_and_no_record
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+def test_what_waits_is_delivered_though_no_answer_came_before(own: OwnFleet, tmp_path: Path) -> None:
+    """Attack: at the end of a play a device had lost so many answers in a row that it waits for minutes."""
+    plan = plan_of({"x86-64": {"devices": 2}}, requests=2.0, loss=1.0)
+    release(own, tmp_path, plan)
+    result = play(own, tmp_path, plan, seconds=8.0)
+    assert result["messages_lost"] > 0
+    assert "waiting" not in result["telemetry"]
+    assert result["telemetry"]["produced"] == result["telemetry"]["stored"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_simulated_devices_say_so_measure_by_their_class_and_leave_nothing_but_a_word_to_remove_them(
     own: OwnFleet, tmp_path: Path
 ) -> None:
